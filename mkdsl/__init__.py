@@ -1,0 +1,24 @@
+"""mkdsl compiles a JAX decode step into one persistent GPU kernel whose every decision was made before it ran."""
+
+from mkdsl.ops import (
+    Llama3Scaling,
+    append,
+    argmax,
+    attention,
+    dot,
+    embed,
+    fold,
+    heads,
+    layer_norm,
+    layers,
+    linear,
+    prefill,
+    rms_norm,
+    rope,
+    tile,
+)
+
+__all__ = [
+    "Llama3Scaling", "append", "argmax", "attention", "dot", "embed", "fold", "heads", "layer_norm", "layers", "linear", "prefill",
+    "rms_norm", "rope", "tile",
+]  # fmt: skip

@@ -1,0 +1,125 @@
+"""Attention of one new token over a KV cache: a fold over positions with an online softmax as its carry."""
+
+import dataclasses
+from typing import Any
+
+import jax
+import jax.numpy as jnp
+from jax import lax
+
+from mkdsl.ops._operator import Operator, bind, cache_is_shared, require
+
+MASKED = -1e30
+
+
+@dataclasses.dataclass(frozen=True)
+class Attention(Operator):
+    """Grouped-query attention. carry = (running maximum m, sum of exp(s - m), weighted sum of values)."""
+
+    scale: float
+    window: int | None = None
+    softcap: float | None = None
+
+    def score(self, s: jax.Array) -> jax.Array:
+        """Raw dot products to scores: scale and soft-cap (cap * tanh(s / cap), as in Gemma 2)."""
+        s = s * self.scale
+        return s if self.softcap is None else self.softcap * jnp.tanh(s / self.softcap)
+
+    def step(self, carry: Any, k: jax.Array, v: jax.Array, q: jax.Array, keep: jax.Array) -> Any:
+        """Folds positions in: k, v [kv_heads, c, head_dim], q [kv_heads, group, head_dim], keep [c] says which positions count."""
+        m, z, acc = carry
+        s = lax.dot_general(k, q.astype(k.dtype), (((2,), (2,)), ((0,), (0,))), precision=lax.Precision.HIGHEST, preferred_element_type=jnp.float32)
+        s = jnp.where(keep[:, None], self.score(s), MASKED)  # [kv_heads, c, group]
+        m_new = jnp.maximum(m, s.max(1))
+        p = jnp.where(keep[:, None], jnp.exp(s - m_new[:, None]), 0.0)
+        old = jnp.exp(m - m_new)
+        pv = lax.dot_general(p.astype(v.dtype), v, (((1,), (1,)), ((0,), (0,))), precision=lax.Precision.HIGHEST, preferred_element_type=jnp.float32)
+        return m_new, z * old + p.sum(1), acc * old[..., None] + pv
+
+    def merge(self, a: Any, b: Any) -> Any:
+        """Log-sum-exp merge of two carries over disjoint positions."""
+        m = jnp.maximum(a[0], b[0])
+        ea, eb = jnp.exp(a[0] - m), jnp.exp(b[0] - m)
+        return m, a[1] * ea + b[1] * eb, a[2] * ea[..., None] + b[2] * eb[..., None]
+
+    def init(self, kv_heads: int, group: int, head_dim: int) -> Any:
+        return jnp.full((kv_heads, group), MASKED), jnp.zeros((kv_heads, group)), jnp.zeros((kv_heads, group, head_dim))
+
+    def finish(self, carry: Any) -> jax.Array:
+        return carry[2] / carry[1][..., None]
+
+    def reference(self, q: jax.Array, k: jax.Array, v: jax.Array, pos: jax.Array) -> tuple[jax.Array, ...]:
+        kv_heads, context, head_dim = k.shape
+        at = jnp.arange(context)
+        keep = at <= pos
+        if self.window is not None:
+            keep &= at > pos - self.window
+        grouped = q.reshape(kv_heads, -1, head_dim)
+        out = self.finish(self.step(self.init(*grouped.shape), k, v, grouped, keep))
+        return (jnp.where(pos < context, out, jnp.nan).reshape(-1),)  # past the cache: loudly nothing
+
+
+def attention(
+    q: jax.Array, kv: Any, pos: jax.Array, *, scale: float | None = None, window: int | None = None, softcap: float | None = None
+) -> jax.Array:
+    """Causal attention of the token at `pos` over the cached positions 0..pos (its own included: append first).
+
+    Args:
+      q: [heads, head_dim] queries; heads is a multiple of the cache's kv_heads (GQA).
+      kv: a pytree with two leaves (keys, values) of [kv_heads, context, head_dim].
+      pos: int32 scalar.
+      scale: multiplies q·k; head_dim ** -0.5 by default.
+      window: only the last `window` positions count.
+      softcap: scores become softcap * tanh(score / softcap).
+
+    Returns:
+      [heads * head_dim] float32; NaN when pos lies past the cache.
+
+    Raises:
+      ValueError: the shapes do not meet.
+    """
+    k, v = cache_leaves(kv, "attention")
+    require(q.ndim == 2 and q.shape[1] == k.shape[2], "attention", f"{q.shape=} with cache {k.shape=}", "q is [heads, head_dim]: see mk.heads")
+    require(q.shape[0] % k.shape[0] == 0, "attention", f"heads={q.shape[0]} is no multiple of kv_heads={k.shape[0]}", "use a cache whose kv_heads divides heads")
+    require(window is None or window > 0, "attention", f"{window=}", "a window counts positions; None means all")
+    op = Attention(float(q.shape[1] ** -0.5 if scale is None else scale), window, softcap)
+    return bind(op, q, k, v, jnp.asarray(pos, jnp.int32))[0]
+
+
+@dataclasses.dataclass(frozen=True)
+class Append(Operator):
+    """Writes one token's keys or values into the cache at pos; a position past the cache writes nothing."""
+
+    def reference(self, cache: jax.Array, new: jax.Array, pos: jax.Array) -> tuple[jax.Array, ...]:
+        return (cache.at[:, pos].set(new.astype(cache.dtype), mode="drop"),)
+
+    def batched(self, args: Any, axes: Any) -> Any:
+        if not cache_is_shared() or axes[0] is not None:
+            return super().batched(args, axes)
+        cache, new, pos = args  # prefill: the tokens of one sequence share its cache
+        new, pos = (a if ax is None else jnp.moveaxis(a, ax, 0) for a, ax in zip((new, pos), axes[1:], strict=True))
+        return (cache.at[:, pos].set(jnp.moveaxis(new, 0, 1).astype(cache.dtype), mode="drop"),), (None,)
+
+
+def append(kv: Any, k: jax.Array, v: jax.Array, pos: jax.Array) -> Any:
+    """The cache with this token's keys and values [kv_heads, head_dim] written at `pos`.
+
+    Raises:
+      ValueError: the shapes do not meet.
+    """
+    leaves = cache_leaves(kv, "append")
+    for what, new, cache in zip("kv", (k, v), leaves, strict=True):
+        expected = (cache.shape[0], cache.shape[2])
+        require(new.shape == expected, "append", f"{what} has shape {new.shape} where the cache wants {expected}", "pass [kv_heads, head_dim]")
+    pos = jnp.asarray(pos, jnp.int32)
+    out = [bind(Append(), cache, new, pos)[0] for cache, new in zip(leaves, (k, v), strict=True)]
+    return jax.tree.unflatten(jax.tree.structure(kv), out)
+
+
+def cache_leaves(kv: Any, where: str) -> tuple[jax.Array, jax.Array]:
+    """The (keys, values) of a cache pytree."""
+    leaves = jax.tree.leaves(kv)
+    require(len(leaves) == 2, where, f"the cache has {len(leaves)} leaves", "kv is a pytree of two arrays, keys then values")
+    k, v = leaves
+    require(k.ndim == 3 and k.shape == v.shape, where, f"cache leaves {k.shape} and {v.shape}", "inside a layer they are [kv_heads, context, head_dim]")
+    return k, v

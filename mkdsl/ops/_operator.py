@@ -1,0 +1,92 @@
+"""One JAX primitive for every operator of the DSL.
+
+An operator is a frozen description with a plain `jnp` meaning, `reference`. Under `jit`, `vmap` and `eval_shape` it *is* that
+meaning; in a jaxpr it stays whole, so that `mkdsl.graph` can read what the user wrote.
+"""
+
+import contextlib
+import dataclasses
+import functools
+from collections.abc import Callable, Iterator, Sequence
+from typing import Any
+
+import jax
+from jax._src import source_info_util
+from jax.extend.core import Primitive
+from jax.interpreters import batching, mlir
+
+source_info_util.register_exclusion(__file__.rsplit("/", 2)[0])  # errors name the user's line, not ours
+
+
+@dataclasses.dataclass(frozen=True)
+class Operator:
+    """What one operator does: subclasses hold static parameters and define `reference(*arrays) -> tuple of arrays`."""
+
+    @property
+    def name(self) -> str:
+        return type(self).__name__.lower()
+
+    def reference(self, *args: jax.Array) -> tuple[jax.Array, ...]:
+        raise NotImplementedError
+
+    def batched(self, args: Sequence[jax.Array], axes: Sequence[int | None]) -> tuple[Sequence[jax.Array], Sequence[int | None]]:
+        """The operator under `vmap`: by default the `vmap` of its reference."""
+        outs = jax.vmap(self.reference, axes, 0)(*args)
+        return outs, (0,) * len(outs)
+
+
+operator_p = Primitive("mkdsl")
+operator_p.multiple_results = True
+
+
+@operator_p.def_impl
+def _impl(*args: jax.Array, op: Operator) -> tuple[jax.Array, ...]:
+    return _compiled(op)(*args)
+
+
+@functools.lru_cache(maxsize=None)
+def _compiled(op: Operator) -> Callable[..., tuple[jax.Array, ...]]:
+    return jax.jit(op.reference)
+
+
+@operator_p.def_abstract_eval
+def _abstract(*args: Any, op: Operator) -> list[Any]:
+    shapes = [jax.ShapeDtypeStruct(a.shape, a.dtype) for a in args]
+    return [jax.core.ShapedArray(o.shape, o.dtype) for o in jax.eval_shape(op.reference, *shapes)]
+
+
+def _batch(args: Sequence[jax.Array], axes: Sequence[Any], *, op: Operator) -> tuple[Any, Any]:
+    return op.batched(args, list(axes))
+
+
+batching.primitive_batchers[operator_p] = _batch
+mlir.register_lowering(operator_p, mlir.lower_fun(lambda *args, op: op.reference(*args), multiple_results=True))
+
+
+def bind(op: Operator, *args: Any) -> tuple[jax.Array, ...]:
+    """Applies an operator to arrays."""
+    return tuple(operator_p.bind(*args, op=op))
+
+
+_sharing_cache = False
+
+
+@contextlib.contextmanager
+def shared_cache() -> Iterator[None]:
+    """While this is active, `vmap` over tokens with one unbatched KV cache means the tokens of one sequence (see `mk.prefill`)."""
+    global _sharing_cache
+    before, _sharing_cache = _sharing_cache, True
+    try:
+        yield
+    finally:
+        _sharing_cache = before
+
+
+def cache_is_shared() -> bool:
+    return _sharing_cache
+
+
+def require(condition: bool, where: str, problem: str, remedy: str) -> None:
+    """Raises ValueError `where: problem; remedy` unless the condition holds."""
+    if not condition:
+        raise ValueError(f"mk.{where}: {problem}; {remedy}")
