@@ -1,0 +1,42 @@
+"""Decode step -> `OpGraph`."""
+
+from collections.abc import Callable
+from typing import Any
+
+import jax
+
+from mkdsl.graph._fuse import Fuser
+from mkdsl.graph._rewrite import pull_out_scalars
+from mkdsl.graph._trace import trace
+from mkdsl.graph._types import OpGraph, Segment
+from mkdsl.graph._verify import verify_graph
+
+
+def build_graph(f: Callable[..., Any], params: Any, kv: Any, token: Any, pos: Any) -> tuple[OpGraph, Any]:
+    """Traces `f(params, kv, token, pos)` for one token, fuses it, and verifies the result.
+
+    Args:
+      f: the decode step.
+      params, kv: pytrees of arrays or jax.ShapeDtypeStruct, without a batch axis.
+      token, pos: int32 scalars, likewise.
+
+    Returns:
+      The graph, and the tree structure of f's outputs.
+
+    Raises:
+      UnsupportedError: something in f has no tile lowering.
+    """
+    tracer, outputs, tree = trace(f, params, kv, token, pos)
+    pull_out_scalars(tracer)
+    fuser = Fuser(tracer, outputs)
+    fuser.run()
+    segments = []
+    for s, repeats in enumerate(tracer.repeats):
+        segments.append(Segment(phases=tuple(p.name for p in fuser.phases if p.segment == s), repeats=repeats))
+    contexts = {leaf.shape[-2] for leaf in jax.tree.leaves(kv)}
+    graph = OpGraph(
+        tracer.dag, tuple(fuser.phases), tuple(segments), fuser.tensors, fuser.code, fuser.tensor_of, fuser.output_of,
+        tuple(fuser.outputs), min(contexts, default=0),
+    )  # fmt: skip
+    verify_graph(graph)
+    return graph, tree

@@ -1,0 +1,215 @@
+"""Values -> fused phases: which folds run together, what their prologues and finishes absorb, which values cross phases.
+
+A value crosses phases (becomes a `Tensor`) only where it must: at the edge of what a fold's finish can compute from its own rows.
+Everything else is recomputed by whoever needs it, in a prologue or a finish.
+"""
+
+from collections.abc import Iterable, Sequence
+
+import networkx as nx
+
+from mkdsl.graph._trace import Tracer
+from mkdsl.graph._types import Code, Node, Part, Phase, Tensor, UnsupportedError
+from mkdsl.ops import LINEAR
+
+ROWWISE = frozenset(("map", "broadcast", "reshape"))
+GIVEN = frozenset(("param", "cache", "literal", "token", "pos"))
+
+
+class Fuser:
+    """Walks the DAG once, adding phases in program order."""
+
+    def __init__(self, tracer: Tracer, outputs: Sequence[int]) -> None:
+        self.dag, self.repeats = tracer.dag, tracer.repeats
+        self.order: list[int] = list(nx.topological_sort(self.dag))
+        self.outputs = [tracer.replaced.get(o, o) for o in outputs]
+        self.tensors: dict[str, Tensor] = {}
+        self.tensor_of: dict[int, str] = {}
+        self.output_of: dict[int, str] = {}
+        self.targets: dict[tuple[int, int], list[str]] = {}  # (node, segment) -> carried tensors it is written to
+        self.phases: list[Phase] = []
+        self.code: dict[str, Code] = {}
+        for j, (carry, init, final) in enumerate(tracer.carries):
+            self._declare_carry("x" if len(tracer.carries) == 1 else f"x{j}", carry, tracer.replaced.get(init, init), tracer.replaced.get(final, final))
+
+    def node(self, id: int) -> Node:
+        return self.dag.nodes[id]["node"]
+
+    def _declare_carry(self, name: str, carry: int, init: int, final: int) -> None:
+        segment = self.node(carry).segment
+        self.tensors[name] = Tensor(name=name, width=self.node(carry).width, carried=True)
+        for id in (carry, *(u for u in self.dag.successors(carry) if self.node(u).kind == "carried")):
+            self.tensor_of[id] = name
+        self.targets.setdefault((init, segment - 1), []).append(name)
+        self.targets.setdefault((final, segment), []).append(name)
+
+    def run(self) -> None:
+        for segment in range(len(self.repeats)):
+            waiting = [i for i in self.order if self.node(i).segment == segment and self.node(i).kind in ("fold", "attention")]
+            while waiting:
+                ready = next(i for i in waiting if self._ready(i))
+                group = [i for i in waiting if i == ready or (self._siblings(i, ready) and self._ready(i))]
+                if self.node(ready).kind == "attention":
+                    group = [ready]
+                    self._attention(segment, ready)
+                else:
+                    self._folds(segment, group)
+                waiting = [i for i in waiting if i not in group]
+            self._leftovers(segment)
+
+    # What can be computed where.
+
+    def _ready(self, id: int) -> bool:
+        return all(self._available(i) for i in self.node(id).inputs)
+
+    def _siblings(self, a: int, b: int) -> bool:
+        x, y = self.node(a), self.node(b)
+        return x.kind == y.kind == "fold" and x.inputs[1] == y.inputs[1] and x.op == y.op == LINEAR
+
+    def _available(self, id: int) -> bool:
+        """Whether a value can be computed from what has crossed phases so far."""
+        node = self.node(id)
+        if id in self.tensor_of or node.kind in GIVEN:
+            return True
+        return node.kind not in ("fold", "attention", "carry", "carried") and all(map(self._available, node.inputs))
+
+    def _under(self, roots: Iterable[int], stop: Iterable[int] = ()) -> set[int]:
+        """The nodes that computing `roots` visits: down to tensors and to what is given, not below `stop`."""
+        seen: set[int] = set()
+        stack = [r for r in roots if r not in set(stop)]
+        while stack:
+            id = stack.pop()
+            if id not in seen:
+                seen.add(id)
+                stack += [] if id in self.tensor_of else [i for i in self.node(id).inputs if i not in set(stop)]
+        return seen
+
+    def _tensors(self, roots: Iterable[int], stop: Iterable[int] = ()) -> tuple[str, ...]:
+        return tuple(sorted({self.tensor_of[i] for i in self._under(roots, stop) if i in self.tensor_of}))
+
+    def _reductions(self, roots: Iterable[int]) -> tuple[int, ...]:
+        """The reductions over whole vectors that computing `roots` needs, in dependency order."""
+        under = self._under(roots)
+        return tuple(i for i in self.order if i in under and i not in self.tensor_of and self.node(i).kind == "reduce")
+
+    def _cone(self, folds: Iterable[int], segment: int) -> set[int]:
+        """Nodes that a finish over these folds' rows can compute."""
+        cone = set(folds)
+        for id in self.order:
+            node = self.node(id)
+            inside = [i for i in node.inputs if i in cone]
+            rowwise = node.segment == segment and node.kind in ROWWISE and len(node.shape) == 1 and node.width > 1
+            if inside and rowwise and all(i in cone or self._available(i) for i in node.inputs):
+                cone.add(id)
+        return cone
+
+    # Phases.
+
+    def _folds(self, segment: int, group: list[int]) -> None:
+        cone = self._cone(group, segment)
+        written = {i: t for i in self.order if i in cone and (t := self._written(i, cone, segment, group))}
+        parts = self._zip(group, written, cone)
+        first = self.node(group[0])
+        resident = first.inputs[1]
+        finish = [i for id in written for n in self._under([id], group) & cone for i in self.node(n).inputs if i not in cone and n not in group]
+        stats = self._reductions([resident, *finish])
+        phase = Phase(
+            name=self._unique("+".join("·".join(map(self._weight, folds)) for folds, _ in parts)), kind="fold", segment=segment,
+            k=self.node(resident).width, parallel=first.op == LINEAR, where=first.where,
+            reads=self._tensors([resident, *stats]), row_reads=self._tensors(finish, stats),
+            parts=tuple(Part(weights=tuple(map(self._weight, folds)), rows=self.node(folds[0]).width, writes=tuple(t for id in ids for t in written[id])) for folds, ids in parts),
+        )  # fmt: skip
+        self._add(phase, Code(resident, stats, tuple((folds, tuple(id for id in ids for _ in written[id])) for folds, ids in parts)))
+
+    def _written(self, id: int, cone: set[int], segment: int, group: list[int]) -> list[str]:
+        """The tensors that hold this value for those outside the cone; declares them."""
+        names = list(self.targets.get((id, segment), ()))
+        outside = [self.node(u) for u in self.dag.successors(id) if u not in cone]
+        label = "·".join(map(self._weight, (f for f in group if f == id or f in nx.ancestors(self.dag, id))))
+        if id in self.outputs or any(u.kind == "argmax" for u in outside):
+            names.append(self._declare_output(label, id))
+        if any(u.kind != "argmax" for u in outside) and not self._available(id):  # else its users compute it from what is there
+            staged = all(u.kind == "fold" and u.op == LINEAR and u.inputs[1] == id for u in outside)
+            self.tensor_of[id] = self._declare(Tensor(name=label, width=self.node(id).width, dtype="bfloat16" if staged else "float32"))
+            names.append(self.tensor_of[id])
+        return names
+
+    def _zip(self, group: list[int], written: dict[int, list[str]], cone: set[int]) -> list[tuple[tuple[int, ...], list[int]]]:
+        """Splits sibling folds into parts: those whose results meet in a written value are zipped row by row."""
+        together = nx.Graph()
+        together.add_nodes_from(group)
+        inner = self.dag.subgraph(cone)
+        feeds = {b: [f for f in group if f == b or f in nx.ancestors(inner, b)] for b in written}
+        for folds in feeds.values():
+            nx.add_path(together, folds)
+        components = sorted((tuple(sorted(c)) for c in nx.connected_components(together)), key=min)
+        return [(folds, [b for b in written if feeds[b][0] in folds]) for folds in components if any(feeds[b][0] in folds for b in written)]
+
+    def _weight(self, fold: int) -> str:
+        weight = self.node(self.node(fold).inputs[0])
+        if weight.kind != "param":
+            what = f"{weight.dtype}{list(weight.shape)} is computed ({weight.kind})"
+            raise UnsupportedError(f"{self.node(fold).where}: the streamed array {what}; stream a leaf of params as it is, stored [out, in]")
+        return weight.op.path.rsplit(".", 1)[-1]
+
+    def _attention(self, segment: int, id: int) -> None:
+        node = self.node(id)
+        inputs = self._attention_inputs(node)
+        kv_heads, context, head_dim = self.node(node.inputs[1]).shape
+        reads = self._tensors(inputs)
+        name = self._declare(Tensor(name="attention", width=node.width, heads=node.width // head_dim))
+        self.tensor_of[id] = name
+        phase = Phase(
+            name=self._unique("attention"), kind="attention", segment=segment, k=context, heads=node.width // head_dim, kv_heads=kv_heads,
+            head_dim=head_dim, window=node.op.window, where=node.where, reads=reads, row_reads=(),
+            parts=(Part(weights=(), rows=node.width, writes=(name,)),),
+        )  # fmt: skip
+        self._add(phase, Code(None, (), (((id,), inputs),)))
+
+    def _attention_inputs(self, node: Node) -> tuple[int, ...]:
+        """(q, new k, new v): the appended token's keys and values join from registers, not through the cache."""
+        appended = [self.node(i) for i in node.inputs[1:3]]
+        if any(a.kind != "append" or self.node(a.inputs[0]).kind != "cache" for a in appended):
+            raise UnsupportedError(f"{node.where}: attention over a cache that this token was not appended to; call kv = mk.append(kv, k, v, pos) first")
+        return (node.inputs[0], *(a.inputs[1] for a in appended))
+
+    def _leftovers(self, segment: int) -> None:
+        """A map phase for values that no fold's finish could write: first and last loop state, computed outputs."""
+        written = {t for p in self.phases if p.segment == segment for t in p.writes}
+        todo = [(id, t) for (id, s), names in self.targets.items() if s == segment for t in names if t not in written]
+        last = segment == len(self.repeats) - 1
+        wanted = {o for o in self.outputs if last} | {i for a in self.order if last and self.node(a).kind == "argmax" for i in self.node(a).inputs}
+        for id in sorted(wanted - set(self.output_of)):
+            if self.node(id).dtype == "float32" and len(self.node(id).shape) == 1:
+                todo.append((id, self._declare_output("out", id)))
+        if todo:
+            ids = [id for id, _ in todo]
+            stats = self._reductions(ids)
+            phase = Phase(
+                name=self._unique("map"), kind="map", segment=segment, where=self.node(ids[0]).where, reads=self._tensors(stats),
+                row_reads=self._tensors(ids, stats), parts=tuple(Part(weights=(), rows=self.node(i).width, writes=(t,)) for i, t in todo),
+            )  # fmt: skip
+            self._add(phase, Code(None, stats, tuple(((), (i,)) for i in ids)))
+
+    # Names.
+
+    def _declare_output(self, label: str, id: int) -> str:
+        self.output_of[id] = self._declare(Tensor(name=f"{label}.out", width=self.node(id).width, output=True))
+        return self.output_of[id]
+
+    def _declare(self, tensor: Tensor) -> str:
+        name = _free(tensor.name, self.tensors)
+        self.tensors[name] = Tensor(**{**tensor.__dict__, "name": name})
+        return name
+
+    def _unique(self, name: str) -> str:
+        return _free(name, self.code)
+
+    def _add(self, phase: Phase, code: Code) -> None:
+        self.phases.append(phase)
+        self.code[phase.name] = code
+
+
+def _free(name: str, taken: Iterable[str]) -> str:
+    taken = set(taken)
+    return name if name not in taken else next(f"{name}.{i}" for i in range(2, len(taken) + 3) if f"{name}.{i}" not in taken)

@@ -1,0 +1,164 @@
+"""jaxpr -> values. Calls are inlined, `lax.scan` over layers becomes a segment, and everything else must be a known primitive."""
+
+from collections.abc import Callable, Sequence
+from typing import Any
+
+import jax
+import networkx as nx
+from jax._src import source_info_util
+from jax.extend.core import ClosedJaxpr, Literal
+
+from mkdsl.graph._types import Leaf, Node, UnsupportedError
+from mkdsl.ops import Append, Argmax, Attention, Embed, Fold, Operator, Rope, operator_p
+
+ELEMENTWISE = frozenset(
+    "add sub mul div max min neg abs exp exp2 log log2 tanh logistic sqrt rsqrt square integer_pow sign sin cos gt ge lt le eq ne and or not "
+    "select_n clamp convert_element_type stop_gradient copy".split()
+)
+REDUCTIONS = frozenset(("reduce_sum", "reduce_max", "reduce_min"))
+CALLS = frozenset(("jit", "pjit", "closed_call", "custom_jvp_call", "custom_vjp_call", "remat", "checkpoint"))
+KINDS: dict[type[Operator], str] = {Fold: "fold", Attention: "attention", Append: "append", Rope: "rope", Embed: "embed", Argmax: "argmax"}
+REMEDIES = {
+    "dot_general": "multiply by weights with mk.linear, or stream them with mk.fold",
+    "scan": "write layers with mk.layers: one activation carried, weights and cache scanned",
+    "while": "a decode step has no run-time control flow; use mk.layers for layers",
+    "cond": "a decode step has no run-time control flow; blend with jnp.where",
+    "gather": "look rows up with mk.embed; stack per-layer weights and use mk.layers",
+    "dynamic_slice": "stack per-layer weights on a leading axis and use mk.layers",
+    "concatenate": "project with separate weights and keep the parts apart",
+    "slice": "project with separate weights instead of slicing one projection",
+    "erf": "use the tanh form: jax.nn.gelu(x, approximate=True)",
+    "cumsum": "no running sums over features; restate as mk.fold",
+    "sort": "sample outside the decode step, from its logits",
+}
+
+
+class Tracer:
+    """Collects nodes while it walks a jaxpr."""
+
+    def __init__(self) -> None:
+        self.dag = nx.DiGraph()
+        self.repeats: list[int] = [1]
+        self.carries: list[tuple[int, int, int]] = []  # (carry node, initial node, final node)
+        self.replaced: dict[int, int] = {}  # by rewrites: node -> the node that stands for its value now
+
+    @property
+    def segment(self) -> int:
+        return len(self.repeats) - 1
+
+    def add(self, kind: str, aval: Any, inputs: Sequence[int] = (), op: Any = None, where: str = "", segment: int | None = None) -> int:
+        id = self.dag.number_of_nodes()
+        node = Node(id, kind, tuple(aval.shape), str(aval.dtype), tuple(inputs), op, where, self.segment if segment is None else segment)
+        self.dag.add_node(id, node=node)
+        self.dag.add_edges_from((i, id) for i in inputs)
+        return id
+
+    def node(self, id: int) -> Node:
+        return self.dag.nodes[id]["node"]
+
+    def walk(self, jaxpr: Any, env: dict[Any, int]) -> list[int]:
+        """Adds every equation; returns the nodes of the outputs."""
+
+        def read(atom: Any) -> int:
+            return self.add("literal", atom.aval, op=atom.val) if isinstance(atom, Literal) else env[atom]
+
+        for eqn in jaxpr.eqns:
+            where = source_info_util.summarize(eqn.source_info)
+            outs = self.equation(eqn, [read(a) for a in eqn.invars], where)
+            env.update(zip(eqn.outvars, outs, strict=True))
+        return [read(a) for a in jaxpr.outvars]
+
+    def equation(self, eqn: Any, inputs: list[int], where: str) -> list[int]:
+        name, params = eqn.primitive.name, eqn.params
+        if eqn.primitive is operator_p:
+            kind = KINDS.get(type(params["op"]))
+            if kind is None:
+                raise UnsupportedError(f"{where}: the operator {params['op'].name} has no lowering; build it with mk.fold")
+            return [self.add(kind, v.aval, inputs, params["op"], where) for v in eqn.outvars]
+        if name in CALLS:
+            return self.call(params, inputs)
+        if name == "scan":
+            return self.scan(eqn, inputs, where)
+        return [self.simple(eqn, name, params, inputs, where)]
+
+    def call(self, params: dict[str, Any], inputs: list[int]) -> list[int]:
+        inner = next(params[k] for k in ("jaxpr", "call_jaxpr", "fun_jaxpr") if k in params)
+        jaxpr = inner.jaxpr if isinstance(inner, ClosedJaxpr) else inner
+        env = dict(zip(jaxpr.invars, inputs, strict=True))
+        env |= {v: self.add("literal", v.aval, op=c) for v, c in zip(jaxpr.constvars, getattr(inner, "consts", ()), strict=True)}
+        return self.walk(jaxpr, env)
+
+    def simple(self, eqn: Any, name: str, params: dict[str, Any], inputs: list[int], where: str) -> int:
+        out, first = eqn.outvars[0].aval, self.node(inputs[0]) if inputs else None
+        if first is not None and name == "convert_element_type" and first.dtype == str(out.dtype) and first.shape == tuple(out.shape):
+            return inputs[0]
+        if name in ELEMENTWISE:
+            return self.add("map", out, inputs, (eqn.primitive, params), where)
+        if first is not None and name in REDUCTIONS and tuple(params["axes"]) == (len(first.shape) - 1,):
+            return self.add("reduce", out, inputs, name, where)
+        if first is not None and name in ("reshape", "squeeze", "expand_dims", "broadcast_in_dim"):
+            if first.width == out.size:
+                return self.add("reshape", out, inputs, None, where)
+            if name == "broadcast_in_dim" and _is_feature_broadcast(first.shape, out.shape, params["broadcast_dimensions"]):
+                return self.add("broadcast", out, inputs, None, where)
+        remedy = REMEDIES.get(name, "use elementwise jnp, sums over the last axis, or an mk operator")
+        shapes = ", ".join(f"{self.node(i).dtype}{list(self.node(i).shape)}" for i in inputs)
+        raise UnsupportedError(f"{where}: {name}({shapes}) -> {list(out.shape)} has no tile lowering; {remedy}")
+
+    def scan(self, eqn: Any, inputs: list[int], where: str) -> list[int]:
+        """Layers: consts and one iteration's slices in, carries become a segment of their own."""
+        params = eqn.params
+        n_consts, n_carry = (len(part) for part in params["ft_in"].unpack()[:2])
+        if self.repeats[-1] != 1 or params["reverse"]:
+            raise UnsupportedError(f"{where}: a scan inside a scan (or a reversed one); {REMEDIES['scan']}")
+        inner = params["jaxpr"]
+        jaxpr = inner.jaxpr if isinstance(inner, ClosedJaxpr) else inner
+        consts, init, xs = inputs[:n_consts], inputs[n_consts : n_consts + n_carry], inputs[n_consts + n_carry :]
+        self.repeats.append(params["length"])
+        body = list(consts)
+        body += [self.carry(v.aval, where) for v in jaxpr.invars[n_consts : n_consts + n_carry]]
+        body += [self.slice_of(x, v.aval, where) for x, v in zip(xs, jaxpr.invars[n_consts + n_carry :], strict=True)]
+        outs = self.walk(jaxpr, dict(zip(jaxpr.invars, body, strict=True)))
+        carries = body[n_consts : n_consts + n_carry]
+        self.carries += list(zip(carries, init, outs[:n_carry], strict=True))
+        for i, out in enumerate(outs[n_carry:]):
+            if self.node(out).kind != "append":
+                raise UnsupportedError(f"{where}: output {i} of the layers is no cache; layers return (x, kv) with kv from mk.append")
+        self.repeats.append(1)
+        return [self.add("carried", self.node(c), (c,), where=where) for c in carries] + outs[n_carry:]
+
+    def carry(self, aval: Any, where: str) -> int:
+        if aval.ndim != 1 or str(aval.dtype) != "float32":
+            raise UnsupportedError(f"{where}: the layers carry {aval.dtype}{list(aval.shape)}; they carry float32 [features] activations")
+        return self.add("carry", aval, where=where)
+
+    def slice_of(self, stacked: int, aval: Any, where: str) -> int:
+        node = self.node(stacked)
+        if node.kind not in ("param", "cache"):
+            raise UnsupportedError(f"{where}: the layers scan over a computed {node.kind}; scan over params and kv as they came in")
+        leaf: Leaf = node.op
+        return self.add(node.kind, aval, op=Leaf(leaf.path, leaf.index, True), where=where)
+
+
+def _is_feature_broadcast(shape: Sequence[int], out: Sequence[int], dims: Sequence[int]) -> bool:
+    """One number per token (or per head) spread over features, or a [head_dim] weight over heads."""
+    ones = all(d == 1 for d in shape)
+    return ones or (len(out) == 2 and tuple(dims)[-1] == 1 and len(dims) == 1) or (len(out) == 2 and len(shape) == 2 and 1 in shape)
+
+
+def trace(f: Callable[..., Any], params: Any, kv: Any, token: Any, pos: Any) -> tuple[Tracer, list[int], Any]:
+    """Traces one token's decode step from ShapeDtypeStructs. Returns the values, the output nodes, and the outputs' tree."""
+    closed, out_shape = jax.make_jaxpr(f, return_shape=True)(params, kv, token, pos)
+    tracer = Tracer()
+    ids = []
+    for kind, tree in (("param", params), ("cache", kv)):
+        leaves = jax.tree_util.tree_flatten_with_path(tree)[0]
+        ids += [tracer.add(kind, leaf, op=Leaf(_name(path), i, False)) for i, (path, leaf) in enumerate(leaves)]
+    ids += [tracer.add("token", token), tracer.add("pos", pos)]
+    env = dict(zip(closed.jaxpr.invars, ids, strict=True))
+    env |= {v: tracer.add("literal", v.aval, op=c) for v, c in zip(closed.jaxpr.constvars, closed.consts, strict=True)}
+    return tracer, tracer.walk(closed.jaxpr, env), jax.tree.structure(out_shape)
+
+
+def _name(path: Any) -> str:
+    return ".".join(str(getattr(k, "key", getattr(k, "idx", getattr(k, "name", k)))) for k in path)

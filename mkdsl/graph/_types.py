@@ -1,0 +1,184 @@
+"""`OpGraph`: the operator DAG that leaves this stage, as plain frozen data."""
+
+import dataclasses
+from typing import Any
+
+import networkx as nx
+
+
+class UnsupportedError(TypeError):
+    """Something in the decode step has no tile lowering. The message names it, the user's line, and what to write instead."""
+
+
+@dataclasses.dataclass(frozen=True)
+class Leaf:
+    """A weight or cache array where the caller keeps it: leaf `index` of the flattened params (or kv); `stacked` over layers or not."""
+
+    path: str
+    index: int
+    stacked: bool
+
+
+@dataclasses.dataclass(frozen=True)
+class Node:
+    """One value of the decode step, for one token.
+
+    `kind` is param, cache, token, pos, literal, carry (a loop's state), map (elementwise), reduce (over the last axis), reshape, or an
+    operator's name: fold, attention, append, rope, embed, argmax. `op` holds what the kind needs: a Leaf, an Operator, or (primitive,
+    its params). `inputs` are node ids. `where` is the user's file and line.
+    """
+
+    id: int
+    kind: str
+    shape: tuple[int, ...]
+    dtype: str
+    inputs: tuple[int, ...] = ()
+    op: Any = None
+    where: str = ""
+    segment: int = 0
+
+    @property
+    def width(self) -> int:
+        """Features per token, heads flattened."""
+        n = 1
+        for d in self.shape:
+            n *= d
+        return n
+
+    @property
+    def is_scalar(self) -> bool:
+        """One number per token."""
+        return self.width == 1
+
+
+@dataclasses.dataclass(frozen=True, kw_only=True)
+class Tensor:
+    """An activation that crosses phases: [batch, width] in global memory.
+
+    `carried`: the layers' loop state, written in iteration i to be read in i + 1. `output`: handed to the caller, float32.
+    `heads` > 0: attention's result, which a schedule may leave in splits to be merged by its readers.
+    """
+
+    name: str
+    width: int
+    dtype: str = "float32"
+    carried: bool = False
+    output: bool = False
+    heads: int = 0
+
+
+@dataclasses.dataclass(frozen=True, kw_only=True)
+class Part:
+    """Rows of one phase that finish together. `weights` are folded row by row in step (zipped: gate and up); `writes` are tensors."""
+
+    weights: tuple[str, ...]
+    rows: int
+    writes: tuple[str, ...]
+
+
+@dataclasses.dataclass(frozen=True, kw_only=True)
+class Phase:
+    """A fused operator: prologue, fold, finish. What the search needs to know of it.
+
+    kind: "fold" (weights [rows, k] past a resident [k]), "attention" (a KV cache past queries), or "map" (no stream).
+    reads: tensors read whole in the prologue. row_reads: tensors of which the finish reads just the rows it writes.
+    parallel: a fold made of `mk.dot` alone, which may be cut into parts inside a tile; others fold whole rows.
+    """
+
+    name: str
+    kind: str
+    segment: int
+    parts: tuple[Part, ...]
+    reads: tuple[str, ...]
+    row_reads: tuple[str, ...]
+    k: int = 0
+    itemsize: int = 2
+    parallel: bool = True
+    heads: int = 0
+    kv_heads: int = 0
+    head_dim: int = 0
+    window: int | None = None
+    where: str = ""
+
+    @property
+    def writes(self) -> tuple[str, ...]:
+        return tuple(t for part in self.parts for t in part.writes)
+
+    @property
+    def rows(self) -> int:
+        return sum(part.rows for part in self.parts)
+
+    def streamed_bytes(self, batch: int) -> int:
+        """Bytes of weights or cache one execution streams."""
+        if self.kind == "attention":
+            return 2 * batch * self.kv_heads * min(self.k, self.window or self.k) * self.head_dim * self.itemsize
+        return sum(len(part.weights) * part.rows for part in self.parts) * self.k * self.itemsize
+
+    def flops(self, batch: int) -> int:
+        if self.kind == "attention":
+            return 4 * batch * self.heads * min(self.k, self.window or self.k) * self.head_dim
+        return 2 * batch * sum(len(part.weights) * part.rows for part in self.parts) * self.k
+
+
+@dataclasses.dataclass(frozen=True, kw_only=True)
+class Segment:
+    """Phases executed `repeats` times in a row: a loop over layers, or straight-line code (repeats = 1)."""
+
+    phases: tuple[str, ...]
+    repeats: int
+
+
+@dataclasses.dataclass(frozen=True)
+class Code:
+    """How a phase computes: node ids. `stats` are the reductions its prologue needs, in order; `resident` is what it stages;
+    `parts` pairs the folds of each part with the nodes its finish writes."""
+
+    resident: int | None
+    stats: tuple[int, ...]
+    parts: tuple[tuple[tuple[int, ...], tuple[int, ...]], ...]
+
+
+@dataclasses.dataclass(frozen=True)
+class OpGraph:
+    """A decode step as fused phases.
+
+    `dag` holds every value (node attribute "node"); `phases` are in program order; `code` says by node id what each computes;
+    `tensor_of` maps a node to the tensor that holds it for later phases, `output_of` to the one handed to the caller.
+    """
+
+    dag: nx.DiGraph
+    phases: tuple[Phase, ...]
+    segments: tuple[Segment, ...]
+    tensors: dict[str, Tensor]
+    code: dict[str, Code]
+    tensor_of: dict[int, str]
+    output_of: dict[int, str]
+    outputs: tuple[int, ...]
+    context: int
+
+    def node(self, id: int) -> Node:
+        return self.dag.nodes[id]["node"]
+
+    def phase(self, name: str) -> Phase:
+        return next(p for p in self.phases if p.name == name)
+
+    def iterations(self, phase: Phase) -> int:
+        return self.segments[phase.segment].repeats
+
+    def to_json(self) -> dict[str, Any]:
+        """What identifies the graph to the search, as plain data."""
+        return {
+            "phases": [dataclasses.asdict(p) | {"where": ""} for p in self.phases],
+            "segments": [dataclasses.asdict(s) for s in self.segments],
+            "tensors": [dataclasses.asdict(t) for t in self.tensors.values()],
+            "context": self.context,
+        }
+
+    def __str__(self) -> str:
+        lines = []
+        for segment in self.segments:
+            lines.append(f"{segment.repeats} x")
+            for phase in map(self.phase, segment.phases):
+                parts = " | ".join(f"{'·'.join(p.weights) or 'map'} [{p.rows}] -> {', '.join(p.writes)}" for p in phase.parts)
+                lines.append(f"  {phase.name}: {phase.kind} k={phase.k} reads {', '.join(phase.reads) or '-'}: {parts}")
+        return "\n".join(lines)

@@ -1,0 +1,47 @@
+"""`verify_graph`: what must hold of an `OpGraph` before a schedule is searched for it."""
+
+from mkdsl.graph._types import OpGraph, Phase, UnsupportedError
+
+
+def verify_graph(graph: OpGraph) -> None:
+    """Checks that every tensor is written before it is read, once, and that every shape has a tile lowering.
+
+    Raises:
+      UnsupportedError: a shape or dtype that no tile fits, with the numbers.
+      ValueError: the graph is inconsistent (a fault of the compiler, not of the user).
+    """
+    written: dict[str, str] = {}
+    for segment in graph.segments:
+        for phase in map(graph.phase, segment.phases):
+            for name in (*phase.reads, *phase.row_reads):
+                if name not in written:
+                    raise ValueError(f"{phase.name} reads {name}, which nothing before it writes")
+            for name in phase.writes:
+                if name in written and not graph.tensors[name].carried:
+                    raise ValueError(f"{name} is written by {written[name]} and by {phase.name}")
+                written[name] = phase.name
+            _check_shapes(graph, phase)
+    if missing := set(graph.tensors) - set(written):
+        raise ValueError(f"nothing writes {sorted(missing)}")
+
+
+def _check_shapes(graph: OpGraph, phase: Phase) -> None:
+    if phase.kind == "fold":
+        _multiple_of_64(phase, "in", phase.k)
+        for id in (f for folds, _ in graph.code[phase.name].parts for f in folds):
+            weight = graph.node(graph.node(id).inputs[0])
+            if weight.dtype != "bfloat16":
+                raise UnsupportedError(f"{phase.where}: the weight {weight.op.path} is {weight.dtype}{list(weight.shape)}; kernels stream bfloat16: cast it once, outside")
+    if phase.kind == "attention":
+        _multiple_of_64(phase, "head_dim", phase.head_dim)
+        _multiple_of_64(phase, "context", phase.k)
+        caches = [graph.node(graph.node(i).inputs[0]) for i in graph.node(graph.code[phase.name].parts[0][0][0]).inputs[1:3]]
+        if any(c.dtype != "bfloat16" for c in caches):
+            raise UnsupportedError(f"{phase.where}: the cache is {caches[0].dtype}; kernels stream a bfloat16 cache")
+    for part in phase.parts:
+        _multiple_of_64(phase, f"out of {'·'.join(part.weights) or phase.name}", part.rows)
+
+
+def _multiple_of_64(phase: Phase, what: str, n: int) -> None:
+    if n % 64:
+        raise UnsupportedError(f"{phase.where}: {phase.name} has {what}={n}; tiles need a multiple of 64: pad the weights with zero rows or columns")

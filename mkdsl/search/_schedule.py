@@ -1,0 +1,102 @@
+"""`Schedule`: every decision of one megakernel, as plain frozen data that prints and round-trips through JSON."""
+
+import dataclasses
+from typing import Any
+
+Range = tuple[int, int]  # first item, count
+
+
+@dataclasses.dataclass(frozen=True, kw_only=True)
+class PhasePlan:
+    """How one phase is tiled and spread over the workers.
+
+    A fold's tile is 64 mma rows: `rows` output rows x `parts` parts of the streamed axis (rows * parts = 64), streamed in units of `chunk`
+    elements per mma row; each part spans k / parts elements. The resident is staged in `pieces` equal pieces of every part, one after the
+    other, each folded past all of a worker's tiles before the next: a K-split in time. An attention item is (sequence, kv head, split):
+    split s of `splits` folds cache blocks s, s + splits, ... of `chunk` positions. A map's item is `rows` features of one sequence.
+
+    tasks: per part of the phase, per worker, its contiguous items. An item of a fold is a tile; items of a part number rows / plan.rows
+      (attention: batch * kv_heads * splits; map: batch * rows / plan.rows).
+    group: at most this many items of a fold part are finished together.
+    waits: names of phases whose event must have come before this phase's prologue reads (same iteration; the previous one for phases
+      that come later in the loop; all iterations for phases of earlier segments).
+    fence: between this phase's prologue and its finish every worker that takes part orders its earlier clears before its later signals.
+    """
+
+    name: str
+    rows: int
+    parts: int = 1
+    chunk: int = 0
+    pieces: int = 1
+    splits: int = 1
+    group: int = 1
+    tasks: tuple[tuple[Range, ...], ...]
+    waits: tuple[str, ...]
+    fence: bool = False
+
+    def count(self, part: int, worker: int) -> int:
+        return self.tasks[part][worker][1]
+
+    def participants(self) -> tuple[int, ...]:
+        """Workers with at least one item."""
+        return tuple(w for w in range(len(self.tasks[0])) if any(part[w][1] for part in self.tasks))
+
+
+@dataclasses.dataclass(frozen=True, kw_only=True)
+class TensorPlan:
+    """How a tensor crosses phases.
+
+    handoff: "data" (self-validating words: all ones until written; a relaxed counter says when to look) or "counter" (plain words
+      behind a release/acquire counter).
+    incarnations: copies used in turn by successive instances (iterations); with "data", whoever writes a row in one incarnation clears
+      the same row in the next.
+    splits: partial carries in slots of their own, merged by the readers in slot order (attention only).
+    """
+
+    name: str
+    handoff: str = "data"
+    incarnations: int = 2
+    splits: int = 1
+
+
+@dataclasses.dataclass(frozen=True, kw_only=True)
+class Schedule:
+    """A verified plan for one (graph, batch, target).
+
+    stages, stage_bytes: the ring. window: units the loader keeps in flight. smem_bytes: all shared memory of one worker.
+    predicted_us: by the cost model, for one step; a prediction. us: the same per phase execution.
+    """
+
+    target: str
+    batch: int
+    padded_batch: int
+    workers: int
+    stages: int
+    stage_bytes: int
+    window: int
+    smem_bytes: int
+    phases: tuple[PhasePlan, ...]
+    tensors: tuple[TensorPlan, ...]
+    predicted_us: float
+    us: tuple[tuple[str, float], ...]
+
+    def plan(self, phase: str) -> PhasePlan:
+        return next(p for p in self.phases if p.name == phase)
+
+    def tensor(self, name: str) -> TensorPlan:
+        return next(t for t in self.tensors if t.name == name)
+
+    def to_json(self) -> dict[str, Any]:
+        return dataclasses.asdict(self)
+
+    @staticmethod
+    def from_json(data: dict[str, Any]) -> "Schedule":
+        fields = dict(data)
+        fields["phases"] = tuple(PhasePlan(**{**p, "tasks": _tuples(p["tasks"]), "waits": tuple(p["waits"])}) for p in data["phases"])
+        fields["tensors"] = tuple(TensorPlan(**t) for t in data["tensors"])
+        fields["us"] = _tuples(data["us"])
+        return Schedule(**fields)
+
+
+def _tuples(x: Any) -> Any:
+    return tuple(map(_tuples, x)) if isinstance(x, list | tuple) else x
