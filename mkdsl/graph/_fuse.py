@@ -111,7 +111,9 @@ class Fuser:
         parts = self._zip(group, written, cone)
         first = self.node(group[0])
         resident = first.inputs[1]
-        finish = [i for id in written for n in self._under([id], group) & cone for i in self.node(n).inputs if i not in cone and n not in group]
+        inner = self.dag.subgraph(cone)
+        computed = {n for id in written for n in nx.ancestors(inner, id) | {id}} - set(group)
+        finish = sorted({i for n in computed for i in self.node(n).inputs} - cone)
         stats = self._reductions([resident, *finish])
         phase = Phase(
             name=self._unique("+".join("·".join(map(self._weight, folds)) for folds, _ in parts)), kind="fold", segment=segment,

@@ -138,7 +138,7 @@ class Code:
     parts: tuple[tuple[tuple[int, ...], tuple[int, ...]], ...]
 
 
-@dataclasses.dataclass(frozen=True)
+@dataclasses.dataclass(frozen=True, eq=False)
 class OpGraph:
     """A decode step as fused phases.
 

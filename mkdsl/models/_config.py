@@ -1,6 +1,7 @@
 """A decoder's shape, read from a Hugging Face config.json. What this library does not compute is refused, never ignored."""
 
 import dataclasses
+import functools
 import json
 import pathlib
 from collections.abc import Callable, Mapping
@@ -38,36 +39,45 @@ class DecoderConfig:
 def read_config(directory: str | pathlib.Path) -> DecoderConfig:
     """Reads `config.json`, and `generation_config.json` for the end tokens where there is one.
 
+    Args:
+      directory: a Hugging Face checkpoint.
+
+    Returns:
+      The decoder's shape.
+
     Raises:
       CheckpointError: a file is missing or broken, or the model is none that mkdsl computes.
     """
-    directory = pathlib.Path(directory)
-    path = directory / "config.json"
+    path = pathlib.Path(directory) / "config.json"
     raw = read_json(path)
     _refuse_unsupported(path, raw)
+    size = functools.partial(_positive, path, raw)
+    hidden, heads = size("hidden_size"), size("num_attention_heads")
+    kv_heads = size("num_key_value_heads", heads)
+    qk_norm = QK_NORM[raw["architectures"][0]]
+    head_dim = size("head_dim", 128 if qk_norm else hidden // heads)  # Hugging Face's defaults
     theta, scaling = _rope(path, raw)
-    heads, hidden = _positive(path, raw, "num_attention_heads"), _positive(path, raw, "hidden_size")
-    ends = _end_tokens(directory, raw)
-    config = DecoderConfig(
+    _require(
+        heads % kv_heads == 0, path, f"num_attention_heads={heads} is no multiple of num_key_value_heads={kv_heads}", "fix one of them"
+    )
+    _require(head_dim % 2 == 0, path, f"{head_dim=} is odd", "rotary embedding pairs the two halves of a head")
+    return DecoderConfig(
         hidden=hidden,
-        layers=_positive(path, raw, "num_hidden_layers"),
+        layers=size("num_hidden_layers"),
         heads=heads,
-        kv_heads=_positive(path, raw, "num_key_value_heads", heads),
-        head_dim=_positive(path, raw, "head_dim", hidden // heads),
-        intermediate=_positive(path, raw, "intermediate_size"),
-        vocab=_positive(path, raw, "vocab_size"),
+        kv_heads=kv_heads,
+        head_dim=head_dim,
+        intermediate=size("intermediate_size"),
+        vocab=size("vocab_size"),
         eps=float(raw.get("rms_norm_eps", 1e-6)),
         theta=theta,
         scaling=scaling,
         tied=bool(raw.get("tie_word_embeddings", False)),
-        qk_norm=QK_NORM[raw["architectures"][0]],
-        max_context=_positive(path, raw, "max_position_embeddings"),
+        qk_norm=qk_norm,
+        max_context=size("max_position_embeddings"),
         bos=raw.get("bos_token_id"),
-        eos=ends,
+        eos=_end_tokens(path.parent, raw),
     )
-    _require(config.heads % config.kv_heads == 0, path, f"{heads=} is no multiple of num_key_value_heads={config.kv_heads}", "fix one of them")
-    _require(config.head_dim % 2 == 0, path, f"head_dim={config.head_dim} is odd", "rotary embedding pairs the two halves of a head")
-    return config
 
 
 def read_json(path: pathlib.Path) -> dict[str, Any]:
@@ -123,7 +133,9 @@ def _rope(path: pathlib.Path, raw: Mapping[str, Any]) -> tuple[float, Llama3Scal
     rope = raw.get("rope_parameters") or raw.get("rope_scaling") or {}
     theta = float(rope.get("rope_theta", raw.get("rope_theta", 10_000.0)))
     unknown = sorted(set(rope) - ROPE_KEYS)
-    _require(not unknown, path, f"rotary parameters {', '.join(unknown)} are not supported", f"supported are {', '.join(sorted(ROPE_KEYS))}")
+    _require(
+        not unknown, path, f"rotary parameters {', '.join(unknown)} are not supported", f"supported are {', '.join(sorted(ROPE_KEYS))}"
+    )
     whole = rope.get("partial_rotary_factor") in (None, 1.0)
     _require(whole, path, f"partial_rotary_factor={rope.get('partial_rotary_factor')!r} is not supported", "only 1.0 is")
     kind = rope.get("rope_type", rope.get("type", "default"))

@@ -10,6 +10,10 @@ class CheckpointError(ValueError):
     """A checkpoint directory that cannot be used: the message names the file or tensor, and the remedy."""
 
 
+class MissingExtra(ImportError):
+    """A package is not installed that one of mkdsl's extras brings: the message says how to install it."""
+
+
 @contextlib.contextmanager
 def extra(name: str) -> Iterator[None]:
     """Wraps the import of a package that one of mkdsl's extras brings.
@@ -18,7 +22,7 @@ def extra(name: str) -> Iterator[None]:
       name: the extra, a key of EXTRAS.
 
     Raises:
-      ImportError: the package is not installed; the message says how to install it.
+      MissingExtra: the package is not installed.
     """
     try:
         yield
@@ -26,4 +30,4 @@ def extra(name: str) -> Iterator[None]:
         package = (error.name or "").split(".")[0]
         if package not in EXTRAS[name]:
             raise
-        raise ImportError(f'the package {package} is not installed: pip install "mkdsl[{name}]"', name=package) from error
+        raise MissingExtra(f'the package {package} is not installed: pip install "mkdsl[{name}]"', name=package) from error

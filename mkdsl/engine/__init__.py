@@ -1,0 +1,24 @@
+"""Generation from a checkpoint: prefill through XLA, decode through one kernel; and the command line."""
+
+import sys
+
+from mkdsl.engine._decoder import Decoder, default_decoder
+from mkdsl.engine._generate import ContextError, Generation, Model, Report, generate, load_model
+from mkdsl.engine._smollm2 import fetch_smollm2
+from mkdsl.engine._tokenizer import Tokenizer, load_tokenizer
+from mkdsl.models import MissingExtra, extra
+
+__all__ = [
+    "ContextError", "Decoder", "Generation", "Model", "Report", "Tokenizer", "default_decoder", "fetch_smollm2", "generate",
+    "load_model", "load_tokenizer", "main",
+]  # fmt: skip
+
+
+def main() -> None:
+    """The `mkdsl` command."""
+    try:
+        with extra("hf"):
+            from mkdsl.engine._cli import app
+    except MissingExtra as missing:
+        sys.exit(f"mkdsl: {missing}")
+    app()

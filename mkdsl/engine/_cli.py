@@ -1,0 +1,34 @@
+"""The command line. A command is a plain function in a file of its own, registered here; what it refuses is printed as one message."""
+
+from typing import Any
+
+import typer
+import typer.core
+
+from mkdsl.engine._cli_generate import generate
+from mkdsl.engine._generate import ContextError
+from mkdsl.models import CheckpointError, MissingExtra
+
+REFUSALS = (CheckpointError, ContextError, MissingExtra)  # the user's to put right: a traceback would only hide what to do
+
+
+class Commands(typer.core.TyperGroup):
+    """Prints a command's refusal to stderr and exits with 1."""
+
+    def invoke(self, ctx: Any) -> Any:
+        try:
+            return super().invoke(ctx)
+        except REFUSALS as refusal:
+            typer.echo(f"mkdsl: {refusal}", err=True)
+            raise typer.Exit(1) from None
+
+
+app = typer.Typer(cls=Commands, no_args_is_help=True, add_completion=False, pretty_exceptions_enable=False)
+
+
+@app.callback()
+def commands() -> None:
+    """Compiles a JAX decode step into one persistent GPU kernel, and generates text with it."""
+
+
+app.command()(generate)

@@ -1,0 +1,160 @@
+"""The template: one persistent kernel of two roles that walk the same static queue.
+
+mega: one launch runs every phase of every iteration, handing over through counters and self-validating data. phased: one launch per
+phase, from the same tile code; it is what interpret mode runs on a CPU, and the ablation that shows what one launch buys.
+"""
+
+import dataclasses
+from collections.abc import Callable, Sequence
+from typing import Any
+
+import jax.experimental.pallas.mosaic_gpu as plgpu
+from jax import lax
+from jax.experimental import pallas as pl
+
+from mkdsl.graph import OpGraph, Phase
+from mkdsl.lower._attention import attention_phase
+from mkdsl.lower._fold import fold_phase
+from mkdsl.lower._layouts import grid
+from mkdsl.lower._loader import COMPUTE, LOADER, drain, load_phase
+from mkdsl.lower._machine import Machine, bf16, f32, i32
+from mkdsl.lower._map import map_phase
+from mkdsl.lower._operands import Operand, task_table
+from mkdsl.lower._tiles import ROWS, Tile, kv_view
+from mkdsl.search import Schedule
+
+
+@dataclasses.dataclass(frozen=True)
+class Scratch:
+    """Shared memory and barriers of one worker, as (name, type); several names share the bytes of a union."""
+
+    unions: tuple[tuple[tuple[str, ...], Any], ...]
+
+    def types(self) -> list[Any]:
+        return [t for _, t in self.unions]
+
+    def bind(self, refs: Sequence[Any]) -> dict[str, Any]:
+        out: dict[str, Any] = {}
+        for (names, _), ref in zip(self.unions, refs, strict=True):
+            out |= dict(zip(names, ref, strict=True)) if len(names) > 1 else {names[0]: ref}
+        return out
+
+
+def scratch(graph: OpGraph, schedule: Schedule, phases: Sequence[Phase]) -> Scratch:
+    """What these phases need: the ring under all its views, the staged operand, finished rows, reductions, attention's scratch."""
+    ring, staged, rows = {}, {}, {}
+    for phase in phases:
+        plan = schedule.plan(phase.name)
+        if phase.kind == "fold":
+            tile = Tile.of(phase, plan, schedule.padded_batch)
+            ring[f"written.{phase.name}"], ring[f"read.{phase.name}"] = tile.views(schedule.stages)
+            staged[f"resident.{phase.name}"] = tile.resident()
+            matrices = max(len(p.weights) for p in phase.parts)
+            rows[f"rows.{phase.name}"] = plgpu.SMEM((matrices, schedule.padded_batch, plan.group, ROWS), f32)
+        if phase.kind == "attention":
+            ring[f"stage.{phase.name}"] = kv_view(schedule.stages, plan.chunk, phase.head_dim)
+    single = [("tasks", plgpu.SMEM((2, task_table(graph, schedule).shape[1]), i32))]
+    single += _barriers(schedule) if ring else []
+    single += _reductions(graph, schedule, phases)
+    unions = [_union(group) for group in (ring, staged, rows) if group]
+    return Scratch((*unions, *_attention(schedule, phases), *(((name,), type) for name, type in single)))
+
+
+def _union(views: dict[str, Any]) -> tuple[tuple[str, ...], Any]:
+    return tuple(views), plgpu.RefUnion(*views.values()) if len(views) > 1 else next(iter(views.values()))
+
+
+def _barriers(schedule: Schedule) -> list[tuple[str, Any]]:
+    n = schedule.stages
+    return [("full", plgpu.Barrier(num_arrivals=2, num_barriers=n)), ("empty", plgpu.Barrier(num_barriers=n))]
+
+
+def _reductions(graph: OpGraph, schedule: Schedule, phases: Sequence[Phase]) -> list[tuple[str, Any]]:
+    slots = max((len(graph.code[p.name].stats) for p in phases), default=0)
+    if not slots:
+        return []
+    parts = max(schedule.plan(p.name).parts for p in phases)
+    rows = -(-schedule.padded_batch * parts // 8) * 8
+    return [("statistics", plgpu.SMEM((slots, rows), f32))]
+
+
+def _attention(schedule: Schedule, phases: Sequence[Phase]) -> list[tuple[tuple[str, ...], Any]]:
+    found = [p for p in phases if p.kind == "attention"]
+    if not found:
+        return []
+    columns = max(-(-p.heads // p.kv_heads // 8) * 8 for p in found)
+    head_dim, chunk = max(p.head_dim for p in found), max(schedule.plan(p.name).chunk for p in found)
+    return [
+        (("attention.q",), plgpu.SMEM((columns, head_dim), bf16)),
+        (("attention.p",), plgpu.SMEM((chunk, columns), bf16)),
+        (("attention.out",), plgpu.SMEM((head_dim, columns), f32)),
+        (("attention.score",), plgpu.SMEM((columns,), f32)),
+        (("attention.own",), plgpu.SMEM((2, head_dim), bf16)),
+    ]
+
+
+def make_kernel(graph: OpGraph, schedule: Schedule, found: Sequence[Operand], phases: Sequence[Phase], *, interpret: bool, concurrent: bool) -> Callable[..., None]:
+    """The kernel of these phases. Called with the operands in order (written ones as refs), and, unless concurrent, the iteration [1]."""
+    room = scratch(graph, schedule, phases)
+
+    def body(*refs: Any) -> None:
+        m = Machine(graph, schedule, interpret, concurrent)
+        m.refs = {o.name: r for o, r in zip(found, refs, strict=False)} | room.bind(refs[-len(room.unions) :])
+        for phase in phases:
+            if phase.kind == "fold":
+                m.refs[f"stage.{phase.name}"] = (m.refs[f"written.{phase.name}"], m.refs[f"read.{phase.name}"])
+        role = lax.axis_index("wg")
+        iteration = None if concurrent else refs[len(found)][0]
+        for index, run in ((LOADER, _load), (COMPUTE, _compute)):
+            pl.when(role == index)(lambda run=run, index=index: _role(m, phases, index, run, iteration))
+
+    return plgpu.kernel(
+        body, out_type=(), scratch_types=room.types(), grid=(schedule.workers,), grid_names=("sm",), num_threads=2, thread_name="wg",
+        compiler_params=plgpu.CompilerParams(approx_math=True, lowering_semantics=plgpu.LoweringSemantics.Lane),
+        **({"interpret": plgpu.InterpretGPUParams(detect_races=True)} if interpret else {}),
+    )  # fmt: skip
+
+
+def _role(m: Machine, phases: Sequence[Phase], role: int, run: Callable[..., Any], iteration: Any) -> None:
+    """Walks the queue: every phase of every iteration, or one phase of one."""
+    width = m.refs["tasks"].shape[1]
+    table = m.refs["table"].at[lax.axis_index("sm")]
+    m.refs["tasks"][role] = m.refs["table"][lax.axis_index("sm")] if m.interpret else plgpu.load(table, layout=grid(1, width).reduce(0), optimized=False)
+    i = i32(0)
+    if iteration is not None:
+        for phase in phases:
+            i = run(m, phase, iteration, i)
+    else:
+        for segment in m.graph.segments:
+            i = _segment(m, segment, run, i)
+    if role == LOADER and m.interpret and "full" in m.refs:
+        drain(m, i)
+
+
+def _segment(m: Machine, segment: Any, run: Callable[..., Any], i: Any) -> Any:
+    def once(l: Any, i: Any) -> Any:
+        for name in segment.phases:
+            i = run(m, m.graph.phase(name), l, i)
+        return i
+
+    return once(0, i) if segment.repeats == 1 else lax.fori_loop(0, segment.repeats, once, i)
+
+
+def _load(m: Machine, phase: Phase, l: Any, i: Any) -> Any:
+    return load_phase(m, phase, l, i)
+
+
+def _compute(m: Machine, phase: Phase, l: Any, i: Any) -> Any:
+    def go(i: Any) -> Any:
+        if phase.kind == "map":
+            map_phase(m, phase, l)
+        else:
+            i = (fold_phase if phase.kind == "fold" else attention_phase)(m, phase, l, i)
+        m.signal(phase)
+        return i
+
+    plan = m.schedule.plan(phase.name)
+    if len(plan.participants()) == m.schedule.workers:
+        return go(i)
+    counts = [m.tasks(phase, part, COMPUTE)[1] for part in range(len(phase.parts))]
+    return lax.cond(sum(counts[1:], counts[0]) > 0, go, lambda i: i, i)

@@ -1,0 +1,149 @@
+"""The loader: walks the worker's queue from first to last unit and never waits for activations.
+
+A unit fills one stage with two copies. Before it is issued, its stage must be free and the unit `window` places earlier must have landed:
+bytes in flight are the latency of everybody's hand-offs.
+"""
+
+from collections.abc import Callable
+from typing import Any
+
+import jax
+import jax.experimental.pallas.mosaic_gpu as plgpu
+import jax.numpy as jnp
+from jax import lax
+from jax.experimental import pallas as pl
+
+from mkdsl.graph import Phase
+from mkdsl.lower._machine import Machine, i32, times
+from mkdsl.lower._tiles import Tile
+
+LOADER, COMPUTE = 1, 0
+
+
+def load_phase(m: Machine, phase: Phase, l: Any, i: Any) -> Any:
+    """Issues all units of a phase; i counts units, before and after."""
+    if phase.kind == "fold":
+        for part in range(len(phase.parts)):
+            i = _part(m, phase, part, l, i)
+    elif phase.kind == "attention":
+        first, n = m.tasks(phase, 0, LOADER)
+        i = lax.fori_loop(0, n, lambda t, i: _kv_item(m, phase, first + t, l, i), i)
+    return i
+
+
+def _part(m: Machine, phase: Phase, part: int, l: Any, i: Any) -> Any:
+    plan = m.schedule.plan(phase.name)
+    tile = Tile.of(phase, plan, m.batch)
+    first, n = m.tasks(phase, part, LOADER)
+    folds = m.graph.code[phase.name].parts[part][0]
+    written, _ = m.refs[f"stage.{phase.name}"]
+
+    def one_tile(t: Any, piece: Any, i: Any) -> Any:
+        for fold in folds:
+            weight = m.graph.node(m.graph.node(fold).inputs[0])
+            row = m.layer(weight.op, l) * weight.shape[0] + t * tile.rows
+            i = times(tile.chunks, lambda c, i, f=fold, r=row: fetch(f, r, piece * tile.piece + c * tile.chunk, i), i)
+        return i
+
+    def fetch(fold: int, row: Any, column: Any, i: Any) -> Any:
+        source, half = m.refs[f"weight{fold}"], tile.rows // 2
+        columns = pl.ds(column, tile.chunk)
+
+        def copy(h: int, slot: Any, barrier: Any) -> None:
+            rows = pl.ds(row + h * half, half)
+            there = written.at[slot, pl.ds(h * half, half)]
+            plgpu.copy_gmem_to_smem(source.at[rows, columns] if tile.parts == 1 else source.at[rows, :, columns], there, barrier)
+
+        return unit(m, i, copy)
+
+    def group(a: Any, count: Any, i: Any) -> Any:
+        return times(tile.pieces, lambda q, i: lax.fori_loop(0, count, lambda t, i: one_tile(first + a + t, q, i), i), i)
+
+    return group(0, n, i) if tile.pieces == 1 else for_groups(n, plan.group, group, i)
+
+
+def for_groups(n: Any, limit: int, body: Callable[[Any, Any, Any], Any], init: Any) -> Any:
+    """body(first, count, carry) for n items in as few balanced groups of at most `limit` as it takes."""
+    groups = lax.div(n + (limit - 1), limit)
+
+    def one(j: Any, carry: Any) -> Any:
+        a, b = lax.div(j * n, groups), lax.div((j + 1) * n, groups)
+        return body(a, b - a, carry)
+
+    return lax.fori_loop(0, groups, one, init)
+
+
+def unit(m: Machine, i: Any, copy: Callable[[int, Any, Any], None]) -> Any:
+    """Issues one unit: copy(half, slot, barrier) twice."""
+    stages, window = m.schedule.stages, m.schedule.window
+    full, empty = m.refs["full"], m.refs["empty"]
+    slot = lax.rem(i, stages)
+
+    @pl.when(i >= stages)
+    def _() -> None:
+        plgpu.barrier_wait(empty.at[slot])
+
+    @pl.when(i >= window)
+    def _() -> None:
+        plgpu.barrier_wait(full.at[lax.rem(i - window, stages)])
+
+    for half in range(2):
+        copy(half, slot, full.at[slot])
+    return i + 1
+
+
+def drain(m: Machine, units: Any) -> None:
+    """Observes what is left of every barrier's phases, which interpret mode insists on."""
+    stages, window = m.schedule.stages, m.schedule.window
+
+    def last(n: int, barriers: Any) -> None:
+        def one(k: Any, _: Any) -> None:
+            i = units - n + k
+
+            @pl.when(i >= 0)
+            def _() -> None:
+                plgpu.barrier_wait(barriers.at[lax.rem(jnp.maximum(i, 0), stages)])
+
+        lax.fori_loop(0, n, lambda k, c: (one(k, c), c)[1], i32(0))
+
+    last(window, m.refs["full"])
+    last(stages, m.refs["empty"])
+
+
+# The KV cache.
+
+
+def kv_item(m: Machine, phase: Phase, item: Any) -> tuple[jax.Array, jax.Array, jax.Array]:
+    """(sequence, kv head, split) of an attention item."""
+    splits = m.schedule.plan(phase.name).splits
+    head = lax.div(item, splits)
+    return lax.div(head, phase.kv_heads), lax.rem(head, phase.kv_heads), lax.rem(item, splits)
+
+
+def kv_blocks(m: Machine, phase: Phase, sequence: Any, split: Any) -> tuple[jax.Array, jax.Array]:
+    """(first, count) of the cache blocks that a split folds: first, first + splits, ...; those that hold a position before `pos`."""
+    plan = m.schedule.plan(phase.name)
+    pos = jnp.minimum(m.refs["pos"][sequence], phase.k)
+    end = lax.div(pos + (plan.chunk - 1), plan.chunk)
+    low = 0 if phase.window is None else lax.div(jnp.maximum(pos - (phase.window - 1), 0), plan.chunk)
+    first = low + lax.rem(split - low + plan.splits * (phase.k // plan.chunk + 1), plan.splits)
+    return first, lax.div(jnp.maximum(end - first, 0) + (plan.splits - 1), plan.splits)
+
+
+def _kv_item(m: Machine, phase: Phase, item: Any, l: Any, i: Any) -> Any:
+    plan = m.schedule.plan(phase.name)
+    sequence, head, split = kv_item(m, phase, item)
+    first, n = kv_blocks(m, phase, sequence, split)
+    caches = [m.graph.node(m.graph.node(c).inputs[0]).op for c in m.graph.node(m.graph.code[phase.name].parts[0][0][0]).inputs[1:3]]
+    view = m.refs[f"stage.{phase.name}"]
+
+    def block(j: Any, i: Any) -> Any:
+        positions = pl.ds((first + j * plan.splits) * plan.chunk, plan.chunk)
+
+        def copy(half: int, slot: Any, barrier: Any) -> None:
+            source = m.refs[f"cache{caches[half].index}"].at[sequence, m.layer(caches[half], l), head, positions, :]
+            plgpu.copy_gmem_to_smem(source, view.at[slot, pl.ds(half * plan.chunk, plan.chunk)], barrier)
+
+        return unit(m, i, copy)
+
+    return lax.fori_loop(0, n, block, i)

@@ -1,0 +1,204 @@
+"""What the roles of a kernel share: references by name, positions in the ring, hand-offs, and loads that interpret mode understands."""
+
+import dataclasses
+from collections.abc import Callable, Sequence
+from typing import Any, NamedTuple
+
+import jax
+import jax.experimental.pallas.mosaic_gpu as plgpu
+import jax.numpy as jnp
+from jax import lax
+from jax.experimental import pallas as pl
+
+from mkdsl.graph import Leaf, OpGraph, Phase
+from mkdsl.lower import _ptx
+from mkdsl.search import PhasePlan, Schedule
+
+f32, bf16, i32 = jnp.float32, jnp.bfloat16, jnp.int32
+
+
+class Request(NamedTuple):
+    """An array in global or shared memory: `ref.reshape(lead axes, *view).at[*lead, *index]`, or without the reshape if view is None."""
+
+    ref: Any
+    lead: tuple[Any, ...]
+    view: tuple[int, ...] | None
+    index: tuple[Any, ...]
+    layout: Any
+
+    @property
+    def shape(self) -> tuple[int, ...]:
+        return tuple(d.size for d in self.index if isinstance(d, pl.Slice))
+
+    def target(self) -> Any:
+        ref = self.ref if self.view is None else self.ref.reshape(*self.ref.shape[: len(self.lead)], *self.view)
+        return ref.at[(*self.lead, *self.index)]
+
+    def value(self) -> jax.Array:
+        """What it holds, read in a way that interpret mode understands (it knows no reshape of references)."""
+        whole = self.ref[self.lead] if self.lead else self.ref[...]
+        if self.view is not None:
+            whole = whole.reshape(self.view)
+        return _take(whole, self.index)
+
+
+def _take(whole: jax.Array, index: Sequence[Any]) -> jax.Array:
+    starts = [d.start if isinstance(d, pl.Slice) else d for d in index]
+    sizes = [d.size if isinstance(d, pl.Slice) else 1 for d in index]
+    kept = tuple(d.size for d in index if isinstance(d, pl.Slice))
+    return lax.dynamic_slice(whole, starts, sizes).reshape(kept)
+
+
+@dataclasses.dataclass
+class Machine:
+    """One kernel being emitted. `concurrent`: phases run in one launch and hand over through counters; else each launch is one phase."""
+
+    graph: OpGraph
+    schedule: Schedule
+    interpret: bool
+    concurrent: bool
+    refs: dict[str, Any] = dataclasses.field(default_factory=dict)
+
+    # Static facts.
+
+    @property
+    def batch(self) -> int:
+        return self.schedule.padded_batch
+
+    def column(self, phase: Phase, part: int) -> int:
+        """Where a part's (first, count) stand in a worker's row of the task table."""
+        at = 0
+        for p in self.graph.phases:
+            if p.name == phase.name:
+                return at + 2 * part
+            at += 2 * len(p.parts)
+        raise KeyError(phase.name)
+
+    def tasks(self, phase: Phase, part: int, role: int) -> tuple[jax.Array, jax.Array]:
+        """This worker's (first item, count)."""
+        table, at = self.refs["tasks"], self.column(phase, part)
+        return table[role, at], table[role, at + 1]
+
+    def layer(self, leaf: Leaf, l: Any) -> Any:
+        return l if leaf.stacked else 0
+
+    def incarnation(self, tensor: str, instance: Any) -> Any:
+        n = self.schedule.tensor(tensor).incarnations
+        return lax.rem(jnp.asarray(instance, i32), n) if n > 1 else 0
+
+    def instance(self, tensor: str, phase: Phase, l: Any) -> Any:
+        """Which instance of a tensor a phase reads in iteration l."""
+        home = self.home(tensor)
+        if home == phase.segment:
+            return l
+        return self.graph.segments[home].repeats if self.graph.tensors[tensor].carried and home < phase.segment else 0
+
+    def home(self, tensor: str) -> int:
+        """The segment whose iterations number a tensor's instances: the last that writes it."""
+        return max(p.segment for p in self.graph.phases if tensor in p.writes)
+
+    # Loads and stores.
+
+    def load(self, request: Request) -> jax.Array:
+        if self.interpret:
+            return request.value()
+        return plgpu.load(request.target(), layout=request.layout, optimized=False)
+
+    def load_handed_over(self, requests: Sequence[Request], tensors: Sequence[str]) -> list[jax.Array]:
+        """Loads what other workers wrote in this launch; waits for self-validating data to be there."""
+        if not requests:
+            return []
+        if not self.concurrent:
+            return [self.load(r) for r in requests]
+        checked = [self.schedule.tensor(t).handoff == "data" for t in tensors]
+        out: list[Any] = [None] * len(requests)
+        for check in (True, False):
+            chosen = [i for i, c in enumerate(checked) if c == check]
+            if chosen:
+                items = [_ptx.Item(requests[i].target(), requests[i].shape, requests[i].ref.dtype, requests[i].layout) for i in chosen]
+                for i, array in zip(chosen, _ptx.load_relaxed(items, self_validating=check), strict=True):
+                    out[i] = array
+        return out
+
+    def store(self, request: Request, value: jax.Array) -> None:
+        if self.interpret and request.view is not None:
+            whole = request.ref[request.lead] if request.lead else request.ref[...]
+            starts = [d.start if isinstance(d, pl.Slice) else d for d in request.index]
+            sizes = [d.size if isinstance(d, pl.Slice) else 1 for d in request.index]
+            new = lax.dynamic_update_slice(whole.reshape(request.view), value.reshape(sizes), starts)
+            request.ref[request.lead if request.lead else ...] = new.reshape(whole.shape)
+        else:
+            request.target()[...] = value
+
+    def hand_over(self, tensor: str, written: Any, request: Callable[[Any], Request], value: jax.Array, *, clears: bool) -> None:
+        """Writes a tensor's rows (instance `written`) and clears them in the next incarnation, where former readers are done."""
+        value = value.astype(self.graph.tensors[tensor].dtype)
+        here = request(self.incarnation(tensor, written))
+        self.store(here, value)
+        plan = self.schedule.tensor(tensor)
+        if self.concurrent and clears and plan.handoff == "data" and plan.incarnations > 1:
+            after = request(self.incarnation(tensor, written + 1))
+            self.store(after, _ptx.blank(value.shape, value.dtype, here.layout))
+
+    # Arithmetic that interpret mode has no word for.
+
+    def mma(self, acc: jax.Array, a: jax.Array, b: jax.Array) -> jax.Array:
+        if self.interpret:
+            return acc + jnp.dot(a.astype(f32), b.astype(f32), precision=lax.Precision.HIGHEST)
+        return plgpu.mma(acc, a, b)
+
+    # Hand-offs between phases.
+
+    def wait(self, phase: Phase, plan: PhasePlan, l: Any) -> None:
+        """Waits for the events of the phases that this one reads from."""
+        for name in plan.waits if self.concurrent else ():
+            before = self.graph.phase(name)
+            names = [p.name for p in self.graph.phases]
+            if before.segment != phase.segment:
+                self._spin(before, self.graph.iterations(before), None if self._once(phase) else l == 0)
+            elif names.index(name) < names.index(phase.name):
+                self._spin(before, l + 1, None)
+            else:
+                self._spin(before, l, l > 0)
+
+    def _once(self, phase: Phase) -> bool:
+        return self.graph.iterations(phase) == 1
+
+    def _spin(self, before: Phase, times: Any, condition: Any) -> None:
+        workers = len(self.schedule.plan(before.name).participants())
+        acquire = any(self.schedule.tensor(t).handoff == "counter" for t in before.writes if not self.graph.tensors[t].output)
+
+        def spin() -> None:
+            _ptx.wait_for(self._counter(before), jnp.asarray(times * workers, i32), acquire=acquire)
+
+        spin() if condition is None else pl.when(condition)(spin)
+
+    def signal(self, phase: Phase) -> None:
+        if self.concurrent and not all(self.graph.tensors[t].output for t in phase.writes):
+            release = any(self.schedule.tensor(t).handoff == "counter" for t in phase.writes if not self.graph.tensors[t].output)
+            _ptx.count_up(self._counter(phase), release=release)
+
+    def _counter(self, phase: Phase) -> Any:
+        index = [p.name for p in self.graph.phases].index(phase.name)
+        return self.refs["counters"].at[pl.ds(index * COUNTER_STRIDE, 1)]
+
+    def fence(self) -> None:
+        if self.concurrent:
+            _ptx.fence()
+
+
+COUNTER_STRIDE = 32  # words: one counter per cache line
+
+
+def spread(v: jax.Array, shape: tuple[int, ...], axis: int, layout: Any) -> jax.Array:
+    """A vector along `axis` of `shape`, repeated over the other."""
+    return plgpu.layout_cast(lax.broadcast_in_dim(v, shape, (axis,)), layout)
+
+
+def zeros(shape: tuple[int, ...], layout: Any) -> jax.Array:
+    return plgpu.layout_cast(jnp.zeros(shape, f32), layout)
+
+
+def times(n: Any, body: Callable[..., Any], init: Any) -> Any:
+    """`fori_loop`, unrolled where it runs once."""
+    return body(0, init) if isinstance(n, int) and n == 1 else lax.fori_loop(0, n, body, init)

@@ -1,0 +1,128 @@
+"""What a kernel is handed: weights where they are, the cache, small tables, and the tensors that cross phases."""
+
+import dataclasses
+from collections.abc import Callable, Sequence
+from typing import Any
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+from jax import lax
+
+from mkdsl.graph import Node, OpGraph, Tensor
+from mkdsl.lower._machine import COUNTER_STRIDE, bf16, i32
+from mkdsl.search import Schedule
+
+
+@dataclasses.dataclass(frozen=True)
+class Inputs:
+    """The decode step's arguments, flattened, with a batch axis."""
+
+    params: Sequence[jax.Array]
+    kv: Sequence[jax.Array]
+    token: jax.Array
+    pos: jax.Array
+
+
+@dataclasses.dataclass(frozen=True)
+class Operand:
+    """One argument of the kernel. `written`: it is a reference that the kernel writes to."""
+
+    name: str
+    build: Callable[[Inputs], jax.Array]
+    written: bool = False
+
+
+def operands(graph: OpGraph, schedule: Schedule) -> list[Operand]:
+    """All operands of a graph's kernels under a schedule, by name."""
+    found = {o.name: o for o in (*_scalars(schedule), *_weights(graph, schedule), *_small(graph), *_caches(graph), *_tensors(graph, schedule))}
+    found["table"] = Operand("table", lambda _, t=task_table(graph, schedule): jnp.asarray(t))
+    n = len(graph.phases) * COUNTER_STRIDE
+    found["counters"] = Operand("counters", lambda _: jnp.full((n,), -1, i32), written=True)
+    return list(found.values())
+
+
+def task_table(graph: OpGraph, schedule: Schedule) -> np.ndarray:
+    """[workers, columns] int32: per worker (first item, count) of every part of every phase, padded to whole 128-word rows."""
+    parts = [part for phase in graph.phases for part in schedule.plan(phase.name).tasks]
+    table = np.zeros((schedule.workers, -(-2 * len(parts) // 128) * 128), np.int32)
+    for i, part in enumerate(parts):
+        table[:, 2 * i : 2 * i + 2] = part
+    return table
+
+
+def _scalars(schedule: Schedule) -> list[Operand]:
+    pad = schedule.padded_batch - schedule.batch
+
+    def padded(x: jax.Array) -> jax.Array:
+        return jnp.pad(x.astype(i32), (0, pad))
+
+    return [Operand("token", lambda a: padded(a.token)), Operand("pos", lambda a: padded(a.pos))]
+
+
+def _weights(graph: OpGraph, schedule: Schedule) -> list[Operand]:
+    """Each streamed weight as [layers * rows, parts, k / parts]: parts of one row apart, so that one copy fetches a tile. A free reshape."""
+    out = []
+    for phase in graph.phases:
+        parts = schedule.plan(phase.name).parts
+        for fold in (f for folds, _ in graph.code[phase.name].parts for f in folds if phase.kind == "fold"):
+            leaf = graph.node(graph.node(fold).inputs[0]).op
+            shape = (-1, phase.k) if parts == 1 else (-1, parts, phase.k // parts)
+            out.append(Operand(f"weight{fold}", lambda a, i=leaf.index, s=shape: a.params[i].reshape(s)))
+    return out
+
+
+def _small(graph: OpGraph) -> list[Operand]:
+    """Norm weights and biases as [layers, features], embedding tables as they are, and rotary tables."""
+    out = []
+    for node in (graph.node(i) for i in graph.dag):
+        if node.kind == "param" and any(graph.node(u).kind != "fold" or graph.node(u).inputs[0] != node.id for u in graph.dag.successors(node.id)):
+            rows = not node.op.stacked and len(node.shape) == 1
+            out.append(Operand(f"param{node.op.index}", lambda a, i=node.op.index, rows=rows: a.params[i][None] if rows else a.params[i]))
+        if node.kind == "rope":
+            out.append(Operand(f"rope{node.id}", lambda _, t=_rope_table(graph, node): jnp.asarray(t)))
+    return out
+
+
+def _rope_table(graph: OpGraph, node: Node) -> np.ndarray:
+    return node.op.table(graph.context, node.shape[1])
+
+
+def _caches(graph: OpGraph) -> list[Operand]:
+    """Each cache leaf as [batch, layers, kv_heads, context, head_dim]."""
+    leaves = {node.op.index: node.op for node in (graph.node(i) for i in graph.dag) if node.kind == "cache"}
+    stacked = {graph.node(i).op.index for i in graph.dag if graph.node(i).kind == "cache" and graph.node(i).op.stacked}
+    return [Operand(f"cache{i}", lambda a, i=i: a.kv[i] if i in stacked else a.kv[i][:, None], written=True) for i in leaves]
+
+
+def _tensors(graph: OpGraph, schedule: Schedule) -> list[Operand]:
+    out = []
+    for tensor in graph.tensors.values():
+        out.append(Operand(tensor.name, lambda _, t=tensor: _empty(schedule, t, tensor_shape(schedule, t)), written=True))
+        if tensor.heads and schedule.tensor(tensor.name).splits > 1:
+            shape = tensor_shape(schedule, tensor)[:-1]
+            out.append(Operand(f"{tensor.name}.lse", lambda _, t=tensor, s=shape: _empty(schedule, t, s), written=True))
+    return out
+
+
+def tensor_shape(schedule: Schedule, tensor: Tensor) -> tuple[int, ...]:
+    """[incarnations, batch, width]; attention's result as [incarnations, splits, batch, heads, head_dim]."""
+    if tensor.output:
+        return 1, schedule.padded_batch, tensor.width
+    plan = schedule.tensor(tensor.name)
+    if tensor.heads:
+        return plan.incarnations, plan.splits, schedule.padded_batch, tensor.heads, tensor.width // tensor.heads
+    return plan.incarnations, schedule.padded_batch, tensor.width
+
+
+def _empty(schedule: Schedule, tensor: Tensor, shape: tuple[int, ...]) -> jax.Array:
+    """Nothing yet: the sentinel in every word, and zeros for the sequences that only pad the batch."""
+    if tensor.output:
+        return lax.empty(shape, jnp.float32)
+    dtype, word = (bf16, jnp.uint16) if tensor.dtype == "bfloat16" else (jnp.float32, jnp.uint32)
+    ones = lax.bitcast_convert_type(jnp.full(shape, jnp.iinfo(word).max, word), dtype)
+    if schedule.batch == schedule.padded_batch:
+        return ones
+    axis = 2 if tensor.heads else 1
+    real = lax.broadcasted_iota(i32, shape, axis) < schedule.batch
+    return jnp.where(real, ones, jnp.zeros(shape, dtype))

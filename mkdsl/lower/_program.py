@@ -1,0 +1,91 @@
+"""`Program`: a schedule lowered to kernels, as a function of the decode step's arguments."""
+
+import dataclasses
+from typing import Any
+
+import jax
+import jax.numpy as jnp
+from jax import lax
+
+from mkdsl.graph import Node, OpGraph
+from mkdsl.lower._kernel import make_kernel
+from mkdsl.lower._machine import i32
+from mkdsl.lower._operands import Inputs, operands
+from mkdsl.ops import Argmax
+from mkdsl.search import Schedule, verify_schedule
+
+
+@dataclasses.dataclass(frozen=True, eq=False)
+class Program:
+    """A decode step as kernels. Calling it is JAX-traceable: `program(params, kv, token, pos)`, with a leading batch axis on all but params.
+
+    form: "mega" is one persistent kernel, "phased" one launch per phase from the same tile code.
+    """
+
+    graph: OpGraph
+    schedule: Schedule
+    form: str
+    interpret: bool
+    tree: Any
+
+    def __call__(self, params: Any, kv: Any, token: jax.Array, pos: jax.Array) -> Any:
+        inputs = Inputs(jax.tree.leaves(params), jax.tree.leaves(kv), token, pos)
+        found = operands(self.graph, self.schedule)
+        refs = {o.name: jax.new_ref(o.build(inputs)) if o.written else o.build(inputs) for o in found}
+        self._run(found, refs)
+        outs = [self._output(self.graph.node(id), refs, inputs) for id in self.graph.outputs]
+        return jax.tree.unflatten(self.tree, outs)
+
+    def _run(self, found: list[Any], refs: dict[str, Any]) -> None:
+        args = [refs[o.name] for o in found]
+        if self.form == "mega":
+            make_kernel(self.graph, self.schedule, found, self.graph.phases, interpret=self.interpret, concurrent=True)(*args)
+            return
+        for segment in self.graph.segments:
+            kernels = [
+                make_kernel(self.graph, self.schedule, found, [self.graph.phase(name)], interpret=self.interpret, concurrent=False)
+                for name in segment.phases
+            ]
+
+            def once(l: Any, carry: Any, kernels: list[Any] = kernels) -> Any:
+                for kernel in kernels:
+                    kernel(*args, jnp.reshape(jnp.asarray(l, i32), (1,)))
+                return carry
+
+            lax.fori_loop(0, segment.repeats, once, 0)
+
+    def _output(self, node: Node, refs: dict[str, Any], inputs: Inputs) -> jax.Array:
+        batch = self.schedule.batch
+        if node.id in self.graph.output_of:
+            return refs[self.graph.output_of[node.id]][0, :batch]
+        if node.kind == "argmax":
+            return jax.vmap(lambda x: Argmax().reference(x)[0])(self._output(self.graph.node(node.inputs[0]), refs, inputs))
+        if node.kind == "append":
+            leaf = self.graph.node(node.inputs[0]).op
+            return refs[f"cache{leaf.index}"][...].reshape(inputs.kv[leaf.index].shape)
+        if node.kind in ("token", "pos"):
+            return getattr(inputs, node.kind)
+        if node.kind == "literal":
+            return jnp.broadcast_to(jnp.asarray(node.op), (batch, *node.shape))
+        if node.kind == "map":
+            args = [self._output(self.graph.node(i), refs, inputs) for i in node.inputs]
+            return jax.vmap(lambda *a: node.op[0].bind(*a, **node.op[1]))(*args)
+        raise ValueError(f"{node.where}: the output {node.kind}{list(node.shape)} is not something a decode step can return")
+
+
+def lower(graph: OpGraph, schedule: Schedule, profile: Any, tree: Any, *, interpret: bool = False, form: str | None = None) -> Program:
+    """Verifies the schedule and returns its program.
+
+    Args:
+      graph: what to compute.
+      schedule: how; verified first, always.
+      profile: the hardware the schedule is for.
+      tree: the structure of the decode step's outputs.
+      interpret: run on the CPU under the race detector, in phased form.
+      form: "mega" or "phased"; mega unless interpreting, whose relaxed hand-offs no interpreter knows.
+
+    Raises:
+      ScheduleError: the schedule is not safe.
+    """
+    verify_schedule(graph, schedule, profile)
+    return Program(graph, schedule, form or ("phased" if interpret else "mega"), interpret, tree)

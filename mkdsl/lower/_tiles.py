@@ -1,0 +1,77 @@
+"""The geometry of a fold's tiles, shared by the role that fetches them and the role that folds them."""
+
+import dataclasses
+import math
+
+import jax.experimental.pallas.mosaic_gpu as plgpu
+import jax.numpy as jnp
+
+from mkdsl.graph import Phase
+from mkdsl.search import PhasePlan
+
+ROWS = 64  # of the mma's left-hand side
+
+
+@dataclasses.dataclass(frozen=True)
+class Tile:
+    """One fold's tiles under a plan. `width`: columns of a swizzled block (128, 64 or 32 bytes)."""
+
+    rows: int
+    parts: int
+    chunk: int
+    pieces: int
+    k: int
+    batch: int
+
+    @staticmethod
+    def of(phase: Phase, plan: PhasePlan, batch: int) -> "Tile":
+        return Tile(plan.rows, plan.parts, plan.chunk, plan.pieces, phase.k, batch)
+
+    def over(self, k: int) -> "Tile":
+        """The same rows over a whole vector of another width."""
+        return dataclasses.replace(self, k=k, chunk=k // self.parts, pieces=1)
+
+    @property
+    def width(self) -> int:
+        return math.gcd(self.chunk, 64)
+
+    @property
+    def piece(self) -> int:
+        """Elements of one part in one piece of the resident."""
+        return self.k // self.parts // self.pieces
+
+    @property
+    def chunks(self) -> int:
+        """Units per tile, matrix and piece."""
+        return self.piece // self.chunk
+
+    @property
+    def groups(self) -> int:
+        """Groups of 8 columns of the mma's right-hand side: (sequence, part) pairs."""
+        return -(-self.batch * self.parts // 8)
+
+    @property
+    def blocks(self) -> int:
+        """Blocks of `width` columns in one piece of the resident."""
+        return self.piece // self.width
+
+    def swizzle(self, *tiling: int) -> tuple:
+        return plgpu.TilingTransform(tiling), plgpu.SwizzleTransform(2 * self.width)
+
+    def views(self, stages: int) -> tuple:
+        """(as one TMA copy writes a stage, as the mma reads it): the same bytes."""
+        shape = (stages, self.rows, self.parts, self.chunk) if self.parts > 1 else (stages, ROWS, self.chunk)
+        tiling = (self.width,) if self.parts == 1 else (self.parts, self.width)
+        tiling = (8, *tiling) if self.parts == 1 else tiling if self.parts == 8 else (8 // self.parts, *tiling)
+        written = plgpu.SMEM(shape, jnp.bfloat16, transforms=self.swizzle(*tiling))
+        return written, plgpu.SMEM((stages, ROWS, self.chunk), jnp.bfloat16, transforms=self.swizzle(8, self.width))
+
+    def resident(self) -> object:
+        """The staged operand: [groups, blocks, 8 columns, width]."""
+        return plgpu.SMEM((self.groups, self.blocks, 8, self.width), jnp.bfloat16, transforms=self.swizzle(8, self.width))
+
+
+def kv_view(stages: int, chunk: int, head_dim: int) -> object:
+    """A stage as a block of keys above a block of values: [2 * chunk positions, head_dim]."""
+    transforms = (plgpu.TilingTransform((8, 64)), plgpu.SwizzleTransform(128))
+    return plgpu.SMEM((stages, 2 * chunk, head_dim), jnp.bfloat16, transforms=transforms)

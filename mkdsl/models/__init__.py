@@ -1,0 +1,12 @@
+"""Decoder families written in the DSL, and their weights from Hugging Face checkpoints."""
+
+from mkdsl.models._checkpoint import load
+from mkdsl.models._config import DecoderConfig, read_config, read_json
+from mkdsl.models._decoder import DecodeStep, abstract_params, decode_step, init_cache, random_params
+from mkdsl.models._errors import CheckpointError, MissingExtra, extra
+from mkdsl.models._shapes import SHAPES
+
+__all__ = [
+    "SHAPES", "CheckpointError", "DecodeStep", "DecoderConfig", "MissingExtra", "abstract_params", "decode_step", "extra", "init_cache",
+    "load", "random_params", "read_config", "read_json",
+]  # fmt: skip

@@ -1,0 +1,122 @@
+"""Items -> workers: who folds which tiles. Everything here is deterministic."""
+
+import dataclasses
+from collections.abc import Sequence
+
+import numpy as np
+
+from mkdsl.graph import OpGraph, Phase
+from mkdsl.search._schedule import PhasePlan, Range
+
+Tasks = tuple[tuple[Range, ...], ...]
+
+
+def items(phase: Phase, plan: PhasePlan, batch: int) -> tuple[int, ...]:
+    """How many items each part of a phase has."""
+    if phase.kind == "attention":
+        return (batch * phase.kv_heads * plan.splits,)
+    sequences = batch if phase.kind == "map" else 1
+    return tuple(sequences * part.rows // plan.rows for part in phase.parts)
+
+
+def weights(phase: Phase) -> tuple[int, ...]:
+    """What an item of each part streams, relative to the phase's other parts."""
+    return tuple(max(1, len(part.weights)) for part in phase.parts)
+
+
+def shares(counts: Sequence[int], costs: Sequence[int], workers: int) -> tuple[int, ...]:
+    """How many workers each part gets, so that the busiest worker has as little as possible.
+
+    Args:
+      counts: items of each part.
+      costs: of one item of each part.
+      workers: there are. If there are fewer than parts, every part gets them all.
+    """
+    if len(counts) > workers:
+        return tuple(min(n, workers) for n in counts)
+    low, high = max(costs), sum(n * c for n, c in zip(counts, costs, strict=True))
+    while low < high:  # the least load for which the workers suffice
+        load = (low + high) // 2
+        low, high = (low, load) if sum(_needed(counts, costs, load)) <= workers else (load + 1, high)
+    given = _needed(counts, costs, low)
+    for _ in range(min(workers, sum(counts)) - sum(given)):  # those left over go where the mean load is highest
+        hungry = [i for i in range(len(given)) if given[i] < counts[i]]
+        given[max(hungry, key=lambda i: counts[i] * costs[i] / given[i])] += 1
+    return tuple(given)
+
+
+def _needed(counts: Sequence[int], costs: Sequence[int], load: int) -> list[int]:
+    return [-(-n // (load // c)) for n, c in zip(counts, costs, strict=True)]
+
+
+@dataclasses.dataclass
+class Assigner:
+    """Spreads one segment's phases over the workers. `load` is the stream each worker has so far: later phases even it out."""
+
+    workers: int
+
+    def __post_init__(self) -> None:
+        self.load = np.zeros(self.workers, np.int64)
+
+    def assign(self, phase: Phase, plan: PhasePlan, batch: int) -> Tasks:
+        """Each part's items over a contiguous share of the workers, counts differing by at most one."""
+        counts, costs = items(phase, plan, batch), weights(phase)
+        given = shares(counts, costs, self.workers)
+        if sum(given) > self.workers:  # fewer workers than parts
+            chosen = [self._least(n) for n in given]
+        elif len(given) == 1:
+            chosen = [self._least(given[0])]
+        else:
+            chosen = self._contiguous(counts, costs, given)
+        bytes_per_cost = self._item_bytes(phase, plan)
+        tasks = []
+        for n, cost, who in zip(counts, costs, chosen, strict=True):
+            per_worker = self._counts(n, who)
+            self.load += per_worker * cost * bytes_per_cost
+            tasks.append(_ranges(per_worker))
+        return tuple(tasks)
+
+    @staticmethod
+    def _item_bytes(phase: Phase, plan: PhasePlan) -> int:
+        if phase.kind == "attention":
+            return -(-phase.k // plan.splits) * phase.head_dim * 2 * phase.itemsize
+        return plan.rows * max(1, phase.k) * phase.itemsize
+
+    def _least(self, n: int) -> np.ndarray:
+        """The n workers with the least to stream so far."""
+        return np.sort(np.argsort(self.load, kind="stable")[:n])
+
+    def _counts(self, n: int, who: np.ndarray) -> np.ndarray:
+        """Items of each worker; those with the least to stream so far take one more."""
+        per_worker = np.zeros(self.workers, np.int64)
+        per_worker[who] = n // len(who)
+        per_worker[who[np.argsort(self.load[who], kind="stable")[: n % len(who)]]] += 1
+        return per_worker
+
+    def _contiguous(self, counts: Sequence[int], costs: Sequence[int], given: Sequence[int]) -> list[np.ndarray]:
+        """The parts' shares next to each other, started where the sum evens out best."""
+        mean = np.zeros(self.workers)
+        ends = np.cumsum((0, *given))
+        for i, (n, cost) in enumerate(zip(counts, costs, strict=True)):
+            mean[ends[i] : ends[i + 1]] = n * cost / given[i]
+        scale = mean.sum() / max(1, self.load.sum())  # both as shares of one phase: the choice does not depend on units
+        starts = [float(np.dot(self.load * scale, np.roll(mean, r))) for r in range(self.workers)]
+        start = int(np.argmin(np.round(starts, 6)))
+        return [(np.arange(ends[i], ends[i + 1]) + start) % self.workers for i in range(len(given))]
+
+
+def _ranges(counts: np.ndarray) -> tuple[Range, ...]:
+    firsts = np.cumsum(counts) - counts
+    return tuple((int(f), int(n)) for f, n in zip(firsts, counts, strict=True))
+
+
+def assign_all(graph: OpGraph, plans: Sequence[PhasePlan], *, batch: int, workers: int) -> tuple[PhasePlan, ...]:
+    """The plans with their tasks, segment by segment."""
+    by_name = {plan.name: plan for plan in plans}
+    out = []
+    for segment in graph.segments:
+        assigner = Assigner(workers)
+        for name in segment.phases:
+            plan = by_name[name]
+            out.append(dataclasses.replace(plan, tasks=assigner.assign(graph.phase(name), plan, batch)))
+    return tuple(out)

@@ -1,0 +1,127 @@
+"""What may be decided of one phase: its candidates, as plans without tasks."""
+
+import dataclasses
+import math
+
+from mkdsl.graph import OpGraph, Phase
+from mkdsl.search._assign import items, shares, weights
+from mkdsl.search._schedule import PhasePlan
+from mkdsl.search._smem import ROWS, attention_bytes, finished_bytes, resident_bytes
+
+PARTS = (8, 4, 2, 1)
+PIECES = (1, 2, 4, 8, 16)
+GROUPS = (16, 8, 4, 2, 1)  # tiles that finish together, at most
+CHUNK = 256  # elements: a box row of 512 bytes; longer rows gain nothing
+MMA_K = 16  # elements of the streamed axis per mma
+
+
+@dataclasses.dataclass(frozen=True)
+class Candidate:
+    """One way to tile a phase. `busiest`: items of the busiest worker, per part. Extents in bytes, per worker."""
+
+    plan: PhasePlan
+    busiest: tuple[int, ...]
+    resident: int = 0
+    finished: int = 0
+    scratch: int = 0
+
+
+def padded(batch: int) -> int:
+    """The batch as the kernel computes it: the next power of two.
+
+    Raises:
+      ValueError: no kernel holds that many columns.
+    """
+    if not 1 <= batch <= 16:
+        raise ValueError(f"batch={batch} is out of range: a kernel decodes 1 to 16 sequences; run larger batches in several steps")
+    return 1 << (batch - 1).bit_length()
+
+
+def chunk_of(piece: int, stage_bytes: int) -> int | None:
+    """Elements per mma row of one unit: 256, or else the largest multiple of 64, 32, 16 that divides a piece and fits a stage."""
+    most = min(CHUNK, stage_bytes // (ROWS * 2))
+    for step in (CHUNK, 64, 32, MMA_K):
+        fitting = [c for c in range(step, most + 1, step) if piece % c == 0]
+        if fitting:
+            return max(fitting)
+    return None
+
+
+def candidates(graph: OpGraph, phase: Phase, *, batch: int, stage_bytes: int, workers: int, smem_bytes: int) -> list[Candidate]:
+    """All candidates of a phase whose own extents leave room for a ring of two stages."""
+    make = {"fold": _folds, "attention": _attentions, "map": _maps}[phase.kind]
+    found = [_measured(phase, plan, batch, workers) for plan in make(graph, phase, batch, stage_bytes, workers)]
+    room = smem_bytes - 2 * stage_bytes
+    return [c for c in dict.fromkeys(found) if c.resident + c.finished + c.scratch <= room]
+
+
+def _measured(phase: Phase, plan: PhasePlan, batch: int, workers: int) -> Candidate:
+    busiest = busiest_counts(phase, plan, batch, workers)
+    if phase.kind == "fold":
+        pad = padded(batch)
+        return Candidate(plan, busiest, resident_bytes(phase, plan, pad), finished_bytes(phase, plan, pad))
+    return Candidate(plan, busiest, scratch=sum(attention_bytes(phase, plan)) if phase.kind == "attention" else 0)
+
+
+def busiest_counts(phase: Phase, plan: PhasePlan, batch: int, workers: int) -> tuple[int, ...]:
+    """Items of the busiest worker of each part."""
+    counts = items(phase, plan, batch)
+    return tuple(-(-n // given) for n, given in zip(counts, shares(counts, weights(phase), workers), strict=True))
+
+
+def _folds(graph: OpGraph, phase: Phase, batch: int, stage_bytes: int, workers: int) -> list[PhasePlan]:
+    out = []
+    for parts in PARTS if phase.parallel else (1,):
+        rows = ROWS // parts
+        if phase.k % (MMA_K * parts) or any(part.rows % rows for part in phase.parts):
+            continue
+        for pieces in PIECES:
+            piece, rest = divmod(phase.k // parts, pieces)
+            chunk = None if rest else chunk_of(piece, stage_bytes)
+            if chunk is not None:
+                plan = PhasePlan(name=phase.name, rows=rows, parts=parts, chunk=chunk, pieces=pieces, tasks=(), waits=())
+                out += [dataclasses.replace(plan, group=group) for group in groups(phase, plan, batch, workers)]
+    return out
+
+
+def groups(phase: Phase, plan: PhasePlan, batch: int, workers: int) -> list[int]:
+    """Choices of how many tiles finish together. Balanced: no smaller number gives as few groups.
+
+    A resident in several pieces is staged anew for each group: there the whole of a worker's tiles is a choice too.
+    """
+    most = max(busiest_counts(phase, plan, batch, workers))
+    choices = {-(-most // -(-most // limit)) for limit in GROUPS}
+    if plan.pieces > 1:
+        choices.add(most)
+    return sorted(choices, reverse=True)
+
+
+def _attentions(graph: OpGraph, phase: Phase, batch: int, stage_bytes: int, workers: int) -> list[PhasePlan]:
+    rows = phase.heads // phase.kv_heads * phase.head_dim
+    splittable = may_split(graph, phase.writes[0])
+    out = []
+    for chunk in range(64, phase.k + 1, 64):
+        if phase.k % chunk == 0 and 2 * chunk * phase.head_dim * phase.itemsize <= stage_bytes:
+            blocks = phase.k // chunk
+            for splits in _splits(blocks, batch * phase.kv_heads, workers) if splittable else (1,):
+                out.append(PhasePlan(name=phase.name, rows=rows, chunk=chunk, splits=splits, tasks=(), waits=()))
+    return out
+
+
+def may_split(graph: OpGraph, tensor: str) -> bool:
+    """Only folds that stage an attention's result as their resident merge its splits."""
+    users = [p for p in graph.phases if tensor in p.row_reads or (tensor in p.reads and p.kind != "fold")]
+    return not users
+
+
+def _splits(blocks: int, heads: int, workers: int) -> list[int]:
+    """Powers of two, and what just fills the workers once or twice."""
+    powers = {1 << i for i in range(blocks.bit_length())}
+    filling = {turns * workers // heads for turns in (1, 2)}
+    return sorted(s for s in powers | filling if 1 <= s <= blocks)
+
+
+def _maps(graph: OpGraph, phase: Phase, batch: int, stage_bytes: int, workers: int) -> list[PhasePlan]:
+    common = math.gcd(*(part.rows for part in phase.parts))
+    sizes = [64 << i for i in range(common.bit_length()) if common % (64 << i) == 0]
+    return [PhasePlan(name=phase.name, rows=rows, tasks=(), waits=()) for rows in sizes]

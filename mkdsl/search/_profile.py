@@ -1,0 +1,151 @@
+"""Hardware as data: what the search knows of a GPU. No code here or elsewhere in the search asks which GPU it is.
+
+Sources, named at each profile: *measured* is on one H200 (mosaic_gpu_notes.md); *public* are the vendor's data sheets; *assumed* is taken
+over from the H200 where nothing better is known, bandwidths as the same fraction of the data sheet's, latencies and compute by the clock.
+"""
+
+import dataclasses
+from typing import Any
+
+KIB = 1024
+
+Curve = tuple[tuple[float, float], ...]  # (x, y) points, x ascending
+
+
+@dataclasses.dataclass(frozen=True, kw_only=True)
+class Profile:
+    """One GPU. Times in microseconds, sizes in bytes unless a name says KiB.
+
+    Attributes:
+      name: as `profile` finds it, lower case.
+      capability: CUDA compute capability (public).
+      workers: streaming multiprocessors; one resident CTA each (public).
+      smem_bytes: most shared memory of one CTA (public).
+      bandwidth: bytes/s that all workers together read from device memory (H200: measured ceiling).
+      stream: (KiB in flight per worker, fraction of `bandwidth` reached) (H200: measured).
+      l2_rate: bytes/s that one worker reads of activations from L2 under the stream (H200: from the timeline, where 24 KiB more of
+        partials took 1.1 us longer to arrive).
+      clock_hz: boost clock (public); only used to scale what is assumed for other GPUs.
+      handoff: (KiB in flight per worker, us) from the last worker's store to a reader's data, relaxed (H200: measured).
+      released: the same behind a release/acquire counter (H200: measured).
+      mma_us: one unit of 32 KiB past 8 columns, shared memory to accumulators, and
+      column_us: for every further column (H200: q/k/v's timeline; about 1.0 us at 128 columns).
+      row_bytes: a box row shorter than this is bound by TMA's issue rate: 128-byte rows run 40 % slower (H200: measured).
+      fold_us: latency of a fold around its stream: prologue, last mma, finish, signal; group_us: one more group's finish (timeline).
+      attention_us: an attention item's short dependent steps, and block_us: one more cache block of 32 KiB (timeline).
+      map_us: latency of a map, one item (assumed: a fold's without its mma).
+      drift: workers drift apart by this fraction of a phase's stream, at most drift_us; the last one counts (H200: timeline).
+    """
+
+    name: str
+    capability: tuple[int, int]
+    workers: int
+    smem_bytes: int
+    bandwidth: float
+    stream: Curve
+    l2_rate: float
+    clock_hz: float
+    handoff: Curve
+    released: Curve
+    mma_us: float
+    column_us: float
+    row_bytes: int
+    fold_us: float
+    group_us: float
+    attention_us: float
+    block_us: float
+    map_us: float
+    drift: float
+    drift_us: float
+
+    def to_json(self) -> dict[str, Any]:
+        return dataclasses.asdict(self)
+
+
+def interpolate(curve: Curve, x: float) -> float:
+    """Piecewise linear through the points, constant beyond them."""
+    if x <= curve[0][0]:
+        return curve[0][1]
+    for (x0, y0), (x1, y1) in zip(curve, curve[1:], strict=False):
+        if x <= x1:
+            return y0 + (y1 - y0) * (x - x0) / (x1 - x0)
+    return curve[-1][1]
+
+
+_H200 = Profile(
+    name="h200",
+    capability=(9, 0),
+    workers=132,
+    smem_bytes=227 * KIB,
+    bandwidth=4.61e12,
+    stream=((8, 0.35), (16, 0.65), (24, 0.857), (32, 0.945), (40, 0.998), (48, 1.0)),  # below 24: assumed, by Little's law
+    l2_rate=22e9,
+    clock_hz=1.98e9,
+    handoff=((0, 1.0), (24, 1.4), (32, 1.5), (40, 2.0), (48, 2.2), (64, 2.8), (160, 4.5)),
+    released=((0, 1.4), (32, 2.9), (64, 4.6)),
+    mma_us=0.30,
+    column_us=0.0058,
+    row_bytes=180,
+    fold_us=1.0,
+    group_us=0.3,
+    attention_us=2.0,
+    block_us=0.45,
+    map_us=0.7,
+    drift=0.1,
+    drift_us=1.5,
+)
+
+
+def _assumed(name: str, *, capability: tuple[int, int], workers: int, smem_kib: int, sheet: float, clock_hz: float) -> Profile:
+    """A GPU known from its data sheet: bandwidth `sheet` (bytes/s) reached as far as the H200 reaches its 4.8 TB/s."""
+    slower = _H200.clock_hz / clock_hz
+    bandwidth = sheet * _H200.bandwidth / 4.8e12
+    needed = (bandwidth / workers) / (_H200.bandwidth / _H200.workers)  # bytes in flight for full bandwidth, relative (Little's law)
+    return dataclasses.replace(
+        _H200,
+        name=name,
+        capability=capability,
+        workers=workers,
+        smem_bytes=smem_kib * KIB,
+        bandwidth=bandwidth,
+        stream=tuple((x * needed, y) for x, y in _H200.stream),
+        l2_rate=_H200.l2_rate / slower,
+        clock_hz=clock_hz,
+        handoff=_queued(_H200.handoff, slower, needed),
+        released=_queued(_H200.released, slower, needed),
+        **{field: getattr(_H200, field) * slower for field in _BY_CLOCK},
+    )
+
+
+_BY_CLOCK = ("mma_us", "column_us", "fold_us", "group_us", "attention_us", "block_us", "map_us")
+
+
+def _queued(curve: Curve, slower: float, needed: float) -> Curve:
+    """Idle latency by the clock; what is queued in front of a hand-off takes longer where device memory is slower for each worker."""
+    idle = curve[0][1]
+    return tuple((x, idle * slower + (y - idle) / needed) for x, y in curve)
+
+
+PROFILES: dict[str, Profile] = {
+    p.name: p
+    for p in (
+        _H200,
+        _assumed("h100", capability=(9, 0), workers=132, smem_kib=227, sheet=3.35e12, clock_hz=1.98e9),  # SXM5, 80 GB HBM3 (public)
+        _assumed("a100", capability=(8, 0), workers=108, smem_kib=163, sheet=2.039e12, clock_hz=1.41e9),  # SXM4, 80 GB (public)
+        _assumed("l20", capability=(8, 9), workers=92, smem_kib=99, sheet=864e9, clock_hz=2.52e9),  # public
+        _assumed("l40s", capability=(8, 9), workers=142, smem_kib=99, sheet=864e9, clock_hz=2.52e9),  # public
+        _assumed("b200", capability=(10, 0), workers=148, smem_kib=227, sheet=8.0e12, clock_hz=1.965e9),  # public
+    )
+}
+
+
+def profile(name: str) -> Profile:
+    """The GPU of this name, in any case.
+
+    Raises:
+      ValueError: there is none; the message lists those there are.
+    """
+    found = PROFILES.get(name.lower())
+    if found is None:
+        raise ValueError(f"no GPU profile {name!r}; there are {', '.join(sorted(PROFILES))}")
+    return found

@@ -1,0 +1,96 @@
+"""A tiny checkpoint whose tokenizer has one token for each byte, so that characters outside ASCII are several tokens."""
+
+import dataclasses
+import json
+
+import jax
+import numpy as np
+import pytest
+from safetensors.numpy import save_file
+from tokenizers import AddedToken, Tokenizer, decoders, pre_tokenizers, processors
+from tokenizers.models import BPE
+
+from mkdsl import models
+from mkdsl.models._checkpoint import _names
+
+SHAPE = models.DecoderConfig(
+    hidden=32,
+    layers=2,
+    heads=4,
+    kv_heads=2,
+    head_dim=8,
+    intermediate=48,
+    vocab=260,
+    eps=1e-5,
+    theta=1e4,
+    tied=True,
+    max_context=256,
+    bos=256,
+    eos=(257,),
+)
+TEMPLATE = """{{ bos_token }}{% for m in messages %}
+    {%- if m.role == 'system' %}{{ raise_exception('no system prompt') }}{% endif %}
+<{{ m.role }}>{{ m.content }}{% endfor %}{% if add_generation_prompt %}<assistant>{% endif %}"""
+
+
+@pytest.fixture(scope="session")
+def byte_tokenizer():
+    alphabet = sorted(pre_tokenizers.ByteLevel.alphabet())
+    tokenizer = Tokenizer(BPE(vocab={c: i for i, c in enumerate(alphabet)}, merges=[]))
+    tokenizer.pre_tokenizer = pre_tokenizers.ByteLevel(add_prefix_space=False, use_regex=False)
+    tokenizer.decoder = decoders.ByteLevel()
+    tokenizer.add_special_tokens([AddedToken("<s>", special=True), AddedToken("</s>", special=True)])
+    tokenizer.post_processor = processors.TemplateProcessing(single="<s> $A", special_tokens=[("<s>", 256)])
+    return tokenizer
+
+
+@pytest.fixture
+def checkpoint(tmp_path, byte_tokenizer):
+    config = {
+        "architectures": ["LlamaForCausalLM"],
+        "hidden_size": SHAPE.hidden,
+        "num_hidden_layers": SHAPE.layers,
+        "num_attention_heads": SHAPE.heads,
+        "num_key_value_heads": SHAPE.kv_heads,
+        "intermediate_size": SHAPE.intermediate,
+        "vocab_size": SHAPE.vocab,
+        "max_position_embeddings": SHAPE.max_context,
+        "rms_norm_eps": SHAPE.eps,
+        "rope_theta": SHAPE.theta,
+        "tie_word_embeddings": True,
+        "bos_token_id": 256,
+        "eos_token_id": 257,
+    }
+    tensors = {}
+    for path, stacked in jax.tree.leaves_with_path(models.random_params(SHAPE, jax.random.key(7))):
+        names = _names(path[-1].key, SHAPE.layers)
+        tensors |= dict(zip(names, np.asarray(stacked) if len(path) > 1 else np.asarray(stacked)[None], strict=True))
+    directory = tmp_path / "checkpoint"
+    directory.mkdir()
+    (directory / "config.json").write_text(json.dumps(config))
+    save_file(tensors, directory / "model.safetensors")
+    byte_tokenizer.save(str(directory / "tokenizer.json"))
+    about = {"bos_token": {"content": "<s>"}, "eos_token": "</s>", "chat_template": TEMPLATE}
+    (directory / "tokenizer_config.json").write_text(json.dumps(about))
+    return directory
+
+
+@pytest.fixture
+def scripted():
+    """Replaces a model's decoder: it says what a script says, and fails at a position past the cache."""
+
+    def replace(model, script):
+        first = None
+
+        def step(params, kv, token, pos):
+            nonlocal first
+            first = int(pos) if first is None else first
+            assert int(pos) < model.context, f"step at {pos} of {model.context}"
+            steps.append((int(token), int(pos)))
+            return np.int32(script[(int(pos) - first) % len(script)]), None, kv
+
+        steps = []
+        decoder = dataclasses.replace(model.decoder, step=step)
+        return dataclasses.replace(model, decoder=decoder), steps
+
+    return replace
