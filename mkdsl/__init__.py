@@ -1,5 +1,7 @@
 """mkdsl compiles a JAX decode step into one persistent GPU kernel whose every decision was made before it ran."""
 
+from mkdsl.gpu import jit
+from mkdsl.graph import UnsupportedError
 from mkdsl.ops import (
     Llama3Scaling,
     append,
@@ -19,6 +21,6 @@ from mkdsl.ops import (
 )
 
 __all__ = [
-    "Llama3Scaling", "append", "argmax", "attention", "dot", "embed", "fold", "heads", "layer_norm", "layers", "linear", "prefill",
+    "Llama3Scaling", "UnsupportedError", "append", "argmax", "attention", "dot", "embed", "fold", "heads", "jit", "layer_norm", "layers", "linear", "prefill",
     "rms_norm", "rope", "tile",
 ]  # fmt: skip

@@ -51,7 +51,6 @@ def _part(m: Machine, phase: Phase, part: int, tile: Tile, prologue: Prologue, l
             i = lax.fori_loop(0, count, one_tile, i)
         else:
             i = _piecewise(m, tile, prologue, slots, len(folds), count, one_tile, i)
-        prologue.settle()
         _finish(m, phase, part, first + a, count, l)
         return i
 
@@ -95,10 +94,10 @@ def _accumulate(m: Machine, phase: Phase, tile: Tile, operand: list[jax.Array] |
         slot = lax.rem(i, m.schedule.stages)
         first = operand or _operand(m, phase, tile, 0, c)
         plgpu.barrier_wait(full.at[slot])
-        whole = written[slot].reshape(ROWS, tile.chunk) if m.interpret else None
+        whole = _unit(tile, written, slot) if m.interpret else None
         for q in range(tile.chunk // tile.width):
             columns = pl.ds(q * tile.width, tile.width)
-            left = whole[:, q * tile.width : (q + 1) * tile.width] if m.interpret else plgpu.load(read.at[slot, :, columns], layout=LHS)
+            left = whole[:, q * tile.width : (q + 1) * tile.width] if m.interpret else plgpu.load(read.at[slot, pl.ds(0, ROWS), columns], layout=LHS)
             for g in range(tile.groups):
                 right = first[q] if g == 0 else _operand_block(m, phase, tile, g, c, q)
                 at = g * copies + q % copies
@@ -111,6 +110,11 @@ def _accumulate(m: Machine, phase: Phase, tile: Tile, operand: list[jax.Array] |
     start = tuple(zeros((ROWS, 8), ACC) for _ in range(tile.groups * copies))
     accs, i = times(tile.chunks, one_unit, (start, i))
     return [sum(accs[g * copies + 1 : (g + 1) * copies], accs[g * copies]) for g in range(tile.groups)], i
+
+
+def _unit(tile: Tile, written: Any, slot: Any) -> jax.Array:
+    """A unit's [64, chunk] read through the view it was written through, as interpret mode wants it."""
+    return written[slot][: tile.rows].reshape(ROWS, tile.chunk)
 
 
 def _operand_block(m: Machine, phase: Phase, tile: Tile, group: int, chunk: Any, q: int) -> jax.Array:

@@ -6,6 +6,7 @@ Where there are fewer than 8 such rows they repeat, which costs nothing and keep
 """
 
 import dataclasses
+import functools
 from collections.abc import Sequence
 from typing import Any, NamedTuple
 
@@ -19,6 +20,9 @@ from jax.experimental import pallas as pl
 from mkdsl.graph import Node, Phase, UnsupportedError
 from mkdsl.lower._layouts import grid
 from mkdsl.lower._machine import Machine, Request, f32, spread
+
+
+COMBINE = {"reduce_sum": (jnp.add, jnp.sum, 0.0), "reduce_max": (jnp.maximum, jnp.max, -jnp.inf), "reduce_min": (jnp.minimum, jnp.min, jnp.inf)}
 
 
 class PerToken(NamedTuple):
@@ -154,10 +158,15 @@ class Rows(Frame):
     def statistic(self, id: int) -> PerToken:
         slot = self.m.graph.code[self.phase.name].stats.index(id)
         rows, parts = self.m.refs["statistics"], self.m.schedule.plan(self.phase.name).parts
+        combine = COMBINE[self.m.graph.node(id).op][0]
+        pieces = [self._partial(rows, slot, parts, p) for p in range(1 if (self.phase.name, id) in self.m.settled else parts)]
+        return PerToken(functools.reduce(combine, pieces))
+
+    def _partial(self, rows: Any, slot: int, parts: int, part: int) -> jax.Array:
         if self.sequences == 1:
-            return PerToken(rows[slot, self.sequence * parts])
+            return rows[slot, self.sequence * parts + part]
         view = (rows.shape[1] // (self.m.batch * parts), self.m.batch, parts)
-        return PerToken(self.m.load(Request(rows, (slot,), view, (0, pl.ds(self.sequence, self.sequences), 0), self.layout.reduce(1))))
+        return self.m.load(Request(rows, (slot,), view, (0, pl.ds(self.sequence, self.sequences), part), self.layout.reduce(1)))
 
 
 def embedding_row(m: Machine, node: Node, sequence: Any) -> tuple[Any, Any]:

@@ -15,7 +15,7 @@ from jax.experimental import pallas as pl
 from mkdsl.graph import Node, Phase, UnsupportedError
 from mkdsl.lower._layouts import grid
 from mkdsl.lower._machine import Machine, Request, spread
-from mkdsl.lower._resident import COMBINE
+from mkdsl.lower._frames import COMBINE
 
 
 class Halves(NamedTuple):

@@ -47,12 +47,12 @@ def scratch(graph: OpGraph, schedule: Schedule, phases: Sequence[Phase]) -> Scra
         plan = schedule.plan(phase.name)
         if phase.kind == "fold":
             tile = Tile.of(phase, plan, schedule.padded_batch)
-            ring[f"written.{phase.name}"], ring[f"read.{phase.name}"] = tile.views(schedule.stages)
+            ring[f"written.{phase.name}"], ring[f"read.{phase.name}"] = tile.views(schedule.stages, schedule.stage_bytes)
             staged[f"resident.{phase.name}"] = tile.resident()
             matrices = max(len(p.weights) for p in phase.parts)
             rows[f"rows.{phase.name}"] = plgpu.SMEM((matrices, schedule.padded_batch, plan.group, ROWS), f32)
         if phase.kind == "attention":
-            ring[f"stage.{phase.name}"] = kv_view(schedule.stages, plan.chunk, phase.head_dim)
+            ring[f"stage.{phase.name}"] = kv_view(schedule.stages, schedule.stage_bytes, phase.head_dim)
     single = [("tasks", plgpu.SMEM((2, task_table(graph, schedule).shape[1]), i32))]
     single += _barriers(schedule) if ring else []
     single += _reductions(graph, schedule, phases)

@@ -58,6 +58,7 @@ class Machine:
     interpret: bool
     concurrent: bool
     refs: dict[str, Any] = dataclasses.field(default_factory=dict)
+    settled: set[tuple[str, int]] = dataclasses.field(default_factory=set)  # (phase, reduction): summed over parts already
 
     # Static facts.
 

@@ -19,9 +19,7 @@ def map_phase(m: Machine, phase: Phase, l: Any) -> None:
     m.wait(phase, plan, l)
     if code.stats:
         width = m.graph.node(m.graph.node(code.stats[0]).inputs[0]).width
-        prologue = Prologue(m, phase, code, Tile(8, plan.parts, width // plan.parts, 1, width, m.batch), l)
-        prologue.run()
-        prologue.settle()
+        Prologue(m, phase, code, Tile(8, plan.parts, width // plan.parts, 1, width, m.batch), l).run()
     for part, (_, written) in enumerate(code.parts):
         first, n = m.tasks(phase, part, COMPUTE)
         blocks = phase.parts[part].rows // plan.rows

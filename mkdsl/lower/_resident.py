@@ -10,18 +10,21 @@ from jax import lax
 from jax.experimental import pallas as pl
 
 from mkdsl.graph import Code, Phase
-from mkdsl.lower._frames import Cell, fetch
+from mkdsl.lower._frames import COMBINE, Cell, fetch
 from mkdsl.lower._layouts import grid
 from mkdsl.lower._machine import Machine, Request, bf16, f32, i32, spread, times
 from mkdsl.lower._tiles import Tile
 
 REGISTERS = 64  # per thread for loads in flight: more would spill next to the mma's operands
-COMBINE = {"reduce_sum": (jnp.add, jnp.sum, 0.0), "reduce_max": (jnp.maximum, jnp.max, -jnp.inf), "reduce_min": (jnp.minimum, jnp.min, jnp.inf)}
 
 
 @dataclasses.dataclass
 class Prologue:
-    """One phase's prologue in one iteration. Reductions that only the finish needs are completed by `settle`, off the critical path."""
+    """One phase's prologue in one iteration.
+
+    A reduction leaves one partial per row in `statistics`. `settle` completes those that a later reduction or the resident waits for; what
+    only the finish needs it sums up itself, off the critical path.
+    """
 
     m: Machine
     phase: Phase
@@ -47,8 +50,6 @@ class Prologue:
             for width in sorted(widths, reverse=True):
                 tile = self.tile.over(width)
                 self._sweep([r for r in reductions if self._width(r) == width], resident if width == self.tile.k else None, 0, tile)
-        if self.unsettled and not whole:
-            self.settle()
 
     def stage(self, piece: Any) -> None:
         """One piece of a resident that is staged in several."""
@@ -130,6 +131,7 @@ class Prologue:
             value = reduce(m.load(_part_of(rows, view, 0)), axis=1)
             for copy in range(self.tile.groups * 8 // (batch * parts)):
                 m.store(_part_of(rows, view, copy), spread(value, (batch, parts), 0, layout))
+        self.m.settled |= {(self.phase.name, r) for r in self.unsettled}
         self.unsettled = []
 
 

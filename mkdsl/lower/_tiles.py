@@ -58,20 +58,22 @@ class Tile:
     def swizzle(self, *tiling: int) -> tuple:
         return plgpu.TilingTransform(tiling), plgpu.SwizzleTransform(2 * self.width)
 
-    def views(self, stages: int) -> tuple:
-        """(as one TMA copy writes a stage, as the mma reads it): the same bytes."""
-        shape = (stages, self.rows, self.parts, self.chunk) if self.parts > 1 else (stages, ROWS, self.chunk)
-        tiling = (self.width,) if self.parts == 1 else (self.parts, self.width)
-        tiling = (8, *tiling) if self.parts == 1 else tiling if self.parts == 8 else (8 // self.parts, *tiling)
-        written = plgpu.SMEM(shape, jnp.bfloat16, transforms=self.swizzle(*tiling))
-        return written, plgpu.SMEM((stages, ROWS, self.chunk), jnp.bfloat16, transforms=self.swizzle(8, self.width))
+    def views(self, stages: int, stage_bytes: int) -> tuple:
+        """(as one TMA copy writes stages, as the mma reads them): the same bytes, the tile in the first rows of each stage."""
+        height = stage_bytes // (2 * self.chunk)
+        read = plgpu.SMEM((stages, height, self.chunk), jnp.bfloat16, transforms=self.swizzle(8, self.width))
+        if self.parts == 1:
+            return read, read
+        tiling = (self.parts, self.width) if self.parts == 8 else (8 // self.parts, self.parts, self.width)
+        shape = (stages, height // self.parts, self.parts, self.chunk)
+        return plgpu.SMEM(shape, jnp.bfloat16, transforms=self.swizzle(*tiling)), read
 
     def resident(self) -> object:
         """The staged operand: [groups, blocks, 8 columns, width]."""
         return plgpu.SMEM((self.groups, self.blocks, 8, self.width), jnp.bfloat16, transforms=self.swizzle(8, self.width))
 
 
-def kv_view(stages: int, chunk: int, head_dim: int) -> object:
-    """A stage as a block of keys above a block of values: [2 * chunk positions, head_dim]."""
+def kv_view(stages: int, stage_bytes: int, head_dim: int) -> object:
+    """A stage as a block of keys above a block of values: [positions, head_dim]."""
     transforms = (plgpu.TilingTransform((8, 64)), plgpu.SwizzleTransform(128))
-    return plgpu.SMEM((stages, 2 * chunk, head_dim), jnp.bfloat16, transforms=transforms)
+    return plgpu.SMEM((stages, stage_bytes // (2 * head_dim), head_dim), jnp.bfloat16, transforms=transforms)

@@ -15,7 +15,7 @@ from jax._src import source_info_util
 from jax.extend.core import Primitive
 from jax.interpreters import batching, mlir
 
-source_info_util.register_exclusion(__file__.rsplit("/", 2)[0])  # errors name the user's line, not ours
+source_info_util.register_exclusion(__file__.rsplit("/", 1)[0] + "/")  # errors name the user's line, not ours
 
 
 @dataclasses.dataclass(frozen=True)

@@ -6,10 +6,10 @@ import math
 from mkdsl.graph import OpGraph, Phase
 from mkdsl.search._assign import items, shares, weights
 from mkdsl.search._schedule import PhasePlan
-from mkdsl.search._smem import ROWS, attention_bytes, finished_bytes, resident_bytes
+from mkdsl.search._smem import ALIGNMENT, ROWS, attention_bytes, finished_bytes, resident_bytes, round_up
 
 PARTS = (8, 4, 2, 1)
-PIECES = (1, 2, 4, 8, 16)
+PIECES = (1, 2, 4, 8, 16, 32, 64)
 GROUPS = (16, 8, 4, 2, 1)  # tiles that finish together, at most
 CHUNK = 256  # elements: a box row of 512 bytes; longer rows gain nothing
 MMA_K = 16  # elements of the streamed axis per mma
@@ -17,7 +17,7 @@ MMA_K = 16  # elements of the streamed axis per mma
 
 @dataclasses.dataclass(frozen=True)
 class Candidate:
-    """One way to tile a phase. `busiest`: items of the busiest worker, per part. Extents in bytes, per worker."""
+    """One way to tile a phase. `busiest`: items of the busiest worker, per part. Extents in bytes, per worker, aligned."""
 
     plan: PhasePlan
     busiest: tuple[int, ...]
@@ -59,8 +59,12 @@ def _measured(phase: Phase, plan: PhasePlan, batch: int, workers: int) -> Candid
     busiest = busiest_counts(phase, plan, batch, workers)
     if phase.kind == "fold":
         pad = padded(batch)
-        return Candidate(plan, busiest, resident_bytes(phase, plan, pad), finished_bytes(phase, plan, pad))
-    return Candidate(plan, busiest, scratch=sum(attention_bytes(phase, plan)) if phase.kind == "attention" else 0)
+        return Candidate(plan, busiest, _aligned(resident_bytes(phase, plan, pad)), _aligned(finished_bytes(phase, plan, pad)))
+    return Candidate(plan, busiest, scratch=sum(map(_aligned, attention_bytes(phase, plan))) if phase.kind == "attention" else 0)
+
+
+def _aligned(n: int) -> int:
+    return round_up(n, ALIGNMENT)
 
 
 def busiest_counts(phase: Phase, plan: PhasePlan, batch: int, workers: int) -> tuple[int, ...]:

@@ -8,13 +8,13 @@ Calibrated on the hand-written Llama-3.2-1B step (batch 1, context 512, H200): 6
 """
 
 import dataclasses
+import math
 
 from mkdsl.graph import OpGraph, Phase
 from mkdsl.search._candidates import Candidate
-from mkdsl.search._profile import Profile, interpolate
+from mkdsl.search._profile import KIB, Profile, interpolate
 from mkdsl.search._smem import columns
 
-KIB = 1024
 UNIT = 32 * KIB  # bytes: what the profile's per-unit times are of
 
 
@@ -82,23 +82,32 @@ class Model:
         narrow = max(1.0, p.row_bytes / (plan.chunk * phase.itemsize))
         stream = units * unit_bytes * narrow / self.ring.bandwidth(p)
         mma = p.mma_us + p.column_us * (columns(self.padded_batch, plan.parts) - 8)
-        groups = -(-max(candidate.busiest) // plan.group)
+        compute = units * (p.unit_us + mma * unit_bytes / UNIT)
         read = self._read_us(phase, splits)
-        again = read + p.group_us * plan.pieces if plan.pieces > 1 else 0.0  # staged for every group, piece by piece
-        finish = p.group_us * (1 + 0.1 * (self.padded_batch - 1))
         latency = self._arrival(phase) + read + p.fold_us
-        return Cost(latency, stream + min(p.drift * stream, p.drift_us), units * mma * unit_bytes / UNIT + (groups - 1) * (finish + again))
+        return Cost(latency, stream + self._drift(stream), compute + self._groups(candidate, read))
+
+    def _groups(self, candidate: Candidate, read: float) -> float:
+        """What more than one group or piece adds: finishes, and a resident in pieces that is staged anew for each group."""
+        plan, p = candidate.plan, self.profile
+        groups = -(-max(candidate.busiest) // plan.group)
+        finishes = (groups - 1) * p.group_us * (1 + 0.1 * (self.padded_batch - 1))
+        staged = (groups - 1) * read + (groups * plan.pieces - 1) * p.piece_us if plan.pieces > 1 else 0.0
+        return finishes + staged
+
+    def _drift(self, stream: float) -> float:
+        return min(self.profile.drift * stream, self.profile.drift_us)
 
     def _attention(self, phase: Phase, candidate: Candidate, splits: dict[str, int]) -> Cost:
         plan, p = candidate.plan, self.profile
         positions = min(phase.k, phase.window or phase.k)
-        blocks = -(-(-(-positions // plan.chunk)) // plan.splits)
+        blocks = math.ceil(positions / plan.chunk / plan.splits)
         block_bytes = 2 * plan.chunk * phase.head_dim * phase.itemsize
         n = max(candidate.busiest)
         stream = n * blocks * block_bytes / self.ring.bandwidth(p)
         latency = self._arrival(phase) + self._read_us(phase, splits, 1 / (self.batch * phase.kv_heads)) + p.attention_us
-        compute = n * blocks * p.block_us * block_bytes / UNIT + (n - 1) * p.attention_us
-        return Cost(latency, stream + min(p.drift * stream, p.drift_us), compute)
+        compute = n * blocks * (p.block_us + p.mma_us * block_bytes / UNIT) + (n - 1) * p.attention_us
+        return Cost(latency, stream + self._drift(stream), compute)
 
     def _map(self, phase: Phase, candidate: Candidate, splits: dict[str, int]) -> Cost:
         read = self._read_us(phase, splits)

@@ -1,8 +1,8 @@
 """The order in which a schedule's steps happen, proved by vector clocks.
 
-A step is one phase in one iteration. Every worker walks the steps in program order and takes part in those it has items of. A step's event
-has come when all who take part in it have signalled, which they do after their reads and writes. `clock[w, v]` says up to which step worker w,
-starting a step, knows worker v to be done: its own program order, joined with the events it waited for.
+A step is one phase in one iteration. Every worker walks the steps in program order and takes part in those it has items of. A step's
+event has come when all who take part in it have signalled, which they do after their reads and writes. `clock[w, v]` says up to which
+step worker w, starting a step, knows worker v to be done: its own program order, joined with the events it waited for.
 
 Loops are unrolled to a few iterations. That suffices: a path between steps of iterations i and j runs through iterations i to j only, all
 waits inside a loop reach back at most one iteration, and the steps and waits of iteration i + 1 are those of i, shifted. So whether one
@@ -86,6 +86,16 @@ class Execution:
                 yield self.at[before.name, iteration]
             elif iteration > 0:
                 yield self.at[before.name, iteration - 1]
+
+    def implies(self, phase: str, before: str) -> bool:
+        """Whether `phase`'s other waits imply one for `before`: the same order, through release events if it hands over by counter."""
+        by_release = bool(self.counters.intersection(self.graph.phase(before).writes))
+        for step in (s for s in self.steps if s.phase.name == phase):
+            known = step.released if by_release else step.clock
+            for earlier in self.waited(step.phase, (before,), step.iteration):
+                if (known[np.ix_(step.workers, earlier.workers)] < earlier.index).any():
+                    return False
+        return True
 
     def fenced_after(self, fences: set[str]) -> np.ndarray:
         """[step, worker]: the first later step in which the worker fences, which orders what it did in this one; NEVER if there is none."""

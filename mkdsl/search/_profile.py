@@ -5,6 +5,7 @@ over from the H200 where nothing better is known, bandwidths as the same fractio
 """
 
 import dataclasses
+import itertools
 from typing import Any
 
 KIB = 1024
@@ -28,11 +29,12 @@ class Profile:
       clock_hz: boost clock (public); only used to scale what is assumed for other GPUs.
       handoff: (KiB in flight per worker, us) from the last worker's store to a reader's data, relaxed (H200: measured).
       released: the same behind a release/acquire counter (H200: measured).
-      mma_us: one unit of 32 KiB past 8 columns, shared memory to accumulators, and
-      column_us: for every further column (H200: q/k/v's timeline; about 1.0 us at 128 columns).
+      unit_us: a unit's barriers and loop (H200: assumed); mma_us: 32 KiB past 8 columns, shared memory to accumulators; column_us: for
+        every further column (H200: q/k/v's timeline gives 0.3 us a unit; about 1.0 us at 128 columns).
       row_bytes: a box row shorter than this is bound by TMA's issue rate: 128-byte rows run 40 % slower (H200: measured).
       fold_us: latency of a fold around its stream: prologue, last mma, finish, signal; group_us: one more group's finish (timeline).
-      attention_us: an attention item's short dependent steps, and block_us: one more cache block of 32 KiB (timeline).
+      piece_us: one more piece of a resident, staged while compute waits for L2 (H200: the wait for data in o's timeline).
+      attention_us: an attention item's short dependent steps; block_us: one more cache block, besides its bytes (timeline).
       map_us: latency of a map, one item (assumed: a fold's without its mma).
       drift: workers drift apart by this fraction of a phase's stream, at most drift_us; the last one counts (H200: timeline).
     """
@@ -47,11 +49,13 @@ class Profile:
     clock_hz: float
     handoff: Curve
     released: Curve
+    unit_us: float
     mma_us: float
     column_us: float
     row_bytes: int
     fold_us: float
     group_us: float
+    piece_us: float
     attention_us: float
     block_us: float
     map_us: float
@@ -66,7 +70,7 @@ def interpolate(curve: Curve, x: float) -> float:
     """Piecewise linear through the points, constant beyond them."""
     if x <= curve[0][0]:
         return curve[0][1]
-    for (x0, y0), (x1, y1) in zip(curve, curve[1:], strict=False):
+    for (x0, y0), (x1, y1) in itertools.pairwise(curve):
         if x <= x1:
             return y0 + (y1 - y0) * (x - x0) / (x1 - x0)
     return curve[-1][1]
@@ -83,13 +87,15 @@ _H200 = Profile(
     clock_hz=1.98e9,
     handoff=((0, 1.0), (24, 1.4), (32, 1.5), (40, 2.0), (48, 2.2), (64, 2.8), (160, 4.5)),
     released=((0, 1.4), (32, 2.9), (64, 4.6)),
-    mma_us=0.30,
+    unit_us=0.08,
+    mma_us=0.22,
     column_us=0.0058,
     row_bytes=180,
-    fold_us=1.0,
+    fold_us=1.1,
     group_us=0.3,
+    piece_us=0.8,
     attention_us=2.0,
-    block_us=0.45,
+    block_us=0.25,
     map_us=0.7,
     drift=0.1,
     drift_us=1.5,
@@ -117,7 +123,7 @@ def _assumed(name: str, *, capability: tuple[int, int], workers: int, smem_kib: 
     )
 
 
-_BY_CLOCK = ("mma_us", "column_us", "fold_us", "group_us", "attention_us", "block_us", "map_us")
+_BY_CLOCK = ("unit_us", "mma_us", "column_us", "fold_us", "group_us", "piece_us", "attention_us", "block_us", "map_us")
 
 
 def _queued(curve: Curve, slower: float, needed: float) -> Curve:

@@ -12,7 +12,8 @@ Hence (clear) all reads of that older instance happen before the clear. And (fen
 instance n + 1 the clearing worker fences and then signals, and that signal happens before the look. Relaxed signals order nothing by
 themselves, which is why the fence must come between. A worker sees its own clears without one.
 
-Both kinds need (reuse): a slot's former readers are done before it is written again, and another writer (of instance 0) too.
+Both kinds need (reuse): a slot's former readers are done before it is written again. Instance 0 has another writer, and its stores must
+not come late either: they are there once they are released, or fenced and signalled, or once someone who read them whole is done.
 """
 
 import dataclasses
@@ -44,7 +45,7 @@ class Violation:
         return {
             BEFORE: f"{self.then} reads {t} (instance {n}) on worker {v}, unordered with the write in {self.first} on worker {w}",
             CLEAR: f"{self.then} on worker {v} clears {t}'s slot of instance {n}, which {self.first} may still read on worker {w}",
-            FENCE: f"{self.then} may look at {t} (instance {n}) on worker {v} before worker {w}'s clear in {self.first} is there: no fence orders it",
+            FENCE: f"{self.then} may look at {t} (instance {n}) on worker {v} before worker {w}'s clear in {self.first}: no fence",
             REUSE: f"{self.then} on worker {v} writes to {t}'s slot of instance {n}, unordered with {self.first} on worker {w}",
         }[self.kind]
 
@@ -124,29 +125,45 @@ class Accesses:
         for n, write in self.writes.items():
             if self.plan.handoff == "counter":
                 for read in self.reads.get(n, ()):
-                    yield from self._unordered(BEFORE, n, write, read, self.pairs(read.phase, write.phase).T | self._everyone(write, read), read.released)
+                    yield from self._unordered(
+                        BEFORE, n, write, read, self.pairs(read.phase, write.phase).T | self._everyone(write, read), read.released
+                    )
             yield from self._reused(REUSE, n - self.plan.incarnations, write)
             if self._clears(write):
                 yield from self._reused(CLEAR, n + 1 - self.plan.incarnations, write)
 
     def _reused(self, kind: str, old: int, write: Step) -> Iterator[Violation]:
-        """An older instance of a slot that `write` overwrites or clears: its readers are done, and so is its writer if it was another."""
+        """An older instance of a slot that `write` overwrites or clears: its readers are done, and so is another writer."""
         for read in self.reads.get(old, ()):
             yield from self._unordered(kind, old, read, write, self.pairs(read.phase, write.phase), write.clock)
-        former = self.writes.get(old)
-        if former is not None and former.phase != write.phase:
-            met = np.zeros((self.schedule.workers,) * 2, bool)
-            met[np.ix_(former.workers, np.unique(self._owners(write.phase)))] = True
-            yield from self._unordered(REUSE, old, former, write, met, write.clock)
+        former = self.writes.get(old, write)
+        if self.plan.handoff == "counter" and former.phase != write.phase:
+            yield from self._unordered(REUSE, old, former, write, self._everyone(former, write), write.released)
 
     def unfenced(self, fenced_after: np.ndarray) -> Iterator[Violation]:
-        """Looks that may come before a clear; `fenced_after` as `Execution.fenced_after` gives it."""
+        """Looks that may come before a clear, clears that may come before instance 0; `fenced_after` as `Execution` gives it."""
         for n, write in self.writes.items():
-            for read in self.reads.get(n + 1, ()) if self._clears(write) else ():
+            if not self._clears(write):
+                continue
+            old = n + 1 - self.plan.incarnations
+            former = self.writes.get(old, write)
+            if former.phase != write.phase:
+                late = self._everyone(former, write) & (fenced_after[former.index][:, None] > write.clock.T) & ~self._seen_whole(old, write)
+                np.fill_diagonal(late, False)
+                yield from self._report(REUSE, old, former, write, late)
+            for read in self.reads.get(n + 1, ()):
                 met = self.pairs(read.phase, write.phase).T.copy()
                 np.fill_diagonal(met, False)
-                late = met & (read.clock.T < fenced_after[write.index][:, None])
+                late = met & (fenced_after[write.index][:, None] > read.clock.T)
                 yield from self._report(FENCE, n + 1, write, read, late)
+
+    def _seen_whole(self, instance: int, then: Step) -> np.ndarray:
+        """[worker]: whether it knows, in step `then`, that someone is done who read the whole of an instance."""
+        seen = np.zeros(self.schedule.workers, bool)
+        for read in self.reads.get(instance, ()):
+            if self.tensor.name in read.phase.reads:
+                seen |= (then.clock[:, read.workers] >= read.index).any(axis=1)
+        return seen
 
     def _clears(self, write: Step) -> bool:
         return self.plan.handoff == "data" and self.plan.incarnations > 1 and write.phase.segment == self.home
@@ -159,7 +176,7 @@ class Accesses:
     def _unordered(self, kind: str, instance: int, first: Step, then: Step, met: np.ndarray, clock: np.ndarray) -> Iterator[Violation]:
         """met[w, v]: `first` on worker w concerns `then` on worker v. Program order counts across steps only: within a step a worker
         may finish rows in overlapping blocks, and so read again what it has just overwritten."""
-        late = met & (clock.T < first.index)
+        late = met & (first.index > clock.T)
         if first.index < then.index:
             np.fill_diagonal(late, False)
         yield from self._report(kind, instance, first, then, late)

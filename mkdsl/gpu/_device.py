@@ -1,0 +1,34 @@
+"""The GPU at hand."""
+
+import jax
+
+from mkdsl.search import PROFILES
+
+
+def has_gpu() -> bool:
+    """Whether JAX sees a CUDA GPU."""
+    return jax.default_backend() == "gpu"
+
+
+def require_gpu() -> None:
+    """Raises RuntimeError where there is no GPU to run a kernel on."""
+    if not has_gpu():
+        raise RuntimeError(
+            f"no GPU: jax's backend is {jax.default_backend()!r}; install mkdsl[cuda13] on a machine with one, run the kernel on the CPU with "
+            "mk.jit(..., interpret=True), or run the decode step itself with jax.jit(jax.vmap(decode_step, (None, 0, 0, 0)))"
+        )
+
+
+def detect() -> str:
+    """The profile of the GPU at hand; H200 where there is none, to search and interpret for.
+
+    Raises:
+      RuntimeError: the GPU has no profile.
+    """
+    if not has_gpu():
+        return "H200"
+    kind = jax.devices()[0].device_kind
+    for name in sorted(PROFILES, key=len, reverse=True):
+        if name.lower() in kind.lower().replace("-", " ").split():
+            return name
+    raise RuntimeError(f"no profile for {kind!r}; pass target=, one of {', '.join(PROFILES)}, or a mkdsl.search.Profile")

@@ -1,0 +1,212 @@
+"""`mk.jit`: a decode step compiled to one persistent kernel, in JAX's stages."""
+
+import dataclasses
+import functools
+from collections.abc import Callable
+from typing import Any
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+
+from mkdsl.gpu._device import detect, require_gpu
+from mkdsl.graph import OpGraph, build_graph
+from mkdsl.lower import Program, lower
+from mkdsl.search import Profile, Schedule, profile, search
+
+ARGUMENTS = ("params", "kv", "token", "pos")
+
+
+class ContextError(ValueError):
+    """A position lies past the KV cache."""
+
+
+@dataclasses.dataclass(frozen=True)
+class Compiled:
+    """An executable decode step. `step(params, kv, token, pos)` returns what the decode step returns; kv is donated.
+
+    Raises, when called:
+      TypeError: an argument is not of the shape and dtype that was compiled.
+      ContextError: a position lies past the cache. Positions are looked at on the host: pass numpy or Python integers to spare a copy.
+    """
+
+    executable: Callable[..., Any]
+    signature: tuple[Any, ...]
+    context: int
+
+    def __call__(self, params: Any, kv: Any, token: Any, pos: Any) -> Any:
+        args = (params, kv, *(jnp.asarray(x, jnp.int32) for x in (token, pos)))
+        check_signature(self.signature, args)
+        check_positions(pos, self.context)
+        return self.executable(*args)
+
+
+@dataclasses.dataclass(frozen=True)
+class Lowered:
+    """A decode step as kernels. `program` is JAX-traceable; `signature` holds the arguments' shapes."""
+
+    program: Program
+    signature: tuple[Any, ...]
+
+    def compile(self) -> Compiled:
+        """Compiles for the GPU at hand, or for interpret mode.
+
+        Raises:
+          RuntimeError: there is no GPU, and the step was not made with interpret=True.
+        """
+        if not self.program.interpret:
+            require_gpu()
+        compiled = jax.jit(self.program, donate_argnums=() if self.program.interpret else (1,)).lower(*self.signature).compile()
+        return Compiled(compiled, self.signature, self.program.graph.context)
+
+
+@dataclasses.dataclass(frozen=True)
+class Traced:
+    """A traced decode step: `graph` is its operator DAG."""
+
+    graph: OpGraph
+    signature: tuple[Any, ...]
+    tree: Any
+    batch: int
+    batched: bool
+    target: Profile
+    interpret: bool
+
+    @functools.cached_property
+    def _schedule(self) -> Schedule:
+        return search(self.graph, batch=self.batch, target=self.target)
+
+    def schedule(self) -> Schedule:
+        """The best schedule found for the target, proven safe; from the disk cache where it is known."""
+        return self._schedule
+
+    def lower(self, *, form: str | None = None, schedule: Schedule | None = None) -> Lowered:
+        """The kernel, from the searched schedule or another (which is proven first).
+
+        Args:
+          form: "mega", one launch, or "phased", one launch per phase; mega unless interpreting.
+          schedule: instead of the searched one.
+        """
+        chosen = schedule or self.schedule()
+        program = lower(self.graph, chosen, self.target, self.tree, interpret=self.interpret, form=form)
+        return Lowered(program if self.batched else _Unbatched(program), self.signature)  # type: ignore[arg-type]
+
+
+@dataclasses.dataclass(frozen=True, eq=False)
+class _Unbatched:
+    """A program of batch 1 without the batch axis."""
+
+    program: Program
+
+    def __getattr__(self, name: str) -> Any:
+        return getattr(self.program, name)
+
+    def __call__(self, params: Any, kv: Any, token: jax.Array, pos: jax.Array) -> Any:
+        out = self.program(params, jax.tree.map(lambda a: a[None], kv), token[None], pos[None])
+        return jax.tree.map(lambda a: a[0], out)
+
+
+class Jitted:
+    """What `mk.jit` returns: call it, or walk its stages with `trace`."""
+
+    def __init__(self, f: Callable[..., Any], batch: int | None, target: str | Profile | None, interpret: bool) -> None:
+        functools.update_wrapper(self, f)
+        self._f, self._batch, self._target, self._interpret = f, batch, target, interpret
+        self._compiled: dict[Any, Compiled] = {}
+
+    def trace(self, params: Any, kv: Any, token: Any, pos: Any) -> Traced:
+        """Traces the decode step on arrays or jax.ShapeDtypeStruct.
+
+        Raises:
+          TypeError: token and pos are no integers of the batch's shape, or the cache lacks its batch axis.
+          UnsupportedError: something in the decode step has no tile lowering; names it, the user's line and the remedy.
+        """
+        signature = _signature(params, kv, token, pos)
+        batched = self._check_batch(signature)
+        single = jax.tree.map(lambda a: jax.ShapeDtypeStruct(a.shape[1:], a.dtype), signature[1:]) if batched else signature[1:]
+        graph, tree = build_graph(self._f, signature[0], *single)
+        target = self._target if self._target is not None else detect()
+        chosen = profile(target) if isinstance(target, str) else target
+        return Traced(graph, signature, tree, self._batch or 1, batched, chosen, self._interpret)
+
+    def lower(self, params: Any, kv: Any, token: Any, pos: Any) -> Lowered:
+        """`trace(...).lower()`, as with jax.jit."""
+        return self.trace(params, kv, token, pos).lower()
+
+    def __call__(self, params: Any, kv: Any, token: Any, pos: Any) -> Any:
+        signature = _signature(params, kv, token, pos)
+        key = jax.tree.structure(signature), tuple((a.shape, str(a.dtype)) for a in jax.tree.leaves(signature))
+        if key not in self._compiled:
+            self._compiled[key] = self.lower(*signature).compile()
+        return self._compiled[key](params, kv, token, pos)
+
+    def _check_batch(self, signature: tuple[Any, ...]) -> bool:
+        """Whether there is a batch axis: with batch=1 the arguments may come with or without."""
+        _, kv, token, pos = signature
+        batch = self._batch
+        shapes = {"token": token.shape, "pos": pos.shape}
+        allowed = {None: [()], 1: [(), (1,)]}.get(batch, [(batch,)])
+        for name, shape in shapes.items():
+            if shape not in allowed or shape != token.shape:
+                raise TypeError(f"mk.jit: {name} has shape {shape} with {batch=}; pass int32 of shape {' or '.join(map(str, allowed))}")
+        if token.shape:
+            for path, leaf in jax.tree_util.tree_flatten_with_path(kv)[0]:
+                if leaf.ndim == 0 or leaf.shape[0] != batch:
+                    raise TypeError(f"mk.jit: kv{jax.tree_util.keystr(path)} has shape {leaf.shape} with {batch=}; the batch comes first: [batch, layers, kv_heads, context, head_dim]")
+        return bool(token.shape)
+
+
+def jit(f: Callable[..., Any], *, batch: int | None = None, target: str | Profile | None = None, interpret: bool = False) -> Jitted:
+    """Compiles a decode step to one persistent GPU kernel.
+
+    Args:
+      f: `f(params, kv, token, pos)` for one token of one sequence, in plain JAX and `mk` operators. params' weights are bfloat16
+        [out, in]; kv's leaves are bfloat16 [layers, kv_heads, context, head_dim]; token and pos are int32 scalars.
+      batch: how many sequences (1 to 16) a step takes; kv, token, pos and every result then have a leading axis. None: no such axis.
+      target: the GPU to schedule for, by name ("h200") or as a `Profile`; the one at hand by default.
+      interpret: run on the CPU under Pallas's interpreter and race detector, one launch per phase.
+
+    Returns:
+      A callable with f's signature; it donates kv. Its stages are `.trace(*args)`, then `.graph`, `.schedule()` and `.lower()`, then
+      `.compile()`.
+
+    Raises:
+      ValueError: batch is not within 1 to 16, or the target is unknown.
+    """
+    if batch is not None and not 1 <= batch <= 16:
+        raise ValueError(f"mk.jit: {batch=}; a kernel decodes 1 to 16 sequences: split larger batches")
+    if isinstance(target, str):
+        profile(target)
+    return Jitted(f, batch, target, interpret)
+
+
+def _signature(params: Any, kv: Any, token: Any, pos: Any) -> tuple[Any, ...]:
+    def struct(a: Any) -> jax.ShapeDtypeStruct:
+        a = a if hasattr(a, "shape") else np.asarray(a)
+        return jax.ShapeDtypeStruct(a.shape, a.dtype)
+
+    tree = jax.tree.map(struct, (params, kv, token, pos))
+    for name, a in zip(ARGUMENTS[2:], tree[2:], strict=True):
+        if not jnp.issubdtype(a.dtype, jnp.integer):
+            raise TypeError(f"mk.jit: {name} is {a.dtype}{list(a.shape)}; pass int32")
+    return (*tree[:2], *(jax.ShapeDtypeStruct(a.shape, jnp.int32) for a in tree[2:]))
+
+
+def check_signature(expected: tuple[Any, ...], args: tuple[Any, ...]) -> None:
+    """Raises TypeError naming the first argument that is not what was compiled."""
+    for name, want, got in zip(ARGUMENTS, expected, args, strict=True):
+        if jax.tree.structure(want) != jax.tree.structure(got):
+            raise TypeError(f"mk.jit: {name} is a {jax.tree.structure(got)}; compiled for {jax.tree.structure(want)}")
+        leaves = zip(jax.tree_util.tree_flatten_with_path(want)[0], jax.tree.leaves(got), strict=True)
+        for (path, w), g in leaves:
+            if w.shape != g.shape or w.dtype != g.dtype:
+                raise TypeError(f"mk.jit: {name}{jax.tree_util.keystr(path)} is {g.dtype}{list(g.shape)}; compiled for {w.dtype}{list(w.shape)}")
+
+
+def check_positions(pos: Any, context: int) -> None:
+    """Raises ContextError for a position past the cache. Inside another trace positions are unknown; the kernel then returns NaN."""
+    if isinstance(pos, jax.core.Tracer) or not context:
+        return
+    positions = np.asarray(pos)
+    if positions.size and (positions.max() >= context or positions.min() < 0):
+        raise ContextError(f"mk.jit: pos={positions.tolist()} with {context=}; positions run from 0 to {context - 1}: allocate a longer cache")

@@ -1,0 +1,111 @@
+"""The shortest path through the DAG of (phase, candidate) states, for one ring.
+
+A path's cost is the sum over segments of repeats x the time of one iteration. The ring couples neighbours: how far the loader is ahead when
+a phase starts depends on all phases before it, so a state carries labels (time, ahead), and a label is dropped only if another one can do
+whatever it can, by waiting if need be: it is no later, and no further behind than it is earlier. Since more ahead never makes a phase end
+later (`advance` is monotone), no best path is lost, and the result equals trying every combination.
+
+A loop runs in steady state: an iteration starts as far ahead as the one before ended. The start is tried at a few values, and an iteration
+that ends less far ahead than it started is charged with waiting for the difference.
+"""
+
+from collections.abc import Callable
+from typing import Any, NamedTuple
+
+from mkdsl.graph import OpGraph, Phase
+from mkdsl.search._candidates import Candidate
+from mkdsl.search._cost import Cost, advance
+
+STARTS = (0.0, 0.25, 0.5, 0.75, 1.0)  # of the ring's capacity
+Splits = tuple[tuple[str, int], ...]  # attention tensors that later phases read, and their splits
+Chain = tuple[Any, Candidate]  # (the chain before or None, candidate)
+Price = Callable[[Phase, int, Candidate, Splits], Cost | None]  # None: the candidate does not go with these splits
+
+
+class Label(NamedTuple):
+    time: float
+    ahead: float
+    chain: Chain | None
+
+
+class Found(NamedTuple):
+    cost: float
+    candidates: tuple[Candidate, ...]
+
+
+def compatible(graph: OpGraph, phase: Phase, candidate: Candidate, splits: Splits) -> bool:
+    """Whether a phase that merges splits cuts no head into parts."""
+    return all(graph.tensors[name].heads % candidate.plan.parts == 0 for name, n in splits if n > 1 and name in phase.reads)
+
+
+def shortest_path(graph: OpGraph, choices: dict[str, list[tuple[int, Candidate]]], price: Price, capacity: float) -> Found | None:
+    """The cheapest combination of one candidate per phase; None if there is none.
+
+    Args:
+      graph: what is scheduled.
+      choices: per phase its candidates with a number that `price` knows them by.
+      price: the cost of one execution of a phase as a candidate, given the splits of what it reads.
+      capacity: microseconds of stream that a full ring holds.
+    """
+    states: dict[Splits, tuple[float, Chain | None]] = {(): (0.0, None)}
+    for segment in graph.segments:
+        phases = [graph.phase(name) for name in segment.phases]
+        after: dict[Splits, tuple[float, Chain | None]] = {}
+        for splits, (base, chain) in states.items():
+            for start in STARTS if segment.repeats > 1 else STARTS[:1]:
+                labels = {splits: [Label(0.0, start * capacity, chain)]}
+                for phase in phases:
+                    labels = _extend(graph, phase, choices[phase.name], price, capacity, labels)
+                for end, label in ((end, label) for end, found in labels.items() for label in found):
+                    total = base + segment.repeats * (label.time + max(0.0, start * capacity - label.ahead))
+                    if end not in after or total < after[end][0]:
+                        after[end] = (total, label.chain)
+        states = after
+    if not states:
+        return None
+    cost, chain = min(states.values(), key=lambda state: state[0])
+    return Found(cost, _unchain(chain))
+
+
+def _extend(
+    graph: OpGraph, phase: Phase, choices: list[tuple[int, Candidate]], price: Price, capacity: float, labels: dict[Splits, list[Label]]
+) -> dict[Splits, list[Label]]:
+    out: dict[Splits, list[Label]] = {}
+    for splits, before in labels.items():
+        for number, candidate in choices:
+            cost = price(phase, number, candidate, splits)
+            if cost is None:
+                continue
+            fresh = out.setdefault(_splits_after(graph, phase, candidate, splits), [])
+            for label in before:
+                took, ahead = advance(cost, label.ahead, capacity)
+                _insert(fresh, Label(label.time + took, ahead, (label.chain, candidate)))
+    return out
+
+
+def _insert(labels: list[Label], new: Label) -> None:
+    if any(_serves(old, new) for old in labels):
+        return
+    labels[:] = [old for old in labels if not _serves(new, old)]
+    labels.append(new)
+
+
+def _serves(a: Label, b: Label) -> bool:
+    """Whether a can wait to become at least as good as b."""
+    return a.time <= b.time and b.ahead - a.ahead <= b.time - a.time
+
+
+def _splits_after(graph: OpGraph, phase: Phase, candidate: Candidate, splits: Splits) -> Splits:
+    """With this phase's own, and without those that nobody reads from here on."""
+    later = graph.phases[graph.phases.index(phase) + 1 :]
+    if phase.kind == "attention":
+        splits = (*splits, (phase.writes[0], candidate.plan.splits))
+    return tuple(s for s in splits if any(s[0] in p.reads for p in later))
+
+
+def _unchain(chain: Chain | None) -> tuple[Candidate, ...]:
+    out = []
+    while chain is not None:
+        chain, candidate = chain
+        out.append(candidate)
+    return tuple(reversed(out))

@@ -1,0 +1,101 @@
+"""Hand-offs of a schedule: which events a phase waits for, how many incarnations a tensor has, where workers fence.
+
+Starts from as few waits and fences as reads suggest, and adds what the proof in `_races` finds missing.
+"""
+
+import dataclasses
+import itertools
+from collections.abc import Iterable, Sequence
+
+from mkdsl.graph import OpGraph, Phase, Tensor
+from mkdsl.search._order import Execution
+from mkdsl.search._races import Accesses, Violation, home
+from mkdsl.search._schedule import Schedule, TensorPlan
+from mkdsl.search._verify import ScheduleError
+
+
+def tensor_plans(graph: OpGraph, handoff: str, splits: dict[str, int]) -> tuple[TensorPlan, ...]:
+    """Two incarnations of what a loop writes. Three of loop state that is still read when its next instance is written: the writer then
+    clears the slot of the instance before, which all have read."""
+    out = []
+    for tensor in graph.tensors.values():
+        looped = tensor.carried or graph.segments[home(graph, tensor.name)].repeats > 1
+        incarnations = 3 if _read_while_written(graph, tensor) else 2 if looped else 1
+        out.append(TensorPlan(name=tensor.name, handoff=handoff, incarnations=incarnations, splits=splits.get(tensor.name, 1)))
+    return tuple(out)
+
+
+def _read_while_written(graph: OpGraph, tensor: Tensor) -> bool:
+    order = [name for s in graph.segments for name in s.phases]
+    writer = max(order.index(p.name) for p in graph.phases if tensor.name in p.writes)
+    at_home = [p for p in graph.phases if p.segment == home(graph, tensor.name) and tensor.name in (*p.reads, *p.row_reads)]
+    return tensor.carried and any(order.index(p.name) >= writer for p in at_home)
+
+
+def producers(graph: OpGraph, phase: Phase, tensors: Iterable[str]) -> tuple[str, ...]:
+    """The phases that write these tensors before `phase` reads them. Inside its loop, loop state has two: of its first instance, and of
+    each next one, whose event is the one of the iteration before."""
+
+    def before(writer: Phase, name: str) -> bool:
+        latest = min(phase.segment, home(graph, name))
+        return writer.segment == latest or writer.segment < latest == phase.segment
+
+    return tuple(p.name for p in graph.phases if any(t in p.writes and before(p, t) for t in tensors))
+
+
+def with_handoffs(graph: OpGraph, schedule: Schedule) -> Schedule:
+    """The schedule with waits and fences under which it is safe."""
+    waits = {p.name: producers(graph, p, p.reads) for p in graph.phases}
+    while True:
+        schedule = _with(schedule, waits, fences=())
+        execution = Execution(graph, schedule)
+        accesses = [Accesses(execution, t) for t in graph.tensors.values()]
+        missing = [v for a in accesses for v in a.violations()]
+        if not missing:
+            fences = _fewest_fences(graph, schedule, execution, accesses)
+            if fences is not None:
+                return _without_implied_waits(graph, _with(schedule, waits, fences))
+            everywhere = execution.fenced_after({p.name for p in graph.phases})
+            missing = [v for a in accesses for v in a.unfenced(everywhere)]
+        added = [v for v in missing if _add_wait(waits, v)]
+        if not added:
+            raise ScheduleError(f"no wait or fence helps: {missing[0]}")
+
+
+def _without_implied_waits(graph: OpGraph, schedule: Schedule) -> Schedule:
+    """Drops each wait for what the phase's other waits imply: every look at a counter is a trip to L2 on the critical path."""
+    for plan in schedule.phases:
+        for name in plan.waits:
+            waits = {p.name: p.waits for p in schedule.phases}
+            waits[plan.name] = tuple(w for w in waits[plan.name] if w != name)
+            fewer = _with(schedule, waits, [p.name for p in schedule.phases if p.fence])
+            if Execution(graph, fewer).implies(plan.name, name):
+                schedule = fewer
+    return schedule
+
+
+def _add_wait(waits: dict[str, tuple[str, ...]], violation: Violation) -> bool:
+    """Has the later step's phase wait for the earlier one's; whether that is new."""
+    later, earlier = violation.then.phase.name, violation.first.phase.name
+    if earlier in waits[later]:
+        return False
+    waits[later] = (*waits[later], earlier)
+    return True
+
+
+def _with(schedule: Schedule, waits: dict[str, tuple[str, ...]], fences: Iterable[str]) -> Schedule:
+    chosen = set(fences)
+    phases = tuple(dataclasses.replace(p, waits=waits[p.name], fence=p.name in chosen) for p in schedule.phases)
+    return dataclasses.replace(schedule, phases=phases)
+
+
+def _fewest_fences(graph: OpGraph, schedule: Schedule, execution: Execution, accesses: Sequence[Accesses]) -> tuple[str, ...] | None:
+    """The fewest phases whose fences suffice; among as few, those that stream most, where a fence hides best."""
+    loops = [p for p in graph.phases if graph.iterations(p) > 1] or list(graph.phases)
+    by_stream = [p.name for p in sorted(loops, key=lambda p: -p.streamed_bytes(schedule.batch))]
+    for n in range(len(by_stream) + 1):
+        for chosen in itertools.combinations(by_stream, n):
+            fenced = execution.fenced_after(set(chosen))
+            if not any(v for a in accesses for v in a.unfenced(fenced)):
+                return chosen
+    return None

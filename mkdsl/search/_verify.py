@@ -1,0 +1,213 @@
+"""`verify_schedule`: a proof, without a GPU, that a schedule is safe to run. It reads the graph and the schedule and trusts no search."""
+
+from mkdsl.graph import OpGraph, Phase, Tensor
+from mkdsl.search._assign import items
+from mkdsl.search._order import Execution
+from mkdsl.search._profile import Profile
+from mkdsl.search._races import Accesses, home
+from mkdsl.search._schedule import PhasePlan, Schedule
+from mkdsl.search._smem import ROWS, shared_memory
+
+MMA_K = 16
+
+
+class ScheduleError(ValueError):
+    """A schedule that must not run. The message names the phase, worker or tensor, and the numbers."""
+
+
+def verify_schedule(graph: OpGraph, schedule: Schedule, profile: Profile) -> None:
+    """Proves structure, coverage, freedom from deadlock and races, and that shared memory fits.
+
+    Args:
+      graph: what the schedule is for.
+      schedule: by whomever.
+      profile: the GPU it is to run on.
+
+    Raises:
+      ScheduleError: something does not hold.
+    """
+    _check_names(graph, schedule)
+    _check_ring(schedule, profile)
+    for phase in graph.phases:
+        plan = schedule.plan(phase.name)
+        {"fold": _check_fold, "attention": _check_attention, "map": _check_map}[phase.kind](graph, schedule, phase, plan)
+        _check_coverage(schedule, phase, plan)
+        _check_waits(graph, phase, plan)
+    for tensor in graph.tensors.values():
+        _check_tensor(graph, schedule, tensor)
+    _check_smem(graph, schedule, profile)
+    _check_order(graph, schedule)
+
+
+def _require(condition: bool, message: str) -> None:
+    if not condition:
+        raise ScheduleError(message)
+
+
+# Structure.
+
+
+def _check_names(graph: OpGraph, schedule: Schedule) -> None:
+    for what, wanted, found in (
+        ("phases", [p.name for p in graph.phases], [p.name for p in schedule.phases]),
+        ("tensors", list(graph.tensors), [t.name for t in schedule.tensors]),
+    ):
+        _require(sorted(wanted) == sorted(found), f"the graph's {what} are {wanted}, the schedule's {found}")
+
+
+def _check_ring(schedule: Schedule, profile: Profile) -> None:
+    s = schedule
+    _require(
+        1 <= s.batch <= s.padded_batch and s.padded_batch & (s.padded_batch - 1) == 0,
+        f"batch {s.batch} padded to {s.padded_batch}: not to a power of two",
+    )
+    most = profile.workers
+    _require(1 <= s.workers <= most, f"{s.workers} workers: {profile.name} holds {most} at once, and all must be resident")
+    _require(s.stages >= 2, f"a ring of {s.stages} stages: at least 2, one to fill and one to fold")
+    _require(1 <= s.window <= s.stages, f"window {s.window}: from 1 to the ring's {s.stages} stages")
+
+
+def _check_fold(graph: OpGraph, schedule: Schedule, phase: Phase, plan: PhasePlan) -> None:
+    name, p = phase.name, plan
+    _require(p.rows * p.parts == ROWS, f"{name}: {p.rows} rows x {p.parts} parts: a tile has {ROWS} mma rows")
+    _require(phase.parallel or p.parts == 1, f"{name}: {p.parts} parts of a fold that folds whole rows")
+    divides = min(p.parts, p.pieces, p.chunk, p.group) >= 1 and phase.k % (p.parts * p.pieces * p.chunk) == 0
+    _require(divides, f"{name}: {p.parts} parts x {p.pieces} pieces x chunk {p.chunk} do not divide k={phase.k} (group {p.group})")
+    _require(p.chunk % MMA_K == 0, f"{name}: chunk {p.chunk} is no multiple of {MMA_K}")
+    _check_stage(schedule, phase, ROWS * p.chunk * phase.itemsize)
+    _require(p.splits == 1, f"{name}: {p.splits} splits: a fold is not split over workers")
+    for tensor in (graph.tensors[t] for t in phase.reads):
+        whole = schedule.tensor(tensor.name).splits == 1 or tensor.heads % p.parts == 0
+        _require(whole, f"{name}: {p.parts} parts cut the {tensor.heads} heads of {tensor.name}, which it merges from splits")
+
+
+def _check_attention(graph: OpGraph, schedule: Schedule, phase: Phase, plan: PhasePlan) -> None:
+    name, p = phase.name, plan
+    whole = p.chunk >= 1 and p.chunk % 64 == 0 and phase.k % p.chunk == 0
+    _require(whole, f"{name}: chunk {p.chunk} is no multiple of 64 that divides the context {phase.k}")
+    _require(1 <= p.splits <= phase.k // p.chunk, f"{name}: {p.splits} splits of {phase.k // p.chunk} cache blocks")
+    _require(p.rows == phase.heads // phase.kv_heads * phase.head_dim, f"{name}: {p.rows} rows: an item is all heads of one kv head")
+    _check_stage(schedule, phase, 2 * p.chunk * phase.head_dim * phase.itemsize)
+    _check_unsplit(schedule, phase, phase.reads)
+
+
+def _check_map(graph: OpGraph, schedule: Schedule, phase: Phase, plan: PhasePlan) -> None:
+    whole = plan.rows >= 1 and plan.rows % 64 == 0 and all(part.rows % plan.rows == 0 for part in phase.parts)
+    _require(whole, f"{phase.name}: {plan.rows} rows an item: no multiple of 64 that divides {[part.rows for part in phase.parts]}")
+    _require(plan.parts == plan.splits == 1, f"{phase.name}: {plan.parts} parts, {plan.splits} splits: a map has neither")
+    _check_unsplit(schedule, phase, phase.reads)
+
+
+def _check_stage(schedule: Schedule, phase: Phase, unit: int) -> None:
+    _require(unit <= schedule.stage_bytes, f"{phase.name}: a unit of {unit} bytes does not fit a stage of {schedule.stage_bytes}")
+
+
+def _check_unsplit(schedule: Schedule, phase: Phase, tensors: tuple[str, ...]) -> None:
+    for name in tensors:
+        splits = schedule.tensor(name).splits
+        _require(splits == 1, f"{phase.name}: reads {name}, left in {splits} splits; only a fold's resident merges splits")
+
+
+# Coverage.
+
+
+def _check_coverage(schedule: Schedule, phase: Phase, plan: PhasePlan) -> None:
+    _require(len(plan.tasks) == len(phase.parts), f"{phase.name}: tasks for {len(plan.tasks)} parts of {len(phase.parts)}")
+    for number, (part, wanted) in enumerate(zip(phase.parts, items(phase, plan, schedule.batch), strict=True)):
+        of = f"{phase.name}, part {number} ({', '.join(part.writes)})"
+        _require(phase.kind != "fold" or part.rows % plan.rows == 0, f"{of}: {part.rows} rows in tiles of {plan.rows}")
+        _require(len(plan.tasks[number]) == schedule.workers, f"{of}: tasks for {len(plan.tasks[number])} workers of {schedule.workers}")
+        _check_ranges(of, plan.tasks[number], wanted)
+
+
+def _check_ranges(of: str, tasks: tuple[tuple[int, int], ...], wanted: int) -> None:
+    """Every item below `wanted` once: in order of their first items, each range begins where the last ended."""
+    end, last = 0, None
+    for first, n, worker in sorted((first, n, worker) for worker, (first, n) in enumerate(tasks) if n):
+        _require(n > 0 and first >= 0 and first + n <= wanted, f"{of}: worker {worker} has items {first} to {first + n - 1} of {wanted}")
+        _require(first <= end, f"{of}: nobody has items {end} to {first - 1}; worker {worker} begins at {first}")
+        _require(first == end, f"{of}: workers {last} and {worker} both have item {first}")
+        end, last = first + n, worker
+    _require(end == wanted, f"{of}: nobody has items {end} to {wanted - 1}")
+
+
+# Waits and tensors.
+
+
+def _check_waits(graph: OpGraph, phase: Phase, plan: PhasePlan) -> None:
+    """Every wait is for an event of an earlier step. Workers walk all steps in one order, so the first step that is not yet complete
+    waits for complete ones only: no deadlock."""
+    names = [p.name for p in graph.phases]
+    for name in plan.waits:
+        _require(name in names, f"{phase.name}: waits for {name}, which is no phase")
+        before = graph.phase(name)
+        _require(before.segment <= phase.segment, f"{phase.name}: waits for {name} of a later segment: it could never come")
+        signals = any(not graph.tensors[t].output for t in before.writes)
+        _require(signals, f"{phase.name}: waits for {name}, which signals nothing: it writes outputs only")
+
+
+def _check_tensor(graph: OpGraph, schedule: Schedule, tensor: Tensor) -> None:
+    plan, name = schedule.tensor(tensor.name), tensor.name
+    _require(plan.handoff in ("data", "counter"), f"{name}: handed over by {plan.handoff!r}, neither data nor counter")
+    writers = [p for p in graph.phases if name in p.writes]
+    _require(bool(writers), f"{name}: nothing writes it")
+    splits = schedule.plan(writers[0].name).splits if tensor.heads else 1
+    _require(plan.splits == splits, f"{name}: {plan.splits} splits, its writer {writers[0].name} makes {splits}")
+    _check_writers(graph, tensor, writers)
+    repeats = graph.segments[home(graph, name)].repeats
+    instances = repeats + tensor.carried
+    enough = plan.incarnations >= 1 and (plan.incarnations > 1 or instances == 1 or plan.handoff == "counter")
+    _require(enough, f"{name}: {plan.incarnations} incarnations of {instances} instances: a cleared slot besides the written one needs 2")
+    for reader in graph.phases:
+        if name in reader.reads or name in reader.row_reads:
+            _check_reader(graph, schedule, tensor, reader)
+
+
+def _check_writers(graph: OpGraph, tensor: Tensor, writers: list[Phase]) -> None:
+    segments = [p.segment for p in writers]
+    once = len(set(segments)) == len(segments) <= 1 + tensor.carried and all(p.writes.count(tensor.name) == 1 for p in writers)
+    _require(once, f"{tensor.name}: written by {[p.name for p in writers]}, more than once")
+    first = all(graph.segments[s].repeats == 1 for s in segments if s != max(segments))
+    _require(first, f"{tensor.name}: its first instance is written in a loop")
+    for part in (part for p in writers for part in p.parts if tensor.name in part.writes):
+        _require(part.rows == tensor.width, f"{tensor.name}: width {tensor.width}, but {part.rows} rows are written")
+
+
+def _check_reader(graph: OpGraph, schedule: Schedule, tensor: Tensor, reader: Phase) -> None:
+    """A reader that looks until the data is there looks forever if no earlier step writes it."""
+    name, segment = tensor.name, home(graph, tensor.name)
+    _require(not tensor.output, f"{reader.name}: reads {name}, an output")
+    if name in reader.row_reads:
+        _check_unsplit(schedule, reader, (name,))
+    order = [n for s in graph.segments for n in s.phases]
+    writers = [p for p in graph.phases if name in p.writes]
+    if reader.segment > segment:
+        single = tensor.carried or graph.segments[segment].repeats == 1
+        _require(single, f"{reader.name}: reads {name} after its loop: only the last of {graph.segments[segment].repeats} is left")
+    elif tensor.carried:
+        _require(
+            min(order.index(w.name) for w in writers) < order.index(reader.name) and len(writers) == 2,
+            f"{reader.name}: reads {name} before it is first written",
+        )
+    else:
+        _require(order.index(writers[0].name) < order.index(reader.name), f"{reader.name}: reads {name} before {writers[0].name} writes it")
+
+
+# Shared memory and order.
+
+
+def _check_smem(graph: OpGraph, schedule: Schedule, profile: Profile) -> None:
+    s = schedule
+    memory = shared_memory(graph, s.phases, padded_batch=s.padded_batch, stages=s.stages, stage_bytes=s.stage_bytes)
+    _require(memory.total == s.smem_bytes, f"shared memory: the schedule says {s.smem_bytes} bytes, the model\n{memory}")
+    limit = profile.smem_bytes
+    _require(memory.total <= limit, f"shared memory: {memory.total} bytes of {profile.name}'s {limit}:\n{memory}")
+
+
+def _check_order(graph: OpGraph, schedule: Schedule) -> None:
+    execution = Execution(graph, schedule)
+    fenced = execution.fenced_after({p.name for p in schedule.phases if p.fence})
+    for tensor in graph.tensors.values():
+        accesses = Accesses(execution, tensor)
+        for violation in (*accesses.violations(), *accesses.unfenced(fenced)):
+            raise ScheduleError(str(violation))
