@@ -71,6 +71,12 @@ class Item:
         queries = Heads(self.m, self.phase, self.l, self.sequence, self.head * self.group, self.group)
         own = Heads(self.m, self.phase, self.l, self.sequence, self.head, 1)
         wanted = [(queries, head_leaves(self.m, inputs[:1])), (own, head_leaves(self.m, inputs[1:]))]
+        queries.prepare(inputs[:1])
+        own.prepare(inputs[1:])
+        plan = self.m.schedule.plan(self.phase.name)
+        self.m.wait(self.phase, plan, self.l)  # again for a second item, which then costs one look
+        if plan.fence:
+            self.m.fence()
         fetch(wanted)
         return queries.evaluate(inputs[0]), own.evaluate(inputs[1]), own.evaluate(inputs[2])
 
@@ -112,9 +118,7 @@ class Item:
             self.ref("p")[pl.ds(64 * b, 64), :] = p.astype(bf16)
         for b in range(len(scores)):
             acc = self.m.mma(acc, self._values(slot, plan.chunk + 64 * b), self._probabilities(b))
-        if self.m.interpret:
-            plgpu.commit_smem()
-        plgpu.barrier_arrive(self.m.refs["empty"].at[slot])
+        self.m.free_stage(slot)
         return m_new, z, acc, i + 1
 
     def _queries(self) -> jax.Array:
@@ -196,8 +200,6 @@ class Item:
 
 def attention_phase(m: Machine, phase: Phase, l: Any, i: Any) -> Any:
     """One execution of attention by a worker that has items of it; i counts ring units."""
-    plan = m.schedule.plan(phase.name)
-    m.wait(phase, plan, l)
     first, n = m.tasks(phase, 0, COMPUTE)
 
     def one(t: Any, i: Any) -> Any:
@@ -209,7 +211,4 @@ def attention_phase(m: Machine, phase: Phase, l: Any, i: Any) -> Any:
         item.hand_over(m_, z, acc)
         return i
 
-    i = lax.fori_loop(0, n, one, i)
-    if plan.fence:
-        m.fence()
-    return i
+    return lax.fori_loop(0, n, one, i)

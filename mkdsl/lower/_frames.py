@@ -186,6 +186,7 @@ class Cell(Frame):
     block: Any = 0
     width: int = 64
     k: int = 0
+    weights: dict[int, Any] = dataclasses.field(default_factory=dict)
     vector = 4
 
     @property
@@ -248,8 +249,20 @@ class Cell(Frame):
         return sum(merged[1:], merged[0])
 
     def param(self, node: Node) -> Any:
-        lead = (self.m.layer(node.op, self.l),)
-        return self._stack([self.m.load(r) for r in self._rows(self.m.refs[f"param{node.op.index}"], lead, self.parts)])
+        if node.id not in self.weights:
+            lead = (self.m.layer(node.op, self.l),)
+            self.weights[node.id] = self._stack([self.m.load(r) for r in self._rows(self.m.refs[f"param{node.op.index}"], lead, self.parts)])
+        return self.weights[node.id]
+
+    def prepare(self, roots: Sequence[int]) -> None:
+        """Loads what does not depend on other workers: weights."""
+        stack = list(roots)
+        while stack:
+            node = self.m.graph.node(stack.pop())
+            if node.kind == "param" and len(node.shape) == 1:
+                self.param(node)
+            if node.id not in self.m.graph.tensor_of and node.kind != "embed":
+                stack.extend(node.inputs)
 
     def embedding(self, node: Node) -> Any:
         rows = min(8, self.m.batch * self.parts)

@@ -5,6 +5,7 @@ everything else is elementwise on each.
 """
 
 import dataclasses
+from collections.abc import Sequence
 from typing import Any, NamedTuple
 
 import jax
@@ -40,6 +41,7 @@ class Heads:
     first: Any
     count: int
     values: dict[int, Any] = dataclasses.field(default_factory=dict)
+    tables: dict[int, tuple[jax.Array, jax.Array]] = dataclasses.field(default_factory=dict)
 
     @property
     def half(self) -> int:
@@ -101,13 +103,29 @@ class Heads:
             raise UnsupportedError(f"{node.where}: a weight of {list(node.shape)} meets heads of {self.phase.head_dim}")
         return Halves(*map(self.m.load, self._halves(ref, lead, node.width)))
 
-    def _rope(self, node: Node) -> Halves:
+    def prepare(self, roots: Sequence[int]) -> None:
+        """Loads what does not depend on other workers: weights and rotary tables."""
+        stack = list(roots)
+        while stack:
+            node = self.m.graph.node(stack.pop())
+            if node.kind == "param":
+                self.value(node.id)
+            if node.kind == "rope":
+                self.tables[node.id] = self._rotation(node)
+            if node.id not in self.m.graph.tensor_of:
+                stack.extend(node.inputs)
+
+    def _rotation(self, node: Node) -> tuple[jax.Array, jax.Array]:
+        """(cos, sin) of this sequence's position."""
         if self.m.graph.node(node.inputs[1]).kind != "pos":
             raise UnsupportedError(f"{node.where}: mk.rope rotates by `pos`; other positions have no tile lowering")
-        lo, hi = self.evaluate(node.inputs[0])
         position = jnp.minimum(self.m.refs["pos"][self.sequence], self.phase.k - 1)
         table = self.m.refs[f"rope{node.id}"]
-        cos, sin = (self._table(table, (position, i)) for i in range(2))
+        return self._table(table, (position, 0)), self._table(table, (position, 1))
+
+    def _rope(self, node: Node) -> Halves:
+        lo, hi = self.evaluate(node.inputs[0])
+        cos, sin = self.tables[node.id]
         return Halves(lo * cos - hi * sin, hi * cos + lo * sin)
 
     def _table(self, table: Any, lead: tuple[Any, ...]) -> jax.Array:

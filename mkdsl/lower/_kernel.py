@@ -42,21 +42,24 @@ class Scratch:
 
 def scratch(graph: OpGraph, schedule: Schedule, phases: Sequence[Phase]) -> Scratch:
     """What these phases need: the ring under all its views, the staged operand, finished rows, reductions, attention's scratch."""
-    ring, staged, rows = {}, {}, {}
+    ring, staged, rows, side = {}, {}, {}, {}
     for phase in phases:
         plan = schedule.plan(phase.name)
         if phase.kind == "fold":
             tile = Tile.of(phase, plan, schedule.padded_batch)
             ring[f"written.{phase.name}"], ring[f"read.{phase.name}"] = tile.views(schedule.stages, schedule.stage_bytes)
             staged[f"resident.{phase.name}"] = tile.resident()
-            matrices = max(len(p.weights) for p in phase.parts)
-            rows[f"rows.{phase.name}"] = plgpu.SMEM((matrices, schedule.padded_batch, plan.group, ROWS), f32)
+            slots, batch = plan.slots(phase), schedule.padded_batch
+            rows[f"rows.{phase.name}"] = plgpu.SMEM((slots, ROWS, batch) if batch >= 8 else (batch, slots, ROWS), f32)
+            if phase.row_reads:
+                shape = (len(phase.parts), len(phase.row_reads), batch, plan.group * plan.rows)
+                side[f"side.{phase.name}"] = plgpu.SMEM(shape, f32)
         if phase.kind == "attention":
             ring[f"stage.{phase.name}"] = kv_view(schedule.stages, schedule.stage_bytes, phase.head_dim)
     single = [("tasks", plgpu.SMEM((2, task_table(graph, schedule).shape[1]), i32))]
     single += _barriers(schedule) if ring else []
     single += _reductions(graph, schedule, phases)
-    unions = [_union(group) for group in (ring, staged, rows) if group]
+    unions = [_union(group) for group in (ring, staged, rows, side) if group]
     return Scratch((*unions, *_attention(schedule, phases), *(((name,), type) for name, type in single)))
 
 

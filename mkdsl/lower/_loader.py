@@ -23,43 +23,59 @@ LOADER, COMPUTE = 1, 0
 def load_phase(m: Machine, phase: Phase, l: Any, i: Any) -> Any:
     """Issues all units of a phase; i counts units, before and after."""
     if phase.kind == "fold":
-        for part in range(len(phase.parts)):
-            i = _part(m, phase, part, l, i)
-    elif phase.kind == "attention":
+        return _fold(m, phase, l, i)
+    if phase.kind == "attention":
         first, n = m.tasks(phase, 0, LOADER)
         i = lax.fori_loop(0, n, lambda t, i: _kv_item(m, phase, first + t, l, i), i)
     return i
 
 
-def _part(m: Machine, phase: Phase, part: int, l: Any, i: Any) -> Any:
+def _fold(m: Machine, phase: Phase, l: Any, i: Any) -> Any:
+    """In the order in which compute folds: pieces of the resident, then parts, their matrices, their tiles."""
     plan = m.schedule.plan(phase.name)
-    tile = Tile.of(phase, plan, m.batch)
-    first, n = m.tasks(phase, part, LOADER)
-    folds = m.graph.code[phase.name].parts[part][0]
+    tasks = [m.tasks(phase, part, LOADER) for part in range(len(phase.parts))]
+    if not m.grouped(phase):
+
+        def piece(q: Any, i: Any) -> Any:
+            for part, (first, n) in enumerate(tasks):
+                i = _tiles(m, phase, part, first, n, q, l, i)
+            return i
+
+        return times(plan.pieces, piece, i)
+    for part, (first, n) in enumerate(tasks):
+
+        def group(a: Any, count: Any, i: Any, part: int = part, first: Any = first) -> Any:
+            return times(plan.pieces, lambda q, i: _tiles(m, phase, part, first + a, count, q, l, i), i)
+
+        i = for_groups(n, plan.group, group, i)
+    return i
+
+
+def _tiles(m: Machine, phase: Phase, part: int, first: Any, count: Any, piece: Any, l: Any, i: Any) -> Any:
+    """One piece of consecutive tiles, matrix by matrix."""
+    tile = Tile.of(phase, m.schedule.plan(phase.name), m.batch)
+    for fold in m.graph.code[phase.name].parts[part][0]:
+        weight = m.graph.node(m.graph.node(fold).inputs[0])
+        top = m.layer(weight.op, l) * weight.shape[0]
+
+        def one(t: Any, i: Any, fold: int = fold, top: Any = top) -> Any:
+            row, column = top + (first + t) * tile.rows, piece * tile.piece
+            return times(tile.chunks, lambda c, i: _fetch(m, phase, tile, fold, row, column + c * tile.chunk, i), i)
+
+        i = lax.fori_loop(0, count, one, i)
+    return i
+
+
+def _fetch(m: Machine, phase: Phase, tile: Tile, fold: int, row: Any, column: Any, i: Any) -> Any:
+    source, half, columns = m.refs[f"weight{fold}"], tile.rows // 2, pl.ds(column, tile.chunk)
     written, _ = m.refs[f"stage.{phase.name}"]
 
-    def one_tile(t: Any, piece: Any, i: Any) -> Any:
-        for fold in folds:
-            weight = m.graph.node(m.graph.node(fold).inputs[0])
-            row = m.layer(weight.op, l) * weight.shape[0] + t * tile.rows
-            i = times(tile.chunks, lambda c, i, f=fold, r=row: fetch(f, r, piece * tile.piece + c * tile.chunk, i), i)
-        return i
+    def copy(h: int, slot: Any, barrier: Any) -> None:
+        rows = pl.ds(row + h * half, half)
+        there = written.at[slot, pl.ds(h * half, half)]
+        plgpu.copy_gmem_to_smem(source.at[rows, columns] if tile.parts == 1 else source.at[rows, :, columns], there, barrier)
 
-    def fetch(fold: int, row: Any, column: Any, i: Any) -> Any:
-        source, half = m.refs[f"weight{fold}"], tile.rows // 2
-        columns = pl.ds(column, tile.chunk)
-
-        def copy(h: int, slot: Any, barrier: Any) -> None:
-            rows = pl.ds(row + h * half, half)
-            there = written.at[slot, pl.ds(h * half, half)]
-            plgpu.copy_gmem_to_smem(source.at[rows, columns] if tile.parts == 1 else source.at[rows, :, columns], there, barrier)
-
-        return unit(m, i, copy)
-
-    def group(a: Any, count: Any, i: Any) -> Any:
-        return times(tile.pieces, lambda q, i: lax.fori_loop(0, count, lambda t, i: one_tile(first + a + t, q, i), i), i)
-
-    return group(0, n, i) if tile.pieces == 1 else for_groups(n, plan.group, group, i)
+    return unit(m, i, copy)
 
 
 def for_groups(n: Any, limit: int, body: Callable[[Any, Any, Any], Any], init: Any) -> Any:

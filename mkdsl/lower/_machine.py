@@ -25,21 +25,25 @@ class Request(NamedTuple):
     view: tuple[int, ...] | None
     index: tuple[Any, ...]
     layout: Any
+    transposed: bool = False
 
     @property
     def shape(self) -> tuple[int, ...]:
-        return tuple(d.size for d in self.index if isinstance(d, pl.Slice))
+        shape = tuple(d.size for d in self.index if isinstance(d, pl.Slice))
+        return shape[::-1] if self.transposed else shape
 
     def target(self) -> Any:
         ref = self.ref if self.view is None else self.ref.reshape(*self.ref.shape[: len(self.lead)], *self.view)
-        return ref.at[(*self.lead, *self.index)]
+        ref = ref.at[(*self.lead, *self.index)]
+        return ref.transpose((1, 0)) if self.transposed else ref
 
     def value(self) -> jax.Array:
         """What it holds, read in a way that interpret mode understands (it knows no reshape of references)."""
         whole = self.ref[self.lead] if self.lead else self.ref[...]
         if self.view is not None:
             whole = whole.reshape(self.view)
-        return _take(whole, self.index)
+        taken = _take(whole, self.index)
+        return taken.T if self.transposed else taken
 
 
 def _take(whole: jax.Array, index: Sequence[Any]) -> jax.Array:
@@ -79,6 +83,11 @@ class Machine:
         """This worker's (first item, count)."""
         table, at = self.refs["tasks"], self.column(phase, part)
         return table[role, at], table[role, at + 1]
+
+    def grouped(self, phase: Phase) -> bool:
+        """Whether some worker has more tiles of a part than are finished together."""
+        plan = self.schedule.plan(phase.name)
+        return any(n > plan.group for part in plan.tasks for _, n in part)
 
     def layer(self, leaf: Leaf, l: Any) -> Any:
         return l if leaf.stacked else 0
@@ -147,6 +156,12 @@ class Machine:
         if self.interpret:
             return acc + jnp.dot(a.astype(f32), b.astype(f32), precision=lax.Precision.HIGHEST)
         return plgpu.mma(acc, a, b)
+
+    def free_stage(self, slot: Any) -> None:
+        """Gives a stage back to the loader."""
+        if self.interpret:
+            plgpu.commit_smem()  # the race detector wants the last ordinary read ordered before the next copy
+        plgpu.barrier_arrive(self.refs["empty"].at[slot])
 
     # Hand-offs between phases.
 

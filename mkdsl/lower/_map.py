@@ -5,7 +5,7 @@ from typing import Any
 from jax import lax
 
 from mkdsl.graph import Phase
-from mkdsl.lower._fold import frame_leaves, store
+from mkdsl.lower._finish import row_leaves, store
 from mkdsl.lower._frames import Rows, fetch
 from mkdsl.lower._loader import COMPUTE
 from mkdsl.lower._machine import Machine, i32
@@ -17,6 +17,8 @@ def map_phase(m: Machine, phase: Phase, l: Any) -> None:
     """One execution of a map; an item is `plan.rows` features of one sequence."""
     plan, code = m.schedule.plan(phase.name), m.graph.code[phase.name]
     m.wait(phase, plan, l)
+    if plan.fence:
+        m.fence()
     if code.stats:
         width = m.graph.node(m.graph.node(code.stats[0]).inputs[0]).width
         Prologue(m, phase, code, Tile(8, plan.parts, width // plan.parts, 1, width, m.batch), l).run()
@@ -27,10 +29,8 @@ def map_phase(m: Machine, phase: Phase, l: Any) -> None:
         def item(t: Any, carry: Any, first: Any = first, blocks: int = blocks, part: int = part, written: Any = written) -> Any:
             at = first + t
             frame = Rows(m, phase, l, sequence=lax.div(at, blocks), sequences=1, first=lax.rem(at, blocks) * plan.rows, count=plan.rows)
-            fetch([(frame, frame_leaves(m, frame, written))])
-            store(m, frame, phase, part, written, l)
+            fetch([(frame, row_leaves(m, frame, written))])
+            store(m, frame, part, written)
             return carry
 
         lax.fori_loop(0, n, item, i32(0))
-    if plan.fence:
-        m.fence()

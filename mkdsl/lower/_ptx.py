@@ -1,6 +1,7 @@
 """What Pallas has no word for, as PTX: relaxed loads and counters, fences. Each has a plain meaning, used where nothing runs concurrently."""
 
 import functools
+import math
 from collections.abc import Callable, Sequence
 from typing import Any, NamedTuple
 
@@ -32,21 +33,30 @@ def load_relaxed(items: Sequence[Item], *, self_validating: bool) -> list[jax.Ar
 
     @plgpu.inline_mgpu(arg_types=tuple(plgpu.RefType() for _ in items), return_type=returns)
     def go(ctx: Any, *refs: Any) -> Any:
-        arrays, missing = _load_all(items, refs)
-        if self_validating:
-            registers = _repeat([*_registers(arrays), missing], lambda: _flat(_load_all(items, refs)))
-            arrays = _rebuild(arrays, registers)
-        return arrays
+        if not self_validating:
+            return _load_all(items, refs)[0]
+        arrays: list[fa.FragmentedArray] = []
+
+        def again() -> tuple[ir.Value, list[ir.Value]]:
+            arrays[:], missing = _load_all(items, refs)
+            return missing, _registers(arrays)
+
+        types = [t for i in items for t in [ir.VectorType.get((_layout(i).vector_length,), mu.dtype_to_ir_type(i.dtype))] * _count(i)]
+        return _rebuild(arrays, _repeat(types, again))
 
     return list(go(*[i.ref for i in items]))
 
 
+def _layout(item: Item) -> fa.TiledLayout:
+    return item.layout.to_mgpu()
+
+
+def _count(item: Item) -> int:
+    return math.prod(_layout(item).registers_shape(item.shape))
+
+
 def _registers(arrays: Sequence[fa.FragmentedArray]) -> list[ir.Value]:
     return [r for a in arrays for r in a.registers.flatten()]
-
-
-def _flat(loaded: tuple[list[fa.FragmentedArray], ir.Value]) -> list[ir.Value]:
-    return [*_registers(loaded[0]), loaded[1]]
 
 
 def _rebuild(like: Sequence[fa.FragmentedArray], values: Sequence[ir.Value]) -> list[fa.FragmentedArray]:
@@ -59,16 +69,14 @@ def _rebuild(like: Sequence[fa.FragmentedArray], values: Sequence[ir.Value]) -> 
     return out
 
 
-def _repeat(first: list[ir.Value], again: Callable[[], list[ir.Value]]) -> list[ir.Value]:
-    """`again` until the last value (an i1) is false; returns the other values."""
-    types = [v.type for v in first]
-    loop = scf.WhileOp(types, first)
-    with ir.InsertionPoint.at_block_begin(loop.before.blocks.append(*types)):
-        arguments = list(loop.before.blocks[0].arguments)
-        scf.condition(arguments[-1], arguments)
+def _repeat(types: list[ir.Type], again: Callable[[], tuple[ir.Value, list[ir.Value]]]) -> list[ir.Value]:
+    """Evaluates `again` until its first result (an i1) is false; returns the others. One copy of the code."""
+    loop = scf.WhileOp(types, [])
+    with ir.InsertionPoint.at_block_begin(loop.before.blocks.append()):
+        scf.condition(*again())
     with ir.InsertionPoint.at_block_begin(loop.after.blocks.append(*types)):
-        scf.yield_(again())
-    return list(loop.results)[:-1]
+        scf.yield_([])
+    return list(loop.results)
 
 
 def _load_all(items: Sequence[Item], refs: Sequence[ir.Value]) -> tuple[list[fa.FragmentedArray], ir.Value]:

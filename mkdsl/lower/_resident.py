@@ -1,7 +1,8 @@
 """Prologues: reductions over whole vectors, and the resident operand staged in shared memory as the mma wants it."""
 
 import dataclasses
-from typing import Any
+from collections.abc import Sequence
+from typing import Any, NamedTuple
 
 import jax
 import jax.experimental.pallas.mosaic_gpu as plgpu
@@ -16,6 +17,18 @@ from mkdsl.lower._machine import Machine, Request, bf16, f32, i32, spread, times
 from mkdsl.lower._tiles import Tile
 
 REGISTERS = 64  # per thread for loads in flight: more would spill next to the mma's operands
+
+
+class Sweep(NamedTuple):
+    """One pass over the columns of vectors of one width: partial reductions per row, and perhaps the resident to shared memory."""
+
+    tile: Tile
+    reductions: tuple[int, ...]
+    resident: int | None
+
+    @property
+    def roots(self) -> tuple[int, ...]:
+        return self.reductions if self.resident is None else (*self.reductions, self.resident)
 
 
 @dataclasses.dataclass
@@ -34,26 +47,45 @@ class Prologue:
 
     def __post_init__(self) -> None:
         self.unsettled: list[int] = []
+        self.cells: dict[int, list[Cell]] = {}  # by width: vectors that fit in registers are loaded once for all sweeps
+        self.sweeps = self._plan()
+
+    def _plan(self) -> list[list[Sweep]]:
+        """Sweeps by depth: each depth's need the reductions of the one before."""
+        depth = {r: self._depth(r) for r in self.code.stats}
+        resident = self.code.resident if self.tile.pieces == 1 else None
+        resident_depth = -1 if resident is None else self._depth(resident)
+        out = []
+        for level in range(max([resident_depth, *depth.values()], default=-1) + 1):
+            reductions = [r for r in self.code.stats if depth[r] == level]
+            staged = resident if level == resident_depth else None
+            widths = {self._width(r) for r in reductions} | ({self.tile.k} if staged is not None else set())
+            out.append([
+                Sweep(self.tile.over(w), tuple(r for r in reductions if self._width(r) == w), staged if w == self.tile.k else None)
+                for w in sorted(widths, reverse=True)
+            ])  # fmt: skip
+        return out
+
+    def prepare(self) -> None:
+        """Loads weights of the first sweeps, where they fit in registers, before anybody waits."""
+        for sweep in self.sweeps[0] if self.sweeps else []:
+            if self._step(sweep) == sweep.tile.blocks:
+                for cell in self._kept(sweep.tile):
+                    cell.prepare(sweep.roots)
 
     def run(self) -> None:
         """All reductions, and the resident if it is staged in one piece."""
-        whole = self.tile.pieces == 1
-        depth = {r: self._depth(r) for r in self.code.stats}
-        resident_depth = -1 if self.code.resident is None or not whole else self._depth(self.code.resident)
-        last = max([resident_depth, *depth.values()], default=-1)
-        for level in range(last + 1):
+        for sweeps in self.sweeps:
             if self.unsettled:
                 self.settle()
-            resident = self.code.resident if level == resident_depth else None
-            reductions = [r for r in self.code.stats if depth[r] == level]
-            widths = {self._width(r) for r in reductions} | ({self.tile.k} if resident is not None else set())
-            for width in sorted(widths, reverse=True):
-                tile = self.tile.over(width)
-                self._sweep([r for r in reductions if self._width(r) == width], resident if width == self.tile.k else None, 0, tile)
+            for sweep in sweeps:
+                self._sweep(sweep, 0)
+        if self.unsettled and self.tile.pieces > 1 and self.code.resident is not None and self._depth(self.code.resident):
+            self.settle()
 
     def stage(self, piece: Any) -> None:
         """One piece of a resident that is staged in several."""
-        self._sweep([], self.code.resident, piece * self.tile.blocks, self.tile)
+        self._sweep(Sweep(self.tile, (), self.code.resident), piece * self.tile.blocks)
 
     def _width(self, reduction: int) -> int:
         return self.m.graph.node(self.m.graph.node(reduction).inputs[0]).width
@@ -65,8 +97,8 @@ class Prologue:
         inputs = self.m.graph.node(id).inputs
         return max((self._depth(i) + (self.m.graph.node(i).kind == "reduce") for i in inputs), default=0)
 
-    def _leaves(self, roots: list[int]) -> list[int]:
-        """Tensor nodes that computing `roots` loads, not looking below reductions."""
+    def _leaves(self, roots: Sequence[int]) -> list[int]:
+        """Tensor nodes that computing `roots` loads, not looking below other reductions."""
         found: dict[int, None] = {}
         stack = [i for r in roots for i in (self.m.graph.node(r).inputs if self.m.graph.node(r).kind == "reduce" else (r,))]
         while stack:
@@ -77,46 +109,60 @@ class Prologue:
                 stack.extend(self.m.graph.node(id).inputs)
         return list(found)
 
-    def _sweep(self, reductions: list[int], resident: int | None, first: Any, tile: Tile) -> None:
-        """One pass over the columns: partial reductions per row, and the resident to shared memory."""
-        roots = [*reductions, *([] if resident is None else [resident])]
-        leaves = self._leaves(roots)
-        step = self._step(leaves, tile)
-        kinds = [COMBINE[self.m.graph.node(r).op] for r in reductions]
-        layout = Cell(self.m, self.phase, self.l, width=tile.width).layout.reduce(1)
-        start = [_vector(init, layout) for _, _, init in kinds for _ in range(self.tile.groups)]
-
-        def columns(j: Any, partial: list[jax.Array]) -> list[jax.Array]:
-            cells = [self._cell(tile, g, first + j * step + b) for b in range(step) for g in range(self.tile.groups)]
-            fetch([(cell, leaves) for cell in cells])
-            for at, cell in enumerate(cells):
-                if resident is not None:
-                    block = j * step + at // self.tile.groups
-                    self.m.refs[f"resident.{self.phase.name}"][cell.group, block] = cell.evaluate(resident).astype(bf16)
-                for n, r in enumerate(reductions):
-                    combine, reduce, _ = kinds[n]
-                    where = n * self.tile.groups + cell.group
-                    partial[where] = combine(partial[where], reduce(cell.evaluate(self.m.graph.node(r).inputs[0]), axis=1))
-            return partial
-
-        partial = times(tile.blocks // step, columns, start)
-        self._store_partials(reductions, partial)
-
-    def _cell(self, t: Tile, group: int, block: Any) -> Cell:
-        return Cell(self.m, self.phase, self.l, parts=t.parts, group=group, block=block, width=t.width, k=t.k)
-
-    def _step(self, leaves: list[int], tile: Tile) -> int:
-        """Blocks per pass of the loop, as many as the registers allow."""
-        tensors = [self.m.schedule.tensor(self.m.graph.tensor_of[i]) for i in leaves]
-        blocks = tile.blocks
-        each = max(1, tile.width // 16) * tile.groups * max(1, sum(t.splits for t in tensors))
+    def _step(self, sweep: Sweep) -> int:
+        """Blocks per iteration, as many as the registers allow."""
+        tensors = [self.m.schedule.tensor(self.m.graph.tensor_of[i]) for i in self._leaves(sweep.roots)]
+        each = max(1, sweep.tile.width // 16) * sweep.tile.groups * max(1, sum(t.splits for t in tensors))
+        blocks = sweep.tile.blocks
         return max(d for d in range(1, blocks + 1) if blocks % d == 0 and (d == 1 or d * each <= REGISTERS))
 
-    def _store_partials(self, reductions: list[int], partial: list[jax.Array]) -> None:
-        for n, r in enumerate(reductions):
+    def _kept(self, tile: Tile) -> list[Cell]:
+        if tile.k not in self.cells:
+            self.cells[tile.k] = self._cells(tile, 0, tile.blocks)
+        return self.cells[tile.k]
+
+    def _cells(self, t: Tile, first: Any, blocks: int) -> list[Cell]:
+        out = []
+        for b in range(blocks):
+            weights: dict[int, Any] = {}  # the same for every group of sequences
+            out += [
+                Cell(self.m, self.phase, self.l, parts=t.parts, group=g, block=first + b, width=t.width, k=t.k, weights=weights)
+                for g in range(t.groups)
+            ]
+        return out
+
+    def _sweep(self, sweep: Sweep, first: Any) -> None:
+        tile, step = sweep.tile, self._step(sweep)
+        leaves = self._leaves(sweep.roots)
+        layout = Cell(self.m, self.phase, self.l, width=tile.width).layout.reduce(1)
+        start = [_vector(COMBINE[self.m.graph.node(r).op][2], layout) for r in sweep.reductions for _ in range(tile.groups)]
+
+        def columns(j: Any, partial: Any) -> Any:
+            whole = step == tile.blocks and tile.pieces == 1
+            cells = self._kept(tile) if whole else self._cells(tile, first + j * step, step)
+            fetch([(cell, leaves) for cell in cells])
+            return self._columns(sweep, cells, j * step, list(partial))
+
+        self._store_partials(sweep, times(tile.blocks // step, columns, start))
+
+    def _columns(self, sweep: Sweep, cells: list[Cell], first: Any, partial: list[jax.Array]) -> list[jax.Array]:
+        groups = sweep.tile.groups
+        if sweep.resident is not None:
+            staged = [cell.evaluate(sweep.resident).astype(bf16) for cell in cells]
+            for at, (cell, value) in enumerate(zip(cells, staged, strict=True)):
+                self.m.refs[f"resident.{self.phase.name}"][cell.group, first + at // groups] = value
+        for n, r in enumerate(sweep.reductions):
+            combine, reduce, _ = COMBINE[self.m.graph.node(r).op]
+            for cell in cells:
+                where = n * groups + cell.group
+                partial[where] = combine(partial[where], reduce(cell.evaluate(self.m.graph.node(r).inputs[0]), axis=1))
+        return partial
+
+    def _store_partials(self, sweep: Sweep, partial: Sequence[jax.Array]) -> None:
+        for n, r in enumerate(sweep.reductions):
             slot = self.code.stats.index(r)
-            for g in range(self.tile.groups):
-                self.m.refs["statistics"][slot, pl.ds(8 * g, 8)] = partial[n * self.tile.groups + g]
+            for g in range(sweep.tile.groups):
+                self.m.refs["statistics"][slot, pl.ds(8 * g, 8)] = partial[n * sweep.tile.groups + g]
             self.unsettled.append(r)
 
     def settle(self) -> None:

@@ -6,7 +6,7 @@ import math
 from mkdsl.graph import OpGraph, Phase
 from mkdsl.search._assign import items, shares, weights
 from mkdsl.search._schedule import PhasePlan
-from mkdsl.search._smem import ALIGNMENT, ROWS, attention_bytes, finished_bytes, resident_bytes, round_up
+from mkdsl.search._smem import ALIGNMENT, ROWS, added_bytes, attention_bytes, finished_bytes, resident_bytes, round_up
 
 PARTS = (8, 4, 2, 1)
 PIECES = (1, 2, 4, 8, 16, 32, 64)
@@ -21,6 +21,7 @@ class Candidate:
 
     plan: PhasePlan
     busiest: tuple[int, ...]
+    padded_batch: int
     resident: int = 0
     finished: int = 0
     scratch: int = 0
@@ -38,10 +39,13 @@ def padded(batch: int) -> int:
 
 
 def chunk_of(piece: int, stage_bytes: int) -> int | None:
-    """Elements per mma row of one unit: 256, or else the largest multiple of 64, 32, 16 that divides a piece and fits a stage."""
+    """Elements per mma row of one unit: 256, or else the largest multiple of 64, 32, 16 that divides a piece and fits a stage.
+
+    A stage is a whole number of 8-row blocks of every view it is seen through, so that stages lie equally far apart in all of them.
+    """
     most = min(CHUNK, stage_bytes // (ROWS * 2))
     for step in (CHUNK, 64, 32, MMA_K):
-        fitting = [c for c in range(step, most + 1, step) if piece % c == 0]
+        fitting = [c for c in range(step, most + 1, step) if piece % c == 0 and stage_bytes % (16 * c) == 0]
         if fitting:
             return max(fitting)
     return None
@@ -59,8 +63,9 @@ def _measured(phase: Phase, plan: PhasePlan, batch: int, workers: int) -> Candid
     busiest = busiest_counts(phase, plan, batch, workers)
     if phase.kind == "fold":
         pad = padded(batch)
-        return Candidate(plan, busiest, _aligned(resident_bytes(phase, plan, pad)), _aligned(finished_bytes(phase, plan, pad)))
-    return Candidate(plan, busiest, scratch=sum(map(_aligned, attention_bytes(phase, plan))) if phase.kind == "attention" else 0)
+        finished = _aligned(finished_bytes(phase, plan, pad)) + _aligned(added_bytes(phase, plan, pad))
+        return Candidate(plan, busiest, pad, _aligned(resident_bytes(phase, plan, pad)), finished)
+    return Candidate(plan, busiest, padded(batch), scratch=sum(map(_aligned, attention_bytes(phase, plan))) if phase.kind == "attention" else 0)
 
 
 def _aligned(n: int) -> int:
@@ -105,7 +110,7 @@ def _attentions(graph: OpGraph, phase: Phase, batch: int, stage_bytes: int, work
     splittable = may_split(graph, phase.writes[0])
     out = []
     for chunk in range(64, phase.k + 1, 64):
-        if phase.k % chunk == 0 and 2 * chunk * phase.head_dim * phase.itemsize <= stage_bytes:
+        if phase.k % chunk == 0 and stage_bytes % (16 * phase.head_dim) == 0 and 2 * chunk * phase.head_dim * phase.itemsize <= stage_bytes:
             blocks = phase.k // chunk
             for splits in _splits(blocks, batch * phase.kv_heads, workers) if splittable else (1,):
                 out.append(PhasePlan(name=phase.name, rows=rows, chunk=chunk, splits=splits, tasks=(), waits=()))
@@ -128,4 +133,6 @@ def _splits(blocks: int, heads: int, workers: int) -> list[int]:
 def _maps(graph: OpGraph, phase: Phase, batch: int, stage_bytes: int, workers: int) -> list[PhasePlan]:
     common = math.gcd(*(part.rows for part in phase.parts))
     sizes = [64 << i for i in range(common.bit_length()) if common % (64 << i) == 0]
-    return [PhasePlan(name=phase.name, rows=rows, tasks=(), waits=()) for rows in sizes]
+    widths = [graph.tensors[t].width for t in (*phase.reads, *phase.row_reads)]
+    parts = 8 if all(w % (8 * MMA_K) == 0 for w in widths) else 1  # how a reduction's vector is laid over rows
+    return [PhasePlan(name=phase.name, rows=rows, parts=parts, tasks=(), waits=()) for rows in sizes]

@@ -34,8 +34,9 @@ class Found(NamedTuple):
 
 
 def compatible(graph: OpGraph, phase: Phase, candidate: Candidate, splits: Splits) -> bool:
-    """Whether a phase that merges splits cuts no head into parts."""
-    return all(graph.tensors[name].heads % candidate.plan.parts == 0 for name, n in splits if n > 1 and name in phase.reads)
+    """Whether a phase that merges splits cuts no head into parts, and has at least 8 rows of (sequence, part) to merge."""
+    parts, batch = candidate.plan.parts, candidate.padded_batch
+    return all(graph.tensors[name].heads % parts == 0 and batch * parts >= 8 for name, n in splits if n > 1 and name in phase.reads)
 
 
 def shortest_path(graph: OpGraph, choices: dict[str, list[tuple[int, Candidate]]], price: Price, capacity: float) -> Found | None:

@@ -9,7 +9,7 @@ from collections.abc import Iterable, Sequence
 
 from mkdsl.graph import OpGraph, Phase, Tensor
 from mkdsl.search._order import Execution
-from mkdsl.search._races import Accesses, Violation, home
+from mkdsl.search._races import Accesses, Violation, home, overtakings
 from mkdsl.search._schedule import Schedule, TensorPlan
 from mkdsl.search._verify import ScheduleError
 
@@ -50,13 +50,13 @@ def with_handoffs(graph: OpGraph, schedule: Schedule) -> Schedule:
         schedule = _with(schedule, waits, fences=())
         execution = Execution(graph, schedule)
         accesses = [Accesses(execution, t) for t in graph.tensors.values()]
-        missing = [v for a in accesses for v in a.violations()]
+        missing = [*overtakings(execution), *(v for a in accesses for v in a.violations())]
         if not missing:
-            fences = _fewest_fences(graph, schedule, execution, accesses)
-            if fences is not None:
-                return _without_implied_waits(graph, _with(schedule, waits, fences))
             everywhere = execution.fenced_after({p.name for p in graph.phases})
             missing = [v for a in accesses for v in a.unfenced(everywhere)]
+        if not missing:
+            fences = _fewest_fences(graph, schedule, execution, accesses)
+            return _without_implied_waits(graph, _with(schedule, waits, fences))
         added = [v for v in missing if _add_wait(waits, v)]
         if not added:
             raise ScheduleError(f"no wait or fence helps: {missing[0]}")
@@ -89,13 +89,11 @@ def _with(schedule: Schedule, waits: dict[str, tuple[str, ...]], fences: Iterabl
     return dataclasses.replace(schedule, phases=phases)
 
 
-def _fewest_fences(graph: OpGraph, schedule: Schedule, execution: Execution, accesses: Sequence[Accesses]) -> tuple[str, ...] | None:
-    """The fewest phases whose fences suffice; among as few, those that stream most, where a fence hides best."""
-    loops = [p for p in graph.phases if graph.iterations(p) > 1] or list(graph.phases)
-    by_stream = [p.name for p in sorted(loops, key=lambda p: -p.streamed_bytes(schedule.batch))]
-    for n in range(len(by_stream) + 1):
-        for chosen in itertools.combinations(by_stream, n):
-            fenced = execution.fenced_after(set(chosen))
-            if not any(v for a in accesses for v in a.unfenced(fenced)):
-                return chosen
-    return None
+def _fewest_fences(graph: OpGraph, schedule: Schedule, execution: Execution, accesses: Sequence[Accesses]) -> tuple[str, ...]:
+    """The fewest phases whose fences suffice, given that all of them do; among as few, those that stream most, where a fence hides best."""
+    by_stream = [p.name for p in sorted(graph.phases, key=lambda p: (graph.iterations(p) == 1, -p.streamed_bytes(schedule.batch)))]
+    for chosen in itertools.chain.from_iterable(itertools.combinations(by_stream, n) for n in range(len(by_stream))):
+        fenced = execution.fenced_after(set(chosen))
+        if not any(v for a in accesses for v in a.unfenced(fenced)):
+            return chosen
+    return tuple(by_stream)

@@ -13,7 +13,10 @@ instance n + 1 the clearing worker fences and then signals, and that signal happ
 themselves, which is why the fence must come between. A worker sees its own clears without one.
 
 Both kinds need (reuse): a slot's former readers are done before it is written again. Instance 0 has another writer, and its stores must
-not come late either: they are there once they are released, or fenced and signalled, or once someone who read them whole is done.
+not come late either: they are there once they are released, or fenced and signalled, or once someone else who read them whole is done.
+
+Events are counted, iterations together: iteration i's has come at (i + 1) x participants. That is right only if (count) nobody signals an
+iteration before all have signalled the one before.
 """
 
 import dataclasses
@@ -25,7 +28,7 @@ from mkdsl.graph import OpGraph, Phase, Tensor
 from mkdsl.search._order import Execution, Step
 from mkdsl.search._schedule import PhasePlan, Schedule
 
-BEFORE, CLEAR, FENCE, REUSE = "before", "clear", "fence", "reuse"
+BEFORE, CLEAR, FENCE, REUSE, COUNT = "before", "clear", "fence", "reuse", "count"
 
 
 @dataclasses.dataclass(frozen=True, eq=False)
@@ -47,7 +50,20 @@ class Violation:
             CLEAR: f"{self.then} on worker {v} clears {t}'s slot of instance {n}, which {self.first} may still read on worker {w}",
             FENCE: f"{self.then} may look at {t} (instance {n}) on worker {v} before worker {w}'s clear in {self.first}: no fence",
             REUSE: f"{self.then} on worker {v} writes to {t}'s slot of instance {n}, unordered with {self.first} on worker {w}",
+            COUNT: f"{self.then} on worker {v} may signal before {self.first} on worker {w}: their event counts both",
         }[self.kind]
+
+
+def overtakings(execution: Execution) -> Iterator[Violation]:
+    """Steps of waited-for phases that may signal before the same phase's former iteration is complete."""
+    waited = {name for plan in execution.schedule.phases for name in plan.waits}
+    for then in execution.steps:
+        if then.phase.name in waited and then.iteration > 0:
+            first = execution.at[then.phase.name, then.iteration - 1]
+            late = first.index > then.clock[np.ix_(then.workers, first.workers)]
+            if late.any():
+                v, w = np.argwhere(late)[0]
+                yield Violation(COUNT, "", first.iteration, first, int(first.workers[w]), then, int(then.workers[v]))
 
 
 def home(graph: OpGraph, tensor: str) -> int:
@@ -138,7 +154,7 @@ class Accesses:
             yield from self._unordered(kind, old, read, write, self.pairs(read.phase, write.phase), write.clock)
         former = self.writes.get(old, write)
         if self.plan.handoff == "counter" and former.phase != write.phase:
-            yield from self._unordered(REUSE, old, former, write, self._everyone(former, write), write.released)
+            yield from self._unordered(REUSE, old, former, write, self._stores(former, write), write.released)
 
     def unfenced(self, fenced_after: np.ndarray) -> Iterator[Violation]:
         """Looks that may come before a clear, clears that may come before instance 0; `fenced_after` as `Execution` gives it."""
@@ -148,7 +164,9 @@ class Accesses:
             old = n + 1 - self.plan.incarnations
             former = self.writes.get(old, write)
             if former.phase != write.phase:
-                late = self._everyone(former, write) & (fenced_after[former.index][:, None] > write.clock.T) & ~self._seen_whole(old, write)
+                late = self._stores(former, write) & (fenced_after[former.index][:, None] > write.clock.T)
+                if former.phase.kind == "map":  # stores each row once; of a fold's rows that were seen another store may be under way
+                    late &= ~self._seen_whole(old, write)
                 np.fill_diagonal(late, False)
                 yield from self._report(REUSE, old, former, write, late)
             for read in self.reads.get(n + 1, ()):
@@ -158,11 +176,14 @@ class Accesses:
                 yield from self._report(FENCE, n + 1, write, read, late)
 
     def _seen_whole(self, instance: int, then: Step) -> np.ndarray:
-        """[worker]: whether it knows, in step `then`, that someone is done who read the whole of an instance."""
-        seen = np.zeros(self.schedule.workers, bool)
+        """[writer, worker]: whether a worker knows, in step `then`, that someone but the writer is done who read the whole of an instance.
+        The writer itself may have seen its stores before others can."""
+        seen = np.zeros((self.schedule.workers,) * 2, bool)
         for read in self.reads.get(instance, ()):
             if self.tensor.name in read.phase.reads:
-                seen |= (then.clock[:, read.workers] >= read.index).any(axis=1)
+                known = np.zeros_like(seen)
+                known[:, read.workers] = then.clock[:, read.workers] >= read.index
+                seen |= known.sum(axis=1) > known.T  # more than the writer's own read
         return seen
 
     def _clears(self, write: Step) -> bool:
@@ -171,6 +192,12 @@ class Accesses:
     def _everyone(self, first: Step, then: Step) -> np.ndarray:
         met = np.zeros((self.schedule.workers,) * 2, bool)
         met[np.ix_(first.workers, then.workers)] = True
+        return met
+
+    def _stores(self, first: Step, then: Step) -> np.ndarray:
+        """[worker, worker]: both store to this tensor."""
+        met = np.zeros((self.schedule.workers,) * 2, bool)
+        met[np.ix_(np.unique(self._owners(first.phase)), np.unique(self._owners(then.phase)))] = True
         return met
 
     def _unordered(self, kind: str, instance: int, first: Step, then: Step, met: np.ndarray, clock: np.ndarray) -> Iterator[Violation]:

@@ -3,6 +3,8 @@
 import dataclasses
 from typing import Any
 
+from mkdsl.graph import Phase
+
 Range = tuple[int, int]  # first item, count
 
 
@@ -36,6 +38,14 @@ class PhasePlan:
 
     def count(self, part: int, worker: int) -> int:
         return self.tasks[part][worker][1]
+
+    def slots(self, phase: Phase) -> int:
+        """Tiles whose finished rows one worker holds at once: all of its tiles, or one group of one part where that is less."""
+        matrices = [len(part.weights) for part in phase.parts]
+        workers = range(len(self.tasks[0]))
+        if any(part[w][1] > self.group for part in self.tasks for w in workers):
+            return self.group * max(matrices)
+        return max(sum(n * part[w][1] for n, part in zip(matrices, self.tasks, strict=True)) for w in workers)
 
     def participants(self) -> tuple[int, ...]:
         """Workers with at least one item."""

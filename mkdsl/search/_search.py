@@ -16,7 +16,8 @@ from mkdsl.search._schedule import Schedule
 from mkdsl.search._smem import fixed_extents, shared_memory
 from mkdsl.search._verify import ScheduleError, verify_schedule
 
-RINGS = (Ring(32 * KIB, 2), Ring(16 * KIB, 3), Ring(16 * KIB, 4))  # 48 to 64 KiB in flight: enough for full bandwidth, no more
+# 48 to 72 KiB in flight: enough for full bandwidth, no more. Sizes that are no power of two suit widths like 576 or 3584.
+RINGS = (Ring(32 * KIB, 2), Ring(16 * KIB, 3), Ring(16 * KIB, 4), Ring(24 * KIB, 2), Ring(28 * KIB, 2), Ring(36 * KIB, 2))
 HANDOFFS = ("data", "counter")
 
 
@@ -29,13 +30,13 @@ class Choice:
     found: Found
 
 
-def search(graph: OpGraph, *, batch: int, target: str, handoff: str = "data", cache: bool = True) -> Schedule:
+def search(graph: OpGraph, *, batch: int, target: str | Profile, handoff: str = "data", cache: bool = True) -> Schedule:
     """The best schedule by the cost model, verified.
 
     Args:
       graph: the decode step's phases.
       batch: sequences decoded together, 1 to 16.
-      target: a GPU's name, a key of `PROFILES`.
+      target: a GPU's name, a key of `PROFILES`, or a profile.
       handoff: how all tensors cross phases: "data" (self-validating words) or "counter" (release/acquire counters).
       cache: look on disk first, and keep the result there.
 
@@ -46,7 +47,7 @@ def search(graph: OpGraph, *, batch: int, target: str, handoff: str = "data", ca
       ValueError: batch, target or handoff is none there is.
       ScheduleError: no schedule fits the GPU; the message names the phase that leaves no room.
     """
-    gpu = profile(target)
+    gpu = target if isinstance(target, Profile) else profile(target)
     padded(batch)
     if handoff not in HANDOFFS:
         raise ValueError(f"handoff={handoff!r} is neither of {', '.join(HANDOFFS)}")

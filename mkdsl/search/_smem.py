@@ -59,7 +59,13 @@ def resident_bytes(phase: Phase, plan: PhasePlan, padded_batch: int) -> int:
 
 def finished_bytes(phase: Phase, plan: PhasePlan, padded_batch: int) -> int:
     """A fold's finished mma rows, float32: of the tiles that finish together, for each of a part's matrices and each sequence."""
-    return max(len(part.weights) for part in phase.parts) * plan.group * padded_batch * ROWS * 4
+    slots = plan.slots(phase) if plan.tasks else max(len(part.weights) for part in phase.parts) * plan.group
+    return slots * padded_batch * ROWS * 4
+
+
+def added_bytes(phase: Phase, plan: PhasePlan, padded_batch: int) -> int:
+    """Rows of older tensors that a fold's finish adds, float32, copied to shared memory ahead of time."""
+    return len(phase.parts) * len(phase.row_reads) * padded_batch * plan.group * plan.rows * 4
 
 
 def attention_bytes(phase: Phase, plan: PhasePlan) -> tuple[int, int, int, int]:
@@ -87,15 +93,16 @@ def shared_memory(graph: OpGraph, plans: Iterable[PhasePlan], *, padded_batch: i
       padded_batch: columns of the mma per part.
       stages, stage_bytes: the ring.
     """
-    resident, finished, attention = [0], [0], [(0, 0, 0, 0)]
+    resident, finished, added, attention = [0], [0], [0], [(0, 0, 0, 0)]
     for plan in plans:
         phase = graph.phase(plan.name)
         if phase.kind == "fold":
             resident.append(resident_bytes(phase, plan, padded_batch))
             finished.append(finished_bytes(phase, plan, padded_batch))
+            added.append(added_bytes(phase, plan, padded_batch))
         if phase.kind == "attention":
             attention.append(attention_bytes(phase, plan))
-    named = [("ring", stage_bytes, stages), ("resident", max(resident), 1), ("finished", max(finished), 1)]
+    named = [("ring", stage_bytes, stages), ("resident", max(resident), 1), ("finished", max(finished), 1), ("added", max(added), 1)]
     names = ("queries", "scores", "result", "own")
     named += [(f"attn {name}", max(sizes), 1) for name, sizes in zip(names, zip(*attention, strict=True), strict=True)]
     extents = [Extent(name, round_up(size, ALIGNMENT), depth) for name, size, depth in named if size]

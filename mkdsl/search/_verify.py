@@ -1,10 +1,12 @@
 """`verify_schedule`: a proof, without a GPU, that a schedule is safe to run. It reads the graph and the schedule and trusts no search."""
 
+import itertools
+
 from mkdsl.graph import OpGraph, Phase, Tensor
 from mkdsl.search._assign import items
 from mkdsl.search._order import Execution
 from mkdsl.search._profile import Profile
-from mkdsl.search._races import Accesses, home
+from mkdsl.search._races import Accesses, home, overtakings
 from mkdsl.search._schedule import PhasePlan, Schedule
 from mkdsl.search._smem import ROWS, shared_memory
 
@@ -77,7 +79,7 @@ def _check_fold(graph: OpGraph, schedule: Schedule, phase: Phase, plan: PhasePla
     _check_stage(schedule, phase, ROWS * p.chunk * phase.itemsize)
     _require(p.splits == 1, f"{name}: {p.splits} splits: a fold is not split over workers")
     for tensor in (graph.tensors[t] for t in phase.reads):
-        whole = schedule.tensor(tensor.name).splits == 1 or tensor.heads % p.parts == 0
+        whole = schedule.tensor(tensor.name).splits == 1 or (tensor.heads % p.parts == 0 and schedule.padded_batch * p.parts >= 8)
         _require(whole, f"{name}: {p.parts} parts cut the {tensor.heads} heads of {tensor.name}, which it merges from splits")
 
 
@@ -94,11 +96,13 @@ def _check_attention(graph: OpGraph, schedule: Schedule, phase: Phase, plan: Pha
 def _check_map(graph: OpGraph, schedule: Schedule, phase: Phase, plan: PhasePlan) -> None:
     whole = plan.rows >= 1 and plan.rows % 64 == 0 and all(part.rows % plan.rows == 0 for part in phase.parts)
     _require(whole, f"{phase.name}: {plan.rows} rows an item: no multiple of 64 that divides {[part.rows for part in phase.parts]}")
-    _require(plan.parts == plan.splits == 1, f"{phase.name}: {plan.parts} parts, {plan.splits} splits: a map has neither")
+    _require(plan.splits == 1, f"{phase.name}: {plan.splits} splits: a map has none")
     _check_unsplit(schedule, phase, phase.reads)
 
 
 def _check_stage(schedule: Schedule, phase: Phase, unit: int) -> None:
+    row = 16 * (phase.head_dim if phase.kind == "attention" else schedule.plan(phase.name).chunk)
+    _require(schedule.stage_bytes % row == 0, f"{phase.name}: a stage of {schedule.stage_bytes} bytes is no multiple of 8 rows, {row} bytes")
     _require(unit <= schedule.stage_bytes, f"{phase.name}: a unit of {unit} bytes does not fit a stage of {schedule.stage_bytes}")
 
 
@@ -207,7 +211,9 @@ def _check_smem(graph: OpGraph, schedule: Schedule, profile: Profile) -> None:
 def _check_order(graph: OpGraph, schedule: Schedule) -> None:
     execution = Execution(graph, schedule)
     fenced = execution.fenced_after({p.name for p in schedule.phases if p.fence})
+    found = overtakings(execution)
     for tensor in graph.tensors.values():
         accesses = Accesses(execution, tensor)
-        for violation in (*accesses.violations(), *accesses.unfenced(fenced)):
-            raise ScheduleError(str(violation))
+        found = itertools.chain(found, accesses.violations(), accesses.unfenced(fenced))
+    for violation in found:
+        raise ScheduleError(str(violation))

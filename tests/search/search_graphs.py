@@ -73,9 +73,9 @@ def _trace(layer, hidden, layers, heads, kv_heads, head_dim, inner, vocab, conte
         return jax.ShapeDtypeStruct(shape, jnp.bfloat16)
 
     q, kv_width = heads * head_dim, kv_heads * head_dim
-    shapes = dict(wq=(q, hidden), wk=(kv_width, hidden), wv=(kv_width, hidden), wo=(hidden, q), n1=(hidden,), n2=(hidden,))
-    shapes |= dict(wg=(inner, hidden), wu=(inner, hidden), wd=(hidden, inner))
-    params = dict(embed=leaf(vocab, hidden), norm=leaf(hidden), layers={k: leaf(layers, *s) for k, s in shapes.items()})
+    shapes = {"wq": (q, hidden), "wk": (kv_width, hidden), "wv": (kv_width, hidden), "wo": (hidden, q), "n1": (hidden,), "n2": (hidden,)}
+    shapes |= {"wg": (inner, hidden), "wu": (inner, hidden), "wd": (hidden, inner)}
+    params = {"embed": leaf(vocab, hidden), "norm": leaf(hidden), "layers": {k: leaf(layers, *s) for k, s in shapes.items()}}
     kv = (leaf(layers, kv_heads, context, head_dim),) * 2
     scalar = jax.ShapeDtypeStruct((), jnp.int32)
     return build_graph(step, params, kv, scalar, scalar)[0]
@@ -114,7 +114,9 @@ def _phase(draw, index: int, segment: int, known: list[Tensor], out: Tensor) -> 
     if draw(st.integers(0, 3)) == 0:
         parts = [Part(weights=(), rows=p.rows, writes=p.writes) for p in parts]
         return Phase(name=name, kind="map", segment=segment, parts=tuple(parts), reads=reads, row_reads=row_reads), made
-    return Phase(name=name, kind="fold", segment=segment, parts=tuple(parts), reads=reads, row_reads=row_reads, k=k, parallel=parallel), made
+    return Phase(
+        name=name, kind="fold", segment=segment, parts=tuple(parts), reads=reads, row_reads=row_reads, k=k, parallel=parallel
+    ), made
 
 
 def _attention(draw, index: int, segment: int, known: list[Tensor]) -> tuple[Phase, Tensor]:

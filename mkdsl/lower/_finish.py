@@ -1,0 +1,122 @@
+"""Finishes: rows of finished tiles, whatever elementwise code follows them, and their way to other workers."""
+
+from typing import Any
+
+import jax.experimental.pallas.mosaic_gpu as plgpu
+import jax.numpy as jnp
+from jax import lax
+from jax.experimental import pallas as pl
+
+from mkdsl.graph import Phase
+from mkdsl.lower._frames import Rows, fetch
+from mkdsl.lower._loader import COMPUTE
+from mkdsl.lower._machine import Machine, Request, i32
+from mkdsl.search import PhasePlan
+
+
+def finish_size(plan: PhasePlan, part: int) -> int:
+    """Tiles finished at once: the smallest group that any worker has, so that every group is covered by overlapping blocks of this size."""
+    return min((n // -(-n // plan.group) for _, n in plan.tasks[part] if n), default=1)
+
+
+def finish_part(m: Machine, phase: Phase, part: int, first: Any, at: Any, count: Any, base: Any, l: Any) -> None:
+    """Finishes tiles [first + at, + count), whose rows lie in slots from `base` on, matrix by matrix.
+
+    In blocks of a fixed size; the last one overlaps the one before, which writes the same values twice.
+    """
+    size = finish_size(m.schedule.plan(phase.name), part)
+
+    def block(j: Any, carry: Any) -> Any:
+        offset = jnp.minimum(j * size, count - size)
+        frame = _frame(m, phase, part, first + at + offset, l)
+        _fold_values(m, phase, part, frame, [base + z * count + offset for z in range(len(m.graph.code[phase.name].parts[part][0]))])
+        written = m.graph.code[phase.name].parts[part][1]
+        leaves = row_leaves(m, frame, written)
+        _from_side(m, frame, part, leaves, at + offset)
+        fetch([(frame, leaves)])
+        store(m, frame, part, written)
+        return carry
+
+    lax.fori_loop(0, lax.div(count + (size - 1), size), block, i32(0))
+
+
+def _frame(m: Machine, phase: Phase, part: int, tile: Any, l: Any) -> Rows:
+    plan = m.schedule.plan(phase.name)
+    return Rows(m, phase, l, sequence=0, sequences=m.batch, first=tile * plan.rows, count=finish_size(plan, part) * plan.rows)
+
+
+def _fold_values(m: Machine, phase: Phase, part: int, frame: Rows, slots: list[Any]) -> None:
+    """The folds' own rows: each the sum of its parts."""
+    plan, rows = m.schedule.plan(phase.name), m.refs[f"rows.{phase.name}"]
+    for fold, slot in zip(m.graph.code[phase.name].parts[part][0], slots, strict=True):
+        where = pl.ds(slot * plan.rows, frame.count)
+        if m.batch >= 8:
+            view = (rows.shape[0] * plan.rows, plan.parts, m.batch)
+            at = [Request(rows, (), view, (where, p, pl.ds(0, m.batch)), frame.layout, transposed=True) for p in range(plan.parts)]
+        else:
+            view = (m.batch, rows.shape[1] * plan.rows, plan.parts)
+            at = [Request(rows, (), view, (pl.ds(0, m.batch), where, p), frame.layout) for p in range(plan.parts)]
+        pieces = [m.load(r) for r in at]
+        frame.values[fold] = sum(pieces[1:], pieces[0])
+
+
+def preload(m: Machine, phase: Phase, l: Any) -> None:
+    """Copies the rows of older tensors that the finish adds to shared memory, while there is nothing else to do."""
+    plan = m.schedule.plan(phase.name)
+    if m.grouped(phase) or not phase.row_reads:
+        return
+    for part, (_, written) in enumerate(m.graph.code[phase.name].parts):
+        first, n = m.tasks(phase, part, COMPUTE)
+        size = finish_size(plan, part)
+        if not row_leaves(m, _frame(m, phase, part, 0, l), written):
+            continue
+
+        def block(j: Any, carry: Any, first: Any = first, n: Any = n, size: int = size, part: int = part, written: Any = written) -> Any:
+            offset = jnp.minimum(j * size, n - size)
+            frame = _frame(m, phase, part, first + offset, l)
+            leaves = row_leaves(m, frame, written)
+            fetch([(frame, leaves)])
+            for id in leaves:
+                m.store(_side(m, frame, part, id, offset), frame.values[id])
+            return carry
+
+        lax.fori_loop(0, lax.div(n + (size - 1), size), block, i32(0))
+
+
+def _side(m: Machine, frame: Rows, part: int, id: int, offset: Any) -> Request:
+    """Where a preloaded tensor's rows of a part lie: [part, tensor, sequence, row]."""
+    slot = frame.phase.row_reads.index(m.graph.tensor_of[id])
+    rows = m.schedule.plan(frame.phase.name).rows
+    return Request(m.refs[f"side.{frame.phase.name}"], (part, slot), None, (pl.ds(0, m.batch), pl.ds(offset * rows, frame.count)), frame.layout)
+
+
+def _from_side(m: Machine, frame: Rows, part: int, leaves: list[int], offset: Any) -> None:
+    if not m.grouped(frame.phase):
+        frame.values |= {id: m.load(_side(m, frame, part, id, offset)) for id in leaves}
+
+
+def row_leaves(m: Machine, frame: Rows, roots: tuple[int, ...]) -> list[int]:
+    """Tensor nodes that a frame must load to evaluate `roots`. What this phase writes itself is computed, never read back."""
+    parts = m.graph.code[frame.phase.name].parts
+    fresh = {id for _, ids in parts for id in ids}
+    found, seen, stack = {}, set(frame.values) | {f for folds, _ in parts for f in folds}, list(roots)
+    while stack:
+        id = stack.pop()
+        if id in seen and id not in fresh:
+            continue
+        seen.add(id)
+        if id in m.graph.tensor_of and id not in fresh:
+            found[id] = None
+        elif m.graph.node(id).kind not in ("reduce", "fold"):
+            stack.extend(m.graph.node(id).inputs)
+    return list(found)
+
+
+def store(m: Machine, frame: Rows, part: int, written: tuple[int, ...]) -> None:
+    """Writes the finished values to their tensors."""
+    for id, name in zip(written, frame.phase.parts[part].writes, strict=True):
+        tensor = m.graph.tensors[name]
+        value = plgpu.layout_cast(frame.evaluate(id), frame.layout)
+        inside = m.home(name) == frame.phase.segment
+        instance = (frame.l + 1 if tensor.carried else frame.l) if inside else 0
+        m.hand_over(name, instance, lambda inc, name=name: frame.at(name, inc), value, clears=inside)
