@@ -52,30 +52,30 @@ def _fold(m: Machine, phase: Phase, l: Any, i: Any) -> Any:
 
 
 def _tiles(m: Machine, phase: Phase, part: int, first: Any, count: Any, piece: Any, l: Any, i: Any) -> Any:
-    """One piece of consecutive tiles, matrix by matrix."""
+    """One piece of consecutive tiles, matrix by matrix. One loop with one copy site per matrix: code is scarce."""
     tile = Tile.of(phase, m.schedule.plan(phase.name), m.batch)
     for fold in m.graph.code[phase.name].parts[part][0]:
         weight = m.graph.node(m.graph.node(fold).inputs[0])
-        top = m.layer(weight.op, l) * weight.shape[0]
+        top = m.layer(weight.op, l) * weight.shape[0] + first * tile.rows
 
-        def one(t: Any, i: Any, fold: int = fold, top: Any = top) -> Any:
-            row, column = top + (first + t) * tile.rows, piece * tile.piece
-            return times(tile.chunks, lambda c, i: _fetch(m, phase, tile, fold, row, column + c * tile.chunk, i), i)
+        def half(k: Any, i: Any, fold: int = fold, top: Any = top) -> Any:
+            h, u = lax.rem(k, 2), lax.div(k, 2)
+            pl.when(h == 0)(lambda: claim(m, i))
+            row = top + lax.div(u, tile.chunks) * tile.rows
+            _copy(m, phase, tile, fold, row, piece * tile.piece + lax.rem(u, tile.chunks) * tile.chunk, h, i)
+            return i + h
 
-        i = lax.fori_loop(0, count, one, i)
+        i = lax.fori_loop(0, count * (2 * tile.chunks), half, i)
     return i
 
 
-def _fetch(m: Machine, phase: Phase, tile: Tile, fold: int, row: Any, column: Any, i: Any) -> Any:
+def _copy(m: Machine, phase: Phase, tile: Tile, fold: int, row: Any, column: Any, h: Any, i: Any) -> None:
+    """One half of a unit: rows / 2 output rows, all their parts."""
     source, half, columns = m.refs[f"weight{fold}"], tile.rows // 2, pl.ds(column, tile.chunk)
-    written, _ = m.refs[f"stage.{phase.name}"]
-
-    def copy(h: int, slot: Any, barrier: Any) -> None:
-        rows = pl.ds(row + h * half, half)
-        there = written.at[slot, pl.ds(h * half, half)]
-        plgpu.copy_gmem_to_smem(source.at[rows, columns] if tile.parts == 1 else source.at[rows, :, columns], there, barrier)
-
-    return unit(m, i, copy)
+    slot = lax.rem(i, m.schedule.stages)
+    there = m.refs[f"stage.{phase.name}"][0].at[slot, pl.ds(pl.multiple_of(h * half, half), half)]
+    rows = pl.ds(row + h * half, half)
+    plgpu.copy_gmem_to_smem(source.at[rows, columns] if tile.parts == 1 else source.at[rows, :, columns], there, m.refs["full"].at[slot])
 
 
 def for_groups(n: Any, limit: int, body: Callable[[Any, Any, Any], Any], init: Any) -> Any:
@@ -89,23 +89,17 @@ def for_groups(n: Any, limit: int, body: Callable[[Any, Any, Any], Any], init: A
     return lax.fori_loop(0, groups, one, init)
 
 
-def unit(m: Machine, i: Any, copy: Callable[[int, Any, Any], None]) -> Any:
-    """Issues one unit: copy(half, slot, barrier) twice."""
+def claim(m: Machine, i: Any) -> None:
+    """Waits until unit i may be issued: its stage is free, and unit i - window has landed."""
     stages, window = m.schedule.stages, m.schedule.window
-    full, empty = m.refs["full"], m.refs["empty"]
-    slot = lax.rem(i, stages)
 
     @pl.when(i >= stages)
     def _() -> None:
-        plgpu.barrier_wait(empty.at[slot])
+        plgpu.barrier_wait(m.refs["empty"].at[lax.rem(i, stages)])
 
     @pl.when(i >= window)
     def _() -> None:
-        plgpu.barrier_wait(full.at[lax.rem(i - window, stages)])
-
-    for half in range(2):
-        copy(half, slot, full.at[slot])
-    return i + 1
+        plgpu.barrier_wait(m.refs["full"].at[lax.rem(i - window, stages)])
 
 
 def drain(m: Machine, units: Any) -> None:
@@ -156,10 +150,11 @@ def _kv_item(m: Machine, phase: Phase, item: Any, l: Any, i: Any) -> Any:
     def block(j: Any, i: Any) -> Any:
         positions = pl.ds((first + j * plan.splits) * plan.chunk, plan.chunk)
 
-        def copy(half: int, slot: Any, barrier: Any) -> None:
-            source = m.refs[f"cache{caches[half].index}"].at[sequence, m.layer(caches[half], l), head, positions, :]
-            plgpu.copy_gmem_to_smem(source, view.at[slot, pl.ds(half * plan.chunk, plan.chunk)], barrier)
-
-        return unit(m, i, copy)
+        claim(m, i)
+        slot = lax.rem(i, m.schedule.stages)
+        for half, cache in enumerate(caches):
+            source = m.refs[f"cache{cache.index}"].at[sequence, m.layer(cache, l), head, positions, :]
+            plgpu.copy_gmem_to_smem(source, view.at[slot, pl.ds(half * plan.chunk, plan.chunk)], m.refs["full"].at[slot])
+        return i + 1
 
     return lax.fori_loop(0, n, block, i)

@@ -16,7 +16,8 @@ from mkdsl.lower._layouts import grid
 from mkdsl.lower._machine import Machine, Request, bf16, f32, i32, spread, times
 from mkdsl.lower._tiles import Tile
 
-REGISTERS = 64  # per thread for loads in flight: more would spill next to the mma's operands
+REGISTERS = 64  # per thread for loads in flight, if that is the whole vector: more would spill next to the mma's operands
+PER_ITERATION = 32  # and where it takes a loop: less code
 
 
 class Sweep(NamedTuple):
@@ -114,7 +115,9 @@ class Prologue:
         tensors = [self.m.schedule.tensor(self.m.graph.tensor_of[i]) for i in self._leaves(sweep.roots)]
         each = max(1, sweep.tile.width // 16) * sweep.tile.groups * max(1, sum(t.splits for t in tensors))
         blocks = sweep.tile.blocks
-        return max(d for d in range(1, blocks + 1) if blocks % d == 0 and (d == 1 or d * each <= REGISTERS))
+        if blocks * each <= REGISTERS:
+            return blocks
+        return max(d for d in range(1, blocks + 1) if blocks % d == 0 and (d == 1 or d * each <= PER_ITERATION))
 
     def _kept(self, tile: Tile) -> list[Cell]:
         if tile.k not in self.cells:
@@ -134,8 +137,7 @@ class Prologue:
     def _sweep(self, sweep: Sweep, first: Any) -> None:
         tile, step = sweep.tile, self._step(sweep)
         leaves = self._leaves(sweep.roots)
-        layout = Cell(self.m, self.phase, self.l, width=tile.width).layout.reduce(1)
-        start = [_vector(COMBINE[self.m.graph.node(r).op][2], layout) for r in sweep.reductions for _ in range(tile.groups)]
+        start = [_filled(COMBINE[self.m.graph.node(r).op][2], tile.width) for r in sweep.reductions for _ in range(tile.groups)]
 
         def columns(j: Any, partial: Any) -> Any:
             whole = step == tile.blocks and tile.pieces == 1
@@ -152,17 +154,17 @@ class Prologue:
             for at, (cell, value) in enumerate(zip(cells, staged, strict=True)):
                 self.m.refs[f"resident.{self.phase.name}"][cell.group, first + at // groups] = value
         for n, r in enumerate(sweep.reductions):
-            combine, reduce, _ = COMBINE[self.m.graph.node(r).op]
+            combine = COMBINE[self.m.graph.node(r).op][0]
             for cell in cells:
                 where = n * groups + cell.group
-                partial[where] = combine(partial[where], reduce(cell.evaluate(self.m.graph.node(r).inputs[0]), axis=1))
+                partial[where] = combine(partial[where], cell.evaluate(self.m.graph.node(r).inputs[0]))
         return partial
 
     def _store_partials(self, sweep: Sweep, partial: Sequence[jax.Array]) -> None:
         for n, r in enumerate(sweep.reductions):
-            slot = self.code.stats.index(r)
+            slot, reduce = self.code.stats.index(r), COMBINE[self.m.graph.node(r).op][1]
             for g in range(sweep.tile.groups):
-                self.m.refs["statistics"][slot, pl.ds(8 * g, 8)] = partial[n * sweep.tile.groups + g]
+                self.m.refs["statistics"][slot, pl.ds(8 * g, 8)] = reduce(partial[n * sweep.tile.groups + g], axis=1)
             self.unsettled.append(r)
 
     def settle(self) -> None:
@@ -185,5 +187,5 @@ def _part_of(rows: Request, view: tuple[int, int, int], copy: int) -> Request:
     return rows._replace(view=view, index=(copy, pl.ds(0, view[1]), pl.ds(0, view[2])))
 
 
-def _vector(value: float, layout: Any) -> jax.Array:
-    return plgpu.layout_cast(jnp.full((8,), value, f32), layout)
+def _filled(value: float, width: int) -> jax.Array:
+    return plgpu.layout_cast(jnp.full((8, width), value, f32), grid(8, width, Cell.vector))

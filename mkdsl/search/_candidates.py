@@ -6,7 +6,7 @@ import math
 from mkdsl.graph import OpGraph, Phase
 from mkdsl.search._assign import items, shares, weights
 from mkdsl.search._schedule import PhasePlan
-from mkdsl.search._smem import ALIGNMENT, ROWS, added_bytes, attention_bytes, finished_bytes, resident_bytes, round_up
+from mkdsl.search._smem import ALIGNMENT, ROWS, added_bytes, attention_bytes, resident_bytes, round_up
 
 PARTS = (8, 4, 2, 1)
 PIECES = (1, 2, 4, 8, 16, 32, 64)
@@ -17,14 +17,20 @@ MMA_K = 16  # elements of the streamed axis per mma
 
 @dataclasses.dataclass(frozen=True)
 class Candidate:
-    """One way to tile a phase. `busiest`: items of the busiest worker, per part. Extents in bytes, per worker, aligned."""
+    """One way to tile a phase. `busiest`: items of the busiest worker, per part. Extents in bytes, per worker, aligned: the staged
+    operand, finished rows, older rows added to them, attention's scratch."""
 
     plan: PhasePlan
     busiest: tuple[int, ...]
     padded_batch: int
     resident: int = 0
     finished: int = 0
+    added: int = 0
     scratch: int = 0
+
+    @property
+    def extents(self) -> tuple[int, int, int, int]:
+        return self.resident, self.finished, self.added, self.scratch
 
 
 def padded(batch: int) -> int:
@@ -56,20 +62,31 @@ def candidates(graph: OpGraph, phase: Phase, *, batch: int, stage_bytes: int, wo
     make = {"fold": _folds, "attention": _attentions, "map": _maps}[phase.kind]
     found = [_measured(phase, plan, batch, workers) for plan in make(graph, phase, batch, stage_bytes, workers)]
     room = smem_bytes - 2 * stage_bytes
-    return [c for c in dict.fromkeys(found) if c.resident + c.finished + c.scratch <= room]
+    return [c for c in dict.fromkeys(found) if sum(c.extents) <= room]
 
 
 def _measured(phase: Phase, plan: PhasePlan, batch: int, workers: int) -> Candidate:
     busiest = busiest_counts(phase, plan, batch, workers)
     if phase.kind == "fold":
         pad = padded(batch)
-        finished = _aligned(finished_bytes(phase, plan, pad)) + _aligned(added_bytes(phase, plan, pad))
-        return Candidate(plan, busiest, pad, _aligned(resident_bytes(phase, plan, pad)), finished)
-    return Candidate(plan, busiest, padded(batch), scratch=sum(map(_aligned, attention_bytes(phase, plan))) if phase.kind == "attention" else 0)
+        rows = slots_of(phase, plan, busiest, workers) * pad * ROWS * 4
+        extents = (resident_bytes(phase, plan, pad), rows, added_bytes(phase, plan, pad))
+        return Candidate(plan, busiest, pad, *map(_aligned, extents))
+    scratch = sum(map(_aligned, attention_bytes(phase, plan))) if phase.kind == "attention" else 0
+    return Candidate(plan, busiest, padded(batch), scratch=scratch)
 
 
 def _aligned(n: int) -> int:
     return round_up(n, ALIGNMENT)
+
+
+def slots_of(phase: Phase, plan: PhasePlan, busiest: tuple[int, ...], workers: int) -> int:
+    """`PhasePlan.slots` of the tasks that will be assigned; at most that many where workers share several parts."""
+    matrices = [len(part.weights) for part in phase.parts]
+    if max(busiest) > plan.group:
+        return plan.group * max(matrices)
+    each = [n * m for n, m in zip(busiest, matrices, strict=True)]
+    return max(each) if len(each) <= workers else sum(each)
 
 
 def busiest_counts(phase: Phase, plan: PhasePlan, batch: int, workers: int) -> tuple[int, ...]:

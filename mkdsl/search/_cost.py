@@ -15,6 +15,7 @@ from mkdsl.search._candidates import Candidate
 from mkdsl.search._profile import KIB, Profile, interpolate
 from mkdsl.search._smem import columns
 
+OVERLAP = 0.02  # of what is hidden behind the stream, this much shows: finishes and staging that nothing needs are not free
 UNIT = 32 * KIB  # bytes: what the profile's per-unit times are of
 
 
@@ -85,7 +86,7 @@ class Model:
         compute = units * (p.unit_us + mma * unit_bytes / UNIT)
         read = self._read_us(phase, splits)
         latency = self._arrival(phase) + read + p.fold_us
-        return Cost(latency, stream + self._drift(stream), compute + self._groups(candidate, read))
+        return self._cost(latency, stream, compute + self._groups(candidate, read))
 
     def _groups(self, candidate: Candidate, read: float) -> float:
         """What more than one group or piece adds: finishes, and a resident in pieces that is staged anew for each group."""
@@ -95,8 +96,9 @@ class Model:
         staged = (groups - 1) * read + (groups * plan.pieces - 1) * p.piece_us if plan.pieces > 1 else 0.0
         return finishes + staged
 
-    def _drift(self, stream: float) -> float:
-        return min(self.profile.drift * stream, self.profile.drift_us)
+    def _cost(self, latency: float, stream: float, compute: float) -> Cost:
+        drift = min(self.profile.drift * stream, self.profile.drift_us)
+        return Cost(latency + OVERLAP * compute, stream + drift, compute)
 
     def _attention(self, phase: Phase, candidate: Candidate, splits: dict[str, int]) -> Cost:
         plan, p = candidate.plan, self.profile
@@ -107,11 +109,11 @@ class Model:
         stream = n * blocks * block_bytes / self.ring.bandwidth(p)
         latency = self._arrival(phase) + self._read_us(phase, splits, 1 / (self.batch * phase.kv_heads)) + p.attention_us
         compute = n * blocks * (p.block_us + p.mma_us * block_bytes / UNIT) + (n - 1) * p.attention_us
-        return Cost(latency, stream + self._drift(stream), compute)
+        return self._cost(latency, stream, compute)
 
     def _map(self, phase: Phase, candidate: Candidate, splits: dict[str, int]) -> Cost:
         read = self._read_us(phase, splits)
-        return Cost(self._arrival(phase) + read + self.profile.map_us, 0.0, (sum(candidate.busiest) - 1) * self.profile.group_us)
+        return self._cost(self._arrival(phase) + read + self.profile.map_us, 0.0, (sum(candidate.busiest) - 1) * self.profile.group_us)
 
 
 def floor_us(graph: OpGraph, batch: int, profile: Profile) -> float:

@@ -23,12 +23,14 @@ NEVER = np.iinfo(np.int32).max
 
 @dataclasses.dataclass(frozen=True, eq=False)
 class Step:
-    """One phase in one iteration; `index` in program order. clock: see above; released: the same through release events alone."""
+    """One phase in one iteration; `index` in program order. clock: see above; released: the same through release events alone;
+    early: before the phase's waits."""
 
     index: int
     phase: Phase
     iteration: int
     workers: np.ndarray
+    early: np.ndarray
     clock: np.ndarray
     released: np.ndarray
 
@@ -57,12 +59,12 @@ class Execution:
         releases: list[np.ndarray] = []
         for index, (phase, iteration) in enumerate(self._program()):
             plan = self.schedule.plan(phase.name)
-            who = np.array(plan.participants())
+            who, early = np.array(plan.participants()), clock.copy()
             for before in self.waited(phase, plan.waits, iteration):
                 clock[who] = np.maximum(clock[who], events[before.index])
                 if self.counters.intersection(before.phase.writes):
                     released[who] = np.maximum(released[who], releases[before.index])
-            step = Step(index, phase, iteration, who, clock.copy(), released.copy())
+            step = Step(index, phase, iteration, who, early, clock.copy(), released.copy())
             self.steps.append(step)
             self.at[phase.name, iteration] = step
             for c, out in ((clock, events), (released, releases)):

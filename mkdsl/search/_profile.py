@@ -97,7 +97,7 @@ _H200 = Profile(
     attention_us=2.0,
     block_us=0.25,
     map_us=0.7,
-    drift=0.1,
+    drift=0.09,
     drift_us=1.5,
 )
 

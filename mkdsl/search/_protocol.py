@@ -9,7 +9,7 @@ from collections.abc import Iterable, Sequence
 
 from mkdsl.graph import OpGraph, Phase, Tensor
 from mkdsl.search._order import Execution
-from mkdsl.search._races import Accesses, Violation, home, overtakings
+from mkdsl.search._races import EARLY, Accesses, Violation, home, overtakings
 from mkdsl.search._schedule import Schedule, TensorPlan
 from mkdsl.search._verify import ScheduleError
 
@@ -44,7 +44,11 @@ def producers(graph: OpGraph, phase: Phase, tensors: Iterable[str]) -> tuple[str
 
 
 def with_handoffs(graph: OpGraph, schedule: Schedule) -> Schedule:
-    """The schedule with waits and fences under which it is safe."""
+    """The schedule with waits and fences under which it is safe.
+
+    Where neither can make it so, a tensor is handed over by counter instead. That happens where workers take part in few phases: one that
+    looks at older rows before it waits may not know of a clear in time, whatever it waits for.
+    """
     waits = {p.name: producers(graph, p, p.reads) for p in graph.phases}
     while True:
         schedule = _with(schedule, waits, fences=())
@@ -57,9 +61,16 @@ def with_handoffs(graph: OpGraph, schedule: Schedule) -> Schedule:
         if not missing:
             fences = _fewest_fences(graph, schedule, execution, accesses)
             return _without_implied_waits(graph, _with(schedule, waits, fences))
-        added = [v for v in missing if _add_wait(waits, v)]
+        added = [v for v in missing if v.kind != EARLY and _add_wait(waits, v)]
         if not added:
-            raise ScheduleError(f"no wait or fence helps: {missing[0]}")
+            schedule = _by_counter(schedule, missing[0].tensor)
+
+
+def _by_counter(schedule: Schedule, name: str) -> Schedule:
+    tensors = tuple(dataclasses.replace(t, handoff="counter") if t.name == name else t for t in schedule.tensors)
+    if tensors == schedule.tensors:
+        raise ScheduleError(f"no wait, fence or counter makes the hand-off of {name} safe")
+    return dataclasses.replace(schedule, tensors=tensors)
 
 
 def _without_implied_waits(graph: OpGraph, schedule: Schedule) -> Schedule:

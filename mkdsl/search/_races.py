@@ -10,7 +10,8 @@ but it must find the sentinel or this instance, never an older one. Before the l
 writes a row of instance n at home clears the same row of the slot that instance n + 1 will use, which held instance n + 1 - incarnations.
 Hence (clear) all reads of that older instance happen before the clear. And (fence) between the clear and anyone else's first look at
 instance n + 1 the clearing worker fences and then signals, and that signal happens before the look. Relaxed signals order nothing by
-themselves, which is why the fence must come between. A worker sees its own clears without one.
+themselves, which is why the fence must come between. A worker sees its own clears without one. A phase looks at what it reads whole after
+its waits, but a fold may look at the older rows that its finish adds before them (`Schedule.preloads`).
 
 Both kinds need (reuse): a slot's former readers are done before it is written again. Instance 0 has another writer, and its stores must
 not come late either: they are there once they are released, or fenced and signalled, or once someone else who read them whole is done.
@@ -28,7 +29,7 @@ from mkdsl.graph import OpGraph, Phase, Tensor
 from mkdsl.search._order import Execution, Step
 from mkdsl.search._schedule import PhasePlan, Schedule
 
-BEFORE, CLEAR, FENCE, REUSE, COUNT = "before", "clear", "fence", "reuse", "count"
+BEFORE, CLEAR, FENCE, EARLY, REUSE, COUNT = "before", "clear", "fence", "early", "reuse", "count"
 
 
 @dataclasses.dataclass(frozen=True, eq=False)
@@ -49,6 +50,7 @@ class Violation:
             BEFORE: f"{self.then} reads {t} (instance {n}) on worker {v}, unordered with the write in {self.first} on worker {w}",
             CLEAR: f"{self.then} on worker {v} clears {t}'s slot of instance {n}, which {self.first} may still read on worker {w}",
             FENCE: f"{self.then} may look at {t} (instance {n}) on worker {v} before worker {w}'s clear in {self.first}: no fence",
+            EARLY: f"{self.then} may look at {t} (instance {n}) on worker {v} too early, before worker {w}'s clear in {self.first}",
             REUSE: f"{self.then} on worker {v} writes to {t}'s slot of instance {n}, unordered with {self.first} on worker {w}",
             COUNT: f"{self.then} on worker {v} may signal before {self.first} on worker {w}: their event counts both",
         }[self.kind]
@@ -112,20 +114,32 @@ class Accesses:
                 self.writes[written_instance(tensor, self.home, step)] = step
             if tensor.name in step.phase.reads or tensor.name in step.phase.row_reads:
                 self.reads.setdefault(read_instance(tensor, self.home, step, repeats), []).append(step)
-        self._pairs: dict[tuple[str, str], np.ndarray] = {}
+        self._pairs: dict[tuple[str, str, bool], np.ndarray] = {}
 
     def pairs(self, reader: Phase, writer: Phase) -> np.ndarray:
         """[worker, worker]: whether the first reads, in `reader`, rows that the second writes in `writer`."""
-        key = reader.name, writer.name
+        whole = self.tensor.name in reader.reads
+        return self._pairs_of(reader, writer, whole=whole)
+
+    def looks(self, read: Step, writer: Phase) -> Iterator[tuple[str, np.ndarray, np.ndarray]]:
+        """The reads of a step as (kind of violation, pairs, what the reading workers know when they look)."""
+        if self.tensor.name in read.phase.reads:
+            yield FENCE, self._pairs_of(read.phase, writer, whole=True), read.clock
+        if self.tensor.name in read.phase.row_reads:
+            kind, clock = (EARLY, read.early) if self.schedule.preloads(read.phase) else (FENCE, read.clock)
+            yield kind, self._pairs_of(read.phase, writer, whole=False), clock
+
+    def _pairs_of(self, reader: Phase, writer: Phase, *, whole: bool) -> np.ndarray:
+        key = reader.name, writer.name, whole
         if key not in self._pairs:
-            self._pairs[key] = self._find_pairs(reader, writer)
+            self._pairs[key] = self._find_pairs(reader, writer, whole)
         return self._pairs[key]
 
-    def _find_pairs(self, reader: Phase, writer: Phase) -> np.ndarray:
+    def _find_pairs(self, reader: Phase, writer: Phase, whole: bool) -> np.ndarray:
         writing = self._owners(writer)
         met = np.zeros((self.schedule.workers,) * 2, bool)
         part_of_rows = [i for i, part in enumerate(reader.parts) if part.rows == self.tensor.width]
-        if self.tensor.name in reader.reads or not part_of_rows or writer.kind == "attention" or reader.kind == "attention":
+        if whole or not part_of_rows or "attention" in (reader.kind, writer.kind):
             met[np.ix_(self.schedule.plan(reader.name).participants(), np.unique(writing))] = True
         else:
             for part in part_of_rows:
@@ -170,17 +184,17 @@ class Accesses:
                 np.fill_diagonal(late, False)
                 yield from self._report(REUSE, old, former, write, late)
             for read in self.reads.get(n + 1, ()):
-                met = self.pairs(read.phase, write.phase).T.copy()
-                np.fill_diagonal(met, False)
-                late = met & (fenced_after[write.index][:, None] > read.clock.T)
-                yield from self._report(FENCE, n + 1, write, read, late)
+                for kind, pairs, clock in self.looks(read, write.phase):
+                    late = pairs.T & (fenced_after[write.index][:, None] > clock.T)
+                    np.fill_diagonal(late, False)
+                    yield from self._report(kind, n + 1, write, read, late)
 
     def _seen_whole(self, instance: int, then: Step) -> np.ndarray:
         """[writer, worker]: whether a worker knows, in step `then`, that someone but the writer is done who read the whole of an instance.
         The writer itself may have seen its stores before others can."""
         seen = np.zeros((self.schedule.workers,) * 2, bool)
         for read in self.reads.get(instance, ()):
-            if self.tensor.name in read.phase.reads:
+            if self.tensor.name in read.phase.reads and read.phase.kind != "attention":  # which reads its own heads only
                 known = np.zeros_like(seen)
                 known[:, read.workers] = then.clock[:, read.workers] >= read.index
                 seen |= known.sum(axis=1) > known.T  # more than the writer's own read

@@ -90,6 +90,10 @@ class Schedule:
     predicted_us: float
     us: tuple[tuple[str, float], ...]
 
+    def preloads(self, phase: Phase) -> bool:
+        """Whether a fold asks for the older rows that its finish adds before it waits: only words that prove themselves can be."""
+        return phase.kind == "fold" and all(self.tensor(t).handoff == "data" for t in phase.row_reads)
+
     def plan(self, phase: str) -> PhasePlan:
         return next(p for p in self.phases if p.name == phase)
 

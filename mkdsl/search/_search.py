@@ -106,15 +106,11 @@ class _Prices:
         return self.known[key]
 
 
-Limits = tuple[int, int, int]  # bytes: most resident, most finished rows, most of attention's scratch
-
-
-def _extents(candidate: Candidate) -> Limits:
-    return candidate.resident, candidate.finished, candidate.scratch
+Limits = tuple[int, ...]  # bytes: the most that a candidate may have of each of its extents
 
 
 def _within(candidate: Candidate, limits: Limits) -> bool:
-    return all(a <= b for a, b in zip(_extents(candidate), limits, strict=True))
+    return all(a <= b for a, b in zip(candidate.extents, limits, strict=True))
 
 
 def _depths(graph: OpGraph, batch: int, gpu: Profile, ring: Ring, all_of: dict[str, list[Candidate]]) -> Iterator[tuple[int, Limits]]:
@@ -123,9 +119,9 @@ def _depths(graph: OpGraph, batch: int, gpu: Profile, ring: Ring, all_of: dict[s
         return
     room = gpu.smem_bytes - sum(e.total for e in fixed_extents(graph, padded(batch)))
     levels = []
-    for axis in range(3):
-        least = max(min(_extents(c)[axis] for c in found) for found in all_of.values())
-        levels.append({e for found in all_of.values() for c in found if (e := _extents(c)[axis]) >= least})
+    for axis in range(4):
+        least = max(min(c.extents[axis] for c in found) for found in all_of.values())
+        levels.append({e for found in all_of.values() for c in found if (e := c.extents[axis]) >= least})
     by_stages: dict[int, list[Limits]] = {}
     for limits in itertools.product(*(sorted(level, reverse=True) for level in levels)):  # at equal cost, the widest: fewest pieces
         stages = (room - sum(limits)) // ring.stage_bytes
@@ -193,7 +189,7 @@ def _no_room(graph: OpGraph, batch: int, gpu: Profile) -> str:
         found = candidates(
             graph, phase, batch=batch, stage_bytes=max(r.stage_bytes for r in RINGS), workers=gpu.workers, smem_bytes=1 << 62
         )
-        least[phase.name] = min((sum(_extents(c)) for c in found), default=-1)
+        least[phase.name] = min((sum(c.extents) for c in found), default=-1)
     untiled = [name for name, size in least.items() if size < 0]
     if untiled:
         return f"no tile fits {', '.join(untiled)}: k={[graph.phase(n).k for n in untiled]}, rows={[graph.phase(n).rows for n in untiled]}"

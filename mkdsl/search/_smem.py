@@ -59,8 +59,7 @@ def resident_bytes(phase: Phase, plan: PhasePlan, padded_batch: int) -> int:
 
 def finished_bytes(phase: Phase, plan: PhasePlan, padded_batch: int) -> int:
     """A fold's finished mma rows, float32: of the tiles that finish together, for each of a part's matrices and each sequence."""
-    slots = plan.slots(phase) if plan.tasks else max(len(part.weights) for part in phase.parts) * plan.group
-    return slots * padded_batch * ROWS * 4
+    return plan.slots(phase) * padded_batch * ROWS * 4
 
 
 def added_bytes(phase: Phase, plan: PhasePlan, padded_batch: int) -> int:

@@ -102,7 +102,9 @@ def _check_map(graph: OpGraph, schedule: Schedule, phase: Phase, plan: PhasePlan
 
 def _check_stage(schedule: Schedule, phase: Phase, unit: int) -> None:
     row = 16 * (phase.head_dim if phase.kind == "attention" else schedule.plan(phase.name).chunk)
-    _require(schedule.stage_bytes % row == 0, f"{phase.name}: a stage of {schedule.stage_bytes} bytes is no multiple of 8 rows, {row} bytes")
+    _require(
+        schedule.stage_bytes % row == 0, f"{phase.name}: a stage of {schedule.stage_bytes} bytes is no multiple of 8 rows of {row // 8}"
+    )
     _require(unit <= schedule.stage_bytes, f"{phase.name}: a unit of {unit} bytes does not fit a stage of {schedule.stage_bytes}")
 
 

@@ -56,6 +56,7 @@ class Simulator:
 
     def run(self) -> None:
         threads = {w: self._worker(w) for w in range(self.schedule.workers)}
+        commits = self.random.choice((0.2, 0.02, 0.0))  # per turn; in any case when nobody gets on
         idle = 0
         while threads:
             worker = self.random.choice(sorted(threads))
@@ -68,7 +69,7 @@ class Simulator:
                 idle = 0 if moved else idle + 1
                 if not moved or worker not in threads:
                     break
-            if self.random.random() < 0.2 or idle > 5:
+            if self.random.random() < commits or idle > 5:
                 idle = 0 if self._commit_one() else idle
             if idle > 60 * (len(threads) + 1):
                 raise Hang(f"workers {sorted(threads)} wait for ever")
@@ -102,6 +103,8 @@ class Simulator:
 
     def _step(self, worker: int, step: _Step) -> Generator[bool]:
         phase, plan = step.phase, self.schedule.plan(step.phase.name)
+        if self.schedule.preloads(phase):
+            yield from self._read(worker, step, phase.row_reads, self._own_rows(worker, phase))
         for name, times in self._waits(step):
             while self.count[name] < times * len(self.schedule.plan(name).participants()):
                 yield False
