@@ -25,7 +25,7 @@ test: lint ## lint, types and all tests but the slow ones
 
 lint: $(STAMP) ## ruff and pyright
 	@$(BIN)/ruff check .
-	@$(BIN)/ruff format --check --quiet .
+	@$(BIN)/ruff format --check .
 	@$(BIN)/pyright
 
 format: $(STAMP) ## rewrite the sources as ruff wants them

@@ -11,7 +11,7 @@ import jax.numpy as jnp
 import mkdsl as mk
 from mkdsl.search import PROFILES
 
-LAYERS, HIDDEN, INNER, VOCAB = 2, 256, 512, 512
+LAYERS, HIDDEN, INNER, VOCAB = 2, 256, 512, 256
 HEADS, KV_HEADS, HEAD_DIM, CONTEXT = 4, 2, 64, 64
 
 
@@ -60,15 +60,15 @@ def main():
     print("The decode step as fused phases:", traced.graph, sep="\n")
     print("\nWhat the search decided:", traced.schedule(), sep="\n")
 
-    print("\nFour steps of the kernel beside the float32 reference:")
+    print("\nThree steps of the kernel beside the float32 reference:")
     reference, (ref_params, ref_kv) = jax.jit(decode_step), in_float32
     token = 7
-    for pos in range(4):
+    for pos in range(3):
         ours, logits, kv = step(params, kv, token, pos)
         theirs, expected, ref_kv = reference(ref_params, ref_kv, token, pos)
         error = jnp.linalg.norm(logits - expected) / jnp.linalg.norm(expected)
         print(f"  position {pos}: token {int(ours)}, reference {int(theirs)}; relative error of the logits {error:.4f}")
-        assert error < 0.03, "further from float32 than bfloat16 explains"
+        assert error < 0.02, "further from float32 than bfloat16 explains"
         token = int(theirs)
 
 

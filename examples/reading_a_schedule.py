@@ -26,7 +26,8 @@ def walk_through(graph, schedule):
     busiest, idle = max(tiles), tiles.count(0)
     print(f"{phase.name} folds the rows of {' and '.join(part.weights)} [{part.rows}, {phase.k}] past an activation of {phase.k} features.")
     print(f"  A tile is {plan.rows} output rows x {plan.parts} parts = 64 mma rows; a part is {span} elements of a row.")
-    print(f"  It is streamed in units of 64 x {plan.chunk}: {span // plan.chunk} to a tile and matrix, {64 * plan.chunk * 2 // 1024} KiB each.")
+    unit = 64 * plan.chunk * 2 // 1024
+    print(f"  It is streamed in units of 64 x {plan.chunk}, {unit} KiB each: {span // plan.chunk} to a tile and matrix.")
     print(f"  {sum(tiles)} tiles over {schedule.workers} workers: {min(n for n in tiles if n)} to {busiest} each, {idle} workers without.")
     print(f"  The resident is staged in {plan.pieces} piece(s); up to {plan.group} tiles finish together.")
     print(f"  It starts when {' and '.join(plan.waits)} has signalled." if plan.waits else "  It waits for nobody.")

@@ -33,7 +33,7 @@ def _strip(tracer: Tracer, id: int) -> tuple[int, int] | None:
     if node.kind != "map" or node.op[0] is not lax.mul_p:
         return None
     for vector, other in (node.inputs, node.inputs[::-1]):
-        if _is_reduced_scalar(tracer, other) and not tracer.node(vector).is_scalar:
+        if _is_own_statistic(tracer, vector, other):
             return vector, other
         if found := _strip(tracer, vector):
             rest, scalar = found
@@ -42,11 +42,14 @@ def _strip(tracer: Tracer, id: int) -> tuple[int, int] | None:
     return None
 
 
-def _is_reduced_scalar(tracer: Tracer, id: int) -> bool:
-    node = tracer.node(id)
+def _is_own_statistic(tracer: Tracer, vector: int, other: int) -> bool:
+    """Whether `other` is a number per token reduced from `vector`, as in a norm. Numbers reduced from elsewhere stay: the phase would
+    have to read that elsewhere again."""
+    node = tracer.node(other)
     if node.kind == "broadcast":
-        return _is_reduced_scalar(tracer, node.inputs[0])
-    return node.is_scalar and any(tracer.node(a).kind == "reduce" for a in nx.ancestors(tracer.dag, id) | {id})
+        return _is_own_statistic(tracer, vector, node.inputs[0])
+    above = nx.ancestors(tracer.dag, other) | {other}
+    return node.is_scalar and not tracer.node(vector).is_scalar and vector in above and any(tracer.node(a).kind == "reduce" for a in above)
 
 
 def _move(tracer: Tracer, fold: Node, resident: int, scalar: int) -> None:

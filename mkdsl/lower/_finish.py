@@ -1,7 +1,10 @@
 """Finishes: rows of finished tiles, whatever elementwise code follows them, and their way to other workers."""
 
+import functools
+from collections.abc import Callable
 from typing import Any
 
+import jax
 import jax.experimental.pallas.mosaic_gpu as plgpu
 import jax.numpy as jnp
 from jax import lax
@@ -50,14 +53,22 @@ def _fold_values(m: Machine, phase: Phase, part: int, frame: Rows, slots: list[A
     plan, rows = m.schedule.plan(phase.name), m.refs[f"rows.{phase.name}"]
     for fold, slot in zip(m.graph.code[phase.name].parts[part][0], slots, strict=True):
         where = pl.ds(slot * plan.rows, frame.count)
-        if m.batch >= 8:
-            view = (rows.shape[0] * plan.rows, plan.parts, m.batch)
-            at = [Request(rows, (), view, (where, p, pl.ds(0, m.batch)), frame.layout, transposed=True) for p in range(plan.parts)]
-        else:
+
+        def piece(p: Any, where: Any = where) -> jax.Array:
+            if m.batch >= 8:
+                view = (rows.shape[0] * plan.rows, plan.parts, m.batch)
+                return m.load(Request(rows, (), view, (where, p, pl.ds(0, m.batch)), frame.layout, transposed=True))
             view = (m.batch, rows.shape[1] * plan.rows, plan.parts)
-            at = [Request(rows, (), view, (pl.ds(0, m.batch), where, p), frame.layout) for p in range(plan.parts)]
-        pieces = [m.load(r) for r in at]
-        frame.values[fold] = sum(pieces[1:], pieces[0])
+            return m.load(Request(rows, (), view, (pl.ds(0, m.batch), where, p), frame.layout))
+
+        frame.values[fold] = _sum(m, plan.parts, piece)
+
+
+def _sum(m: Machine, n: int, piece: Callable[[Any], jax.Array]) -> jax.Array:
+    """Sum of n pieces; a loop from 8 sequences on, where code is scarcer than time."""
+    if m.batch >= 8 and n > 1:
+        return m.times(n - 1, lambda p, total: total + piece(p + 1), piece(0))
+    return functools.reduce(lambda total, p: total + piece(p), range(1, n), piece(0))
 
 
 def preload(m: Machine, phase: Phase, l: Any) -> None:

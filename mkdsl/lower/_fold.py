@@ -14,7 +14,7 @@ from mkdsl.lower._finish import finish_part, preload
 from mkdsl.lower._frames import iota
 from mkdsl.lower._layouts import ACC, LHS, RHS
 from mkdsl.lower._loader import COMPUTE, for_groups
-from mkdsl.lower._machine import Machine, i32, spread, times, zeros
+from mkdsl.lower._machine import Machine, i32, spread, zeros
 from mkdsl.lower._resident import Prologue
 from mkdsl.lower._tiles import ROWS, Tile
 
@@ -97,7 +97,7 @@ def _piecewise(m: Machine, prologue: Prologue, rows: Any, count: Any, one_tile: 
         return lax.fori_loop(0, count, lambda s, i: one_tile(s, i, None), i)
 
     lax.fori_loop(0, count, clear, i32(0))
-    return lax.fori_loop(0, prologue.tile.pieces, piece, i)
+    return m.times(prologue.tile.pieces, piece, i)
 
 
 def _slot(m: Machine, s: Any) -> list[tuple[Any, ...]]:
@@ -118,31 +118,49 @@ def _operand_block(m: Machine, phase: Phase, tile: Tile, group: int, chunk: Any,
 
 
 def _accumulate(m: Machine, phase: Phase, tile: Tile, operand: list[jax.Array] | None, i: Any) -> tuple[list[jax.Array], Any]:
-    """Folds one tile's units; returns [64, 8] sums per group of columns. Several accumulators hide the mma's latency."""
+    """Folds one tile's units; returns [64, 8] sums per group of columns.
+
+    Several accumulators hide the mma's latency: copies of one where there are few groups; else the groups themselves, in a loop.
+    """
     written, read = m.refs[f"stage.{phase.name}"]
     copies = max(1, 4 // tile.groups)
 
     def one_unit(c: Any, carry: Any) -> Any:
-        accs, i = list(carry[0]), carry[1]
+        accs, i = carry
         slot = lax.rem(i, m.schedule.stages)
-        first = operand or _operand(m, phase, tile, c)
+        first = operand or (_operand(m, phase, tile, c) if copies > 1 else None)
         plgpu.barrier_wait(m.refs["full"].at[slot])
         whole = written[slot][: tile.rows].reshape(ROWS, tile.chunk) if m.interpret else None
-        for q in range(tile.chunk // tile.width):
-            if whole is not None:
-                left = whole[:, q * tile.width : (q + 1) * tile.width]
-            else:
-                left = plgpu.load(read.at[slot, pl.ds(0, ROWS), pl.ds(q * tile.width, tile.width)], layout=LHS)
+
+        def columns(q: Any, accs: Any) -> Any:
+            left = _left(m, tile, whole, read, slot, q)
+            out = list(accs)
             for g in range(tile.groups):
-                right = first[q] if g == 0 else _operand_block(m, phase, tile, g, c, q)
-                at = g * copies + q % copies
-                accs[at] = m.mma(accs[at], left, right)
+                right = first[q] if first and g == 0 else _operand_block(m, phase, tile, g, c, q)
+                at = g * copies + (q % copies if copies > 1 else 0)
+                out[at] = m.mma(out[at], left, right)
+            return tuple(out)
+
+        blocks = tile.chunk // tile.width
+        if copies > 1:
+            for q in range(blocks):
+                accs = columns(q, accs)
+        else:
+            accs = m.times(blocks, columns, accs)
         m.free_stage(slot)
-        return tuple(accs), i + 1
+        return accs, i + 1
 
     start = tuple(zeros((ROWS, 8), ACC) for _ in range(tile.groups * copies))
-    accs, i = times(tile.chunks, one_unit, (start, i))
+    accs, i = m.times(tile.chunks, one_unit, (start, i))
     return [sum(accs[g * copies + 1 : (g + 1) * copies], accs[g * copies]) for g in range(tile.groups)], i
+
+
+def _left(m: Machine, tile: Tile, whole: jax.Array | None, read: Any, slot: Any, q: Any) -> jax.Array:
+    """Block q of a unit, [64, width], as the mma's left-hand side."""
+    if whole is not None:
+        return lax.dynamic_slice(whole, (0, q * tile.width), (ROWS, tile.width))
+    start = q * tile.width if isinstance(q, int) else pl.multiple_of(q * tile.width, tile.width)
+    return plgpu.load(read.at[slot, pl.ds(0, ROWS), pl.ds(start, tile.width)], layout=LHS)
 
 
 def _sum_parts(m: Machine, tile: Tile, accs: list[jax.Array]) -> list[jax.Array]:

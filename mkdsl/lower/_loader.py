@@ -14,7 +14,7 @@ from jax import lax
 from jax.experimental import pallas as pl
 
 from mkdsl.graph import Phase
-from mkdsl.lower._machine import Machine, i32, times
+from mkdsl.lower._machine import Machine, i32
 from mkdsl.lower._tiles import Tile
 
 LOADER, COMPUTE = 1, 0
@@ -41,11 +41,11 @@ def _fold(m: Machine, phase: Phase, l: Any, i: Any) -> Any:
                 i = _tiles(m, phase, part, first, n, q, l, i)
             return i
 
-        return times(plan.pieces, piece, i)
+        return m.times(plan.pieces, piece, i)
     for part, (first, n) in enumerate(tasks):
 
         def group(a: Any, count: Any, i: Any, part: int = part, first: Any = first) -> Any:
-            return times(plan.pieces, lambda q, i: _tiles(m, phase, part, first + a, count, q, l, i), i)
+            return m.times(plan.pieces, lambda q, i: _tiles(m, phase, part, first + a, count, q, l, i), i)
 
         i = for_groups(n, plan.group, group, i)
     return i

@@ -163,6 +163,12 @@ class Machine:
             plgpu.commit_smem()  # the race detector wants the last ordinary read ordered before the next copy
         plgpu.barrier_arrive(self.refs["empty"].at[slot])
 
+    def times(self, n: int, body: Callable[..., Any], init: Any) -> Any:
+        """`fori_loop` that stays a loop: the compiler would unroll a count it can see, and code is scarce."""
+        if n == 1:
+            return body(0, init)
+        return lax.fori_loop(0, n if self.interpret else _ptx.opaque(i32(n)), body, init)
+
     # Hand-offs between phases.
 
     def wait(self, phase: Phase, plan: PhasePlan, l: Any) -> None:
@@ -214,7 +220,3 @@ def spread(v: jax.Array, shape: tuple[int, ...], axis: int, layout: Any) -> jax.
 def zeros(shape: tuple[int, ...], layout: Any) -> jax.Array:
     return plgpu.layout_cast(jnp.zeros(shape, f32), layout)
 
-
-def times(n: Any, body: Callable[..., Any], init: Any) -> Any:
-    """`fori_loop`, unrolled where it runs once."""
-    return body(0, init) if isinstance(n, int) and n == 1 else lax.fori_loop(0, n, body, init)

@@ -13,7 +13,7 @@ from jax.experimental import pallas as pl
 from mkdsl.graph import Code, Phase
 from mkdsl.lower._frames import COMBINE, Cell, fetch
 from mkdsl.lower._layouts import grid
-from mkdsl.lower._machine import Machine, Request, bf16, f32, i32, spread, times
+from mkdsl.lower._machine import Machine, Request, bf16, f32, i32, spread
 from mkdsl.lower._tiles import Tile
 
 REGISTERS = 64  # per thread for loads in flight, if that is the whole vector: more would spill next to the mma's operands
@@ -145,7 +145,7 @@ class Prologue:
             fetch([(cell, leaves) for cell in cells])
             return self._columns(sweep, cells, j * step, list(partial))
 
-        self._store_partials(sweep, times(tile.blocks // step, columns, start))
+        self._store_partials(sweep, self.m.times(tile.blocks // step, columns, start))
 
     def _columns(self, sweep: Sweep, cells: list[Cell], first: Any, partial: list[jax.Array]) -> list[jax.Array]:
         groups = sweep.tile.groups

@@ -10,7 +10,8 @@ from mkdsl.search._smem import ALIGNMENT, ROWS, added_bytes, attention_bytes, re
 
 PARTS = (8, 4, 2, 1)
 PIECES = (1, 2, 4, 8, 16, 32, 64)
-GROUPS = (16, 8, 4, 2, 1)  # tiles that finish together, at most
+GROUP = 16  # tiles that finish together, at most
+FINISHED = 16 * 1024  # bytes of finished rows, about: half a stage
 CHUNK = 256  # elements: a box row of 512 bytes; longer rows gain nothing
 MMA_K = 16  # elements of the streamed axis per mma
 
@@ -44,17 +45,18 @@ def padded(batch: int) -> int:
     return 1 << (batch - 1).bit_length()
 
 
-def chunk_of(piece: int, stage_bytes: int) -> int | None:
-    """Elements per mma row of one unit: 256, or else the largest multiple of 64, 32, 16 that divides a piece and fits a stage.
+def chunks_of(piece: int, stage_bytes: int) -> list[int]:
+    """Choices of elements per mma row of one unit: the most, up to 256, that divide a piece and fit a stage.
 
+    Of multiples of 64 first, whose swizzle suits the mma best; of 32 and then 16 where those allow longer box rows.
     A stage is a whole number of 8-row blocks of every view it is seen through, so that stages lie equally far apart in all of them.
     """
     most = min(CHUNK, stage_bytes // (ROWS * 2))
-    for step in (CHUNK, 64, 32, MMA_K):
+    out: list[int] = []
+    for step in (64, 32, MMA_K):
         fitting = [c for c in range(step, most + 1, step) if piece % c == 0 and stage_bytes % (16 * c) == 0]
-        if fitting:
-            return max(fitting)
-    return None
+        out += [max(fitting)] if fitting and max(fitting) > max(out, default=0) else []
+    return out
 
 
 def candidates(graph: OpGraph, phase: Phase, *, batch: int, stage_bytes: int, workers: int, smem_bytes: int) -> list[Candidate]:
@@ -103,23 +105,22 @@ def _folds(graph: OpGraph, phase: Phase, batch: int, stage_bytes: int, workers: 
             continue
         for pieces in PIECES:
             piece, rest = divmod(phase.k // parts, pieces)
-            chunk = None if rest else chunk_of(piece, stage_bytes)
-            if chunk is not None:
+            for chunk in [] if rest else chunks_of(piece, stage_bytes):
                 plan = PhasePlan(name=phase.name, rows=rows, parts=parts, chunk=chunk, pieces=pieces, tasks=(), waits=())
                 out += [dataclasses.replace(plan, group=group) for group in groups(phase, plan, batch, workers)]
     return out
 
 
 def groups(phase: Phase, plan: PhasePlan, batch: int, workers: int) -> list[int]:
-    """Choices of how many tiles finish together. Balanced: no smaller number gives as few groups.
+    """Choices of how many tiles finish together: as many as finished rows have room for, since each group has a finish of its own.
 
     A resident in several pieces is staged anew for each group: there the whole of a worker's tiles is a choice too.
     """
     most = max(busiest_counts(phase, plan, batch, workers))
-    choices = {-(-most // -(-most // limit)) for limit in GROUPS}
-    if plan.pieces > 1:
-        choices.add(most)
-    return sorted(choices, reverse=True)
+    slot = max(len(part.weights) for part in phase.parts) * padded(batch) * ROWS * 4
+    limit = max(1, min(GROUP, FINISHED // slot))
+    balanced = -(-most // -(-most // limit))
+    return sorted({balanced, most} if plan.pieces > 1 else {balanced}, reverse=True)
 
 
 def _attentions(graph: OpGraph, phase: Phase, batch: int, stage_bytes: int, workers: int) -> list[PhasePlan]:

@@ -119,9 +119,9 @@ def _depths(graph: OpGraph, batch: int, gpu: Profile, ring: Ring, all_of: dict[s
         return
     room = gpu.smem_bytes - sum(e.total for e in fixed_extents(graph, padded(batch)))
     levels = []
-    for axis in range(4):
-        least = max(min(c.extents[axis] for c in found) for found in all_of.values())
-        levels.append({e for found in all_of.values() for c in found if (e := c.extents[axis]) >= least})
+    for sizes in zip(*([list(axis) for axis in zip(*(c.extents for c in found), strict=True)] for found in all_of.values()), strict=True):
+        least = max(map(min, sizes))  # some phase has no candidate with less
+        levels.append({size for of_phase in sizes for size in of_phase if size >= least})
     by_stages: dict[int, list[Limits]] = {}
     for limits in itertools.product(*(sorted(level, reverse=True) for level in levels)):  # at equal cost, the widest: fewest pieces
         stages = (room - sum(limits)) // ring.stage_bytes

@@ -100,7 +100,7 @@ def make_graph(segments: list[tuple[int, list[Phase]]], tensors: list[Tensor], c
     return OpGraph(nx.DiGraph(), phases, looped, {t.name: t for t in tensors}, {}, {}, {}, (), context)
 
 
-def _phase(draw, index: int, segment: int, known: list[Tensor], out: Tensor) -> tuple[Phase, list[Tensor]]:
+def _phase(draw, index: int, segment: int, known: list[Tensor], out: Tensor, scale: int) -> tuple[Phase, list[Tensor]]:
     """A random phase that writes `out`, and perhaps more; returns it with all it writes."""
     reads = tuple(draw(st.lists(st.sampled_from([t.name for t in known]), unique=True, max_size=2))) if known else ()
     same_width = [t.name for t in known if t.width == out.width]
@@ -108,9 +108,9 @@ def _phase(draw, index: int, segment: int, known: list[Tensor], out: Tensor) -> 
     name = f"p{index}"
     parts, made = [Part(weights=(f"w{index}",) * draw(st.integers(1, 2)), rows=out.width, writes=(out.name,))], [out]
     if draw(st.booleans()):
-        made.append(Tensor(name=f"{out.name}.b", width=64 * draw(st.integers(1, 3))))
+        made.append(Tensor(name=f"{out.name}.b", width=64 * scale * draw(st.integers(1, 3))))
         parts.append(Part(weights=(f"v{index}",), rows=made[-1].width, writes=(made[-1].name,)))
-    k, parallel = 64 * draw(st.integers(1, 6)), draw(st.booleans())
+    k, parallel = 64 * scale * draw(st.integers(1, 6)), draw(st.booleans())
     if draw(st.integers(0, 3)) == 0:
         parts = [Part(weights=(), rows=p.rows, writes=p.writes) for p in parts]
         return Phase(name=name, kind="map", segment=segment, parts=tuple(parts), reads=reads, row_reads=row_reads), made
@@ -132,9 +132,9 @@ def _attention(draw, index: int, segment: int, known: list[Tensor]) -> tuple[Pha
 
 
 @st.composite
-def graphs(draw, max_phases: int = 4) -> OpGraph:
+def graphs(draw, max_phases: int = 4, scale: int = 1) -> OpGraph:
     """A first phase that writes the loop state, a loop of random phases the last of which writes it again, and an end that reads it."""
-    x = Tensor(name="x", width=64 * draw(st.integers(1, 3)), carried=True)
+    x = Tensor(name="x", width=64 * scale * draw(st.integers(1, 3)), carried=True)
     tensors, loop = [x], []
     first = Phase(name="first", kind="map", segment=0, parts=(Part(weights=(), rows=x.width, writes=("x",)),), reads=(), row_reads=())
     n = draw(st.integers(1, max_phases))
@@ -143,10 +143,10 @@ def graphs(draw, max_phases: int = 4) -> OpGraph:
             phase, out = _attention(draw, i, 1, tensors)
             made = [out]
         else:
-            phase, made = _phase(draw, i, 1, tensors, Tensor(name=f"t{i}", width=64 * draw(st.integers(1, 3))))
+            phase, made = _phase(draw, i, 1, tensors, Tensor(name=f"t{i}", width=64 * scale * draw(st.integers(1, 3))), scale)
         loop.append(phase)
         tensors += made
-    final, made = _phase(draw, n, 1, tensors, x)
+    final, made = _phase(draw, n, 1, tensors, x, scale)
     if not any("x" in p.reads for p in loop):  # someone reads the whole state, or nothing orders its first instance before the next ones
         final = dataclasses.replace(final, reads=("x", *(t for t in final.reads if t != "x")))
     tensors += made[1:]

@@ -57,6 +57,7 @@ class Simulator:
     def run(self) -> None:
         threads = {w: self._worker(w) for w in range(self.schedule.workers)}
         commits = self.random.choice((0.2, 0.02, 0.0))  # per turn; in any case when nobody gets on
+        self.clears_last = self.random.random() < 0.5
         idle = 0
         while threads:
             worker = self.random.choice(sorted(threads))
@@ -79,8 +80,10 @@ class Simulator:
         if not full:
             return False
         pending = self.random.choice(full)
-        word = self.random.choice(list(pending))
-        self._commit(pending, word)
+        words = list(pending)
+        if self.clears_last:
+            words = [w for w in words if pending[w][0] is not SENTINEL] or words
+        self._commit(pending, self.random.choice(words))
         return True
 
     def _commit(self, pending: dict[Word, list[int | None]], word: Word) -> None:

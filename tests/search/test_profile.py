@@ -9,7 +9,7 @@ from hypothesis import strategies as st
 from search_graphs import llama_1b, llama_8b, tiny
 
 from mkdsl.search import PROFILES, explain, profile, shared_memory
-from mkdsl.search._candidates import chunk_of
+from mkdsl.search._candidates import chunks_of
 from mkdsl.search._cost import Cost, advance, floor_us
 from mkdsl.search._profile import interpolate
 from mkdsl.search._search import find
@@ -33,12 +33,12 @@ def test_measured_hand_offs():
 
 
 @pytest.mark.parametrize(
-    ("piece", "stage", "chunk"),
-    [(256, 32768, 256), (1024, 32768, 256), (1024, 16384, 128), (576, 32768, 64), (576, 36864, 192), (288, 24576, 96), (144, 36864, 144),
-     (1792, 28672, 224), (448, 32768, 64), (48, 32768, 16), (16, 32768, 16), (8, 32768, None)],
+    ("piece", "stage", "chunks"),
+    [(256, 32768, [256]), (1024, 32768, [256]), (1024, 16384, [128]), (576, 32768, [64]), (576, 36864, [192]), (288, 24576, [96]),
+     (144, 36864, [144]), (1792, 28672, [128, 224]), (448, 28672, [64, 224]), (48, 32768, [16]), (16, 32768, [16]), (8, 32768, [])],
 )  # fmt: skip
-def test_chunks(piece, stage, chunk):
-    assert chunk_of(piece, stage) == chunk
+def test_chunks(piece, stage, chunks):
+    assert chunks_of(piece, stage) == chunks
 
 
 def test_shared_memory_of_llama_1b():
@@ -47,7 +47,8 @@ def test_shared_memory_of_llama_1b():
     memory = shared_memory(llama_1b(), schedule.phases, padded_batch=1, stages=6, stage_bytes=32768)
     sizes = {e.name: (e.bytes, e.depth) for e in memory.extents}
     assert sizes == {
-        "ring": (32768, 6), "resident": (16384, 1), "finished": (2048, 1), "added": (1024, 1), "attn queries": (1024, 1), "attn scores": (2048, 1),
+        "ring": (32768, 6), "resident": (16384, 1), "finished": (2048, 1), "added": (1024, 1),
+        "attn queries": (1024, 1), "attn scores": (2048, 1),
         "attn result": (2048, 1), "attn own": (1024, 1), "statistics": (4096, 1), "tasks": (1024, 1), "reserve": (4096, 1),
     }  # fmt: skip
     assert memory.total == schedule.smem_bytes <= H200.smem_bytes

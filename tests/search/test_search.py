@@ -241,7 +241,7 @@ def combined_cost(graph: OpGraph, batch: int, gpu: Profile, ring: Ring, model: M
 
 
 @settings(max_examples=25, deadline=None)
-@given(graphs(max_phases=3), st.integers(1, 6), st.sampled_from([1, 4]), st.integers(60, 110))
+@given(graphs(max_phases=3, scale=8), st.integers(4, 12), st.sampled_from([1, 4]), st.integers(80, 160))
 def test_equals_brute_force(graph, workers, batch, kib):
     gpu = dataclasses.replace(with_workers(workers), smem_bytes=kib * 1024)
     with pytest.MonkeyPatch.context() as patch:
