@@ -1,7 +1,6 @@
 """Finishes: rows of finished tiles, whatever elementwise code follows them, and their way to other workers."""
 
 import functools
-from collections.abc import Callable
 from typing import Any
 
 import jax
@@ -13,7 +12,7 @@ from jax.experimental import pallas as pl
 from mkdsl.graph import Phase
 from mkdsl.lower._frames import Rows, fetch
 from mkdsl.lower._loader import COMPUTE
-from mkdsl.lower._machine import Machine, Request, i32
+from mkdsl.lower._machine import Machine, Request, i32, zeros
 from mkdsl.search import PhasePlan
 
 
@@ -61,14 +60,10 @@ def _fold_values(m: Machine, phase: Phase, part: int, frame: Rows, slots: list[A
             view = (m.batch, rows.shape[1] * plan.rows, plan.parts)
             return m.load(Request(rows, (), view, (pl.ds(0, m.batch), where, p), frame.layout))
 
-        frame.values[fold] = _sum(m, plan.parts, piece)
-
-
-def _sum(m: Machine, n: int, piece: Callable[[Any], jax.Array]) -> jax.Array:
-    """Sum of n pieces; a loop from 8 sequences on, where code is scarcer than time."""
-    if m.batch >= 8 and n > 1:
-        return m.times(n - 1, lambda p, total: total + piece(p + 1), piece(0))
-    return functools.reduce(lambda total, p: total + piece(p), range(1, n), piece(0))
+        if m.batch >= 8 and plan.parts > 1:  # a loop where code is scarcer than time
+            frame.values[fold] = m.times(plan.parts, lambda p, total, piece=piece: total + piece(p), zeros(frame.shape, frame.layout))
+        else:
+            frame.values[fold] = functools.reduce(lambda total, p, piece=piece: total + piece(p), range(1, plan.parts), piece(0))
 
 
 def preload(m: Machine, phase: Phase, l: Any) -> None:

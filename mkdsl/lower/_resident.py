@@ -113,7 +113,9 @@ class Prologue:
     def _step(self, sweep: Sweep) -> int:
         """Blocks per iteration, as many as the registers allow."""
         tensors = [self.m.schedule.tensor(self.m.graph.tensor_of[i]) for i in self._leaves(sweep.roots)]
+        rows = self.m.batch * sweep.tile.parts
         each = max(1, sweep.tile.width // 16) * sweep.tile.groups * max(1, sum(t.splits for t in tensors))
+        each *= rows if rows < 8 else 1  # fewer than 8 rows are loaded one by one
         blocks = sweep.tile.blocks
         if blocks * each <= REGISTERS:
             return blocks
