@@ -23,6 +23,28 @@ def verify_graph(graph: OpGraph) -> None:
             _check_shapes(graph, phase)
     if missing := set(graph.tensors) - set(written):
         raise ValueError(f"nothing writes {sorted(missing)}")
+    for id in graph.outputs:
+        _check_output(graph, id)
+    _check_appends(graph)
+
+
+def _check_output(graph: OpGraph, id: int) -> None:
+    node = graph.node(id)
+    if id in graph.output_of or node.kind in ("append", "cache", "token", "pos", "literal"):
+        return
+    if node.kind not in ("argmax", "map"):
+        what = f"{node.dtype}{list(node.shape)} ({node.kind})"
+        raise UnsupportedError(f"{node.where}: the decode step returns {what}; it returns float32 [features], mk.argmax of one, and the cache")
+    for i in node.inputs:
+        _check_output(graph, i)
+
+
+def _check_appends(graph: OpGraph) -> None:
+    """Attention is what writes the cache in a kernel."""
+    attended = {i for n in graph.dag if graph.node(n).kind == "attention" for i in graph.node(n).inputs}
+    for id in graph.dag:
+        if graph.node(id).kind == "append" and id not in attended:
+            raise UnsupportedError(f"{graph.node(id).where}: mk.append without mk.attention over the result; a kernel writes the cache as it attends")
 
 
 def _check_shapes(graph: OpGraph, phase: Phase) -> None:

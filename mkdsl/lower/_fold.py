@@ -14,6 +14,7 @@ from mkdsl.lower._finish import finish_part, preload
 from mkdsl.lower._frames import iota
 from mkdsl.lower._layouts import ACC, LHS, RHS
 from mkdsl.lower._loader import COMPUTE, for_groups
+from mkdsl.lower._own_fold import fold_own
 from mkdsl.lower._machine import Machine, i32, spread, zeros
 from mkdsl.lower._resident import Prologue
 from mkdsl.lower._tiles import ROWS, Tile
@@ -69,17 +70,23 @@ def _fold_slots(m: Machine, phase: Phase, prologue: Prologue, count: Any, i: Any
     """Folds the next `count` tiles of the ring, each into its slot of finished rows."""
     tile, rows, plan = prologue.tile, m.refs[f"rows.{phase.name}"], m.schedule.plan(phase.name)
     layout = ACC if m.batch >= 8 else ACC.reduce(1)
+    own = m.graph.node(m.graph.code[phase.name].parts[0][0][0]).op
 
     def one_tile(s: Any, i: Any, operand: list[jax.Array] | None) -> Any:
-        accs, i = _accumulate(m, phase, tile, operand, i)
-        for where, value in zip(_slot(m, s), _sum_parts(m, tile, accs), strict=True):
+        if tile.tensor_cores:
+            accs, i = _accumulate(m, phase, tile, operand, i)
+            values = _sum_parts(m, tile, accs)
+        else:
+            each, i = fold_own(m, phase, tile, own, i)
+            values = _together(m, each)
+        for where, value in zip(_slot(m, s), values, strict=True):
             rows[where] = value if tile.pieces == 1 else value + plgpu.load(rows.at[where], layout=layout, optimized=False)
         if plan.fence:
             pl.when(s == 0)(m.fence)  # between two tiles, where the stream is what everybody waits for
         return i
 
     if tile.pieces == 1:
-        operand = _operand(m, phase, tile, 0) if tile.chunks == tile.groups == 1 else None
+        operand = _operand(m, phase, tile, 0) if tile.chunks == tile.groups == 1 and tile.tensor_cores else None
         return lax.fori_loop(0, count, lambda s, i: one_tile(s, i, operand), i)
     return _piecewise(m, prologue, rows, count, one_tile, i)
 
@@ -173,8 +180,14 @@ def _sum_parts(m: Machine, tile: Tile, accs: list[jax.Array]) -> list[jax.Array]
     for b in range(m.batch):
         group, at = divmod(b * tile.parts, 8)
         each.append(jnp.sum(jnp.where(column == mine + at, accs[group], 0.0), axis=1))
+    return _together(m, each)
+
+
+def _together(m: Machine, each: list[jax.Array]) -> list[jax.Array]:
+    """Rows [64] per sequence as they are stored: from 8 sequences on eight together, [64, 8]."""
     if m.batch < 8:
         return each
+    column = iota(m, (ROWS, 8), 1, ACC)
     out = []
     for h in range(m.batch // 8):
         together = zeros((ROWS, 8), ACC)

@@ -22,10 +22,11 @@ class Tile:
     pieces: int
     k: int
     batch: int
+    tensor_cores: bool = True
 
     @staticmethod
     def of(phase: Phase, plan: PhasePlan, batch: int) -> "Tile":
-        return Tile(plan.rows, plan.parts, plan.chunk, plan.pieces, phase.k, batch)
+        return Tile(plan.rows, plan.parts, plan.chunk, plan.pieces, phase.k, batch, phase.parallel)
 
     def over(self, k: int) -> "Tile":
         """The same rows over a whole vector of another width."""
@@ -69,8 +70,9 @@ class Tile:
         return plgpu.SMEM(shape, jnp.bfloat16, transforms=self.swizzle(*tiling)), read
 
     def resident(self) -> object:
-        """The staged operand: [groups, blocks, 8 columns, width]."""
-        return plgpu.SMEM((self.groups, self.blocks, 8, self.width), jnp.bfloat16, transforms=self.swizzle(8, self.width))
+        """The staged operand: [groups, blocks, 8 columns, width], swizzled where tensor cores read it."""
+        transforms = self.swizzle(8, self.width) if self.tensor_cores else ()
+        return plgpu.SMEM((self.groups, self.blocks, 8, self.width), jnp.bfloat16, transforms=transforms)
 
 
 def kv_view(stages: int, stage_bytes: int, head_dim: int) -> object:

@@ -103,7 +103,7 @@ def _folds(graph: OpGraph, phase: Phase, batch: int, stage_bytes: int, workers: 
         rows = ROWS // parts
         if phase.k % (MMA_K * parts) or any(part.rows % rows for part in phase.parts):
             continue
-        for pieces in PIECES:
+        for pieces in PIECES if phase.parallel else (1,):  # a carry of the user's own stays in registers from first to last unit
             piece, rest = divmod(phase.k // parts, pieces)
             for chunk in [] if rest else chunks_of(piece, stage_bytes):
                 plan = PhasePlan(name=phase.name, rows=rows, parts=parts, chunk=chunk, pieces=pieces, tasks=(), waits=())

@@ -10,7 +10,7 @@ from hypothesis import strategies as st
 import mkdsl as mk
 from mkdsl.ops import LINEAR, Attention, Fold
 
-few = settings(max_examples=20, deadline=None)
+few = settings(max_examples=10, deadline=None)
 
 
 def log_sum_exp(carry, tile, x):

@@ -206,7 +206,7 @@ def test_random_graphs_get_verified_schedules(graph, workers, batch, handoff):
 def least_cost(graph: OpGraph, batch: int, gpu: Profile) -> float:
     """By trying every combination of candidates under every ring."""
     best = float("inf")
-    for ring in RINGS:
+    for ring in RINGS[:2]:
         model = Model(graph, batch, gpu, ring, released=False, padded_batch=padded(batch))
         found = [
             candidates(graph, p, batch=batch, stage_bytes=ring.stage_bytes, workers=gpu.workers, smem_bytes=gpu.smem_bytes)
@@ -240,14 +240,14 @@ def combined_cost(graph: OpGraph, batch: int, gpu: Profile, ring: Ring, model: M
     return total
 
 
-@settings(max_examples=25, deadline=None)
-@given(graphs(max_phases=3, scale=8), st.integers(4, 12), st.sampled_from([1, 4]), st.integers(80, 160))
+@settings(max_examples=40, deadline=None)
+@given(graphs(max_phases=2, scale=16), st.integers(4, 40), st.sampled_from([1, 4]), st.integers(70, 160))
 def test_equals_brute_force(graph, workers, batch, kib):
     gpu = dataclasses.replace(with_workers(workers), smem_bytes=kib * 1024)
     with pytest.MonkeyPatch.context() as patch:
         patch.setattr(candidates_module, "PARTS", (8, 2))
-        patch.setattr(candidates_module, "PIECES", (1, 2))
-        patch.setattr(candidates_module, "GROUPS", (16, 2))
+        patch.setattr(candidates_module, "PIECES", (1, 4))
+        patch.setattr(search_module, "RINGS", RINGS[:2])
         want = least_cost(graph, batch, gpu)
         if want == float("inf"):
             with pytest.raises(ScheduleError):
