@@ -8,6 +8,7 @@ from typing import Any
 import jax
 import jax.numpy as jnp
 import numpy as np
+from jax.core import Tracer
 
 from mkdsl.gpu._device import detect, require_gpu
 from mkdsl.graph import OpGraph, build_graph
@@ -152,7 +153,9 @@ class Jitted:
         if token.shape:
             for path, leaf in jax.tree_util.tree_flatten_with_path(kv)[0]:
                 if leaf.ndim == 0 or leaf.shape[0] != batch:
-                    raise TypeError(f"mk.jit: kv{jax.tree_util.keystr(path)} has shape {leaf.shape} with {batch=}; the batch comes first: [batch, layers, kv_heads, context, head_dim]")
+                    raise TypeError(
+                        f"mk.jit: kv{jax.tree_util.keystr(path)} has shape {leaf.shape} with {batch=}; it is [batch, layers, kv_heads, context, head_dim]"
+                    )
         return bool(token.shape)
 
 
@@ -200,13 +203,17 @@ def check_signature(expected: tuple[Any, ...], args: tuple[Any, ...]) -> None:
         leaves = zip(jax.tree_util.tree_flatten_with_path(want)[0], jax.tree.leaves(got), strict=True)
         for (path, w), g in leaves:
             if w.shape != g.shape or w.dtype != g.dtype:
-                raise TypeError(f"mk.jit: {name}{jax.tree_util.keystr(path)} is {g.dtype}{list(g.shape)}; compiled for {w.dtype}{list(w.shape)}")
+                raise TypeError(
+                    f"mk.jit: {name}{jax.tree_util.keystr(path)} is {g.dtype}{list(g.shape)}; compiled for {w.dtype}{list(w.shape)}"
+                )
 
 
 def check_positions(pos: Any, context: int) -> None:
     """Raises ContextError for a position past the cache. Inside another trace positions are unknown; the kernel then returns NaN."""
-    if isinstance(pos, jax.core.Tracer) or not context:
+    if isinstance(pos, Tracer) or not context:
         return
     positions = np.asarray(pos)
     if positions.size and (positions.max() >= context or positions.min() < 0):
-        raise ContextError(f"mk.jit: pos={positions.tolist()} with {context=}; positions run from 0 to {context - 1}: allocate a longer cache")
+        raise ContextError(
+            f"mk.jit: pos={positions.tolist()} with {context=}; positions run from 0 to {context - 1}: allocate a longer cache"
+        )

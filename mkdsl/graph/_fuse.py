@@ -30,7 +30,9 @@ class Fuser:
         self.phases: list[Phase] = []
         self.code: dict[str, Code] = {}
         for j, (carry, init, final) in enumerate(tracer.carries):
-            self._declare_carry("x" if len(tracer.carries) == 1 else f"x{j}", carry, tracer.replaced.get(init, init), tracer.replaced.get(final, final))
+            self._declare_carry(
+                "x" if len(tracer.carries) == 1 else f"x{j}", carry, tracer.replaced.get(init, init), tracer.replaced.get(final, final)
+            )
 
     def node(self, id: int) -> Node:
         return self.dag.nodes[id]["node"]
@@ -119,7 +121,7 @@ class Fuser:
             name=self._unique("+".join("·".join(map(self._weight, folds)) for folds, _ in parts)), kind="fold", segment=segment,
             k=self.node(resident).width, parallel=first.op == LINEAR, where=first.where,
             reads=self._tensors([resident, *stats]), row_reads=self._tensors(finish, stats),
-            parts=tuple(Part(weights=tuple(map(self._weight, folds)), rows=self.node(folds[0]).width, writes=tuple(t for id in ids for t in written[id])) for folds, ids in parts),
+            parts=tuple(self._part(folds, [t for id in ids for t in written[id]]) for folds, ids in parts),
         )  # fmt: skip
         self._add(phase, Code(resident, stats, tuple((folds, tuple(id for id in ids for _ in written[id])) for folds, ids in parts)))
 
@@ -147,11 +149,16 @@ class Fuser:
         components = sorted((tuple(sorted(c)) for c in nx.connected_components(together)), key=min)
         return [(folds, [b for b in written if feeds[b][0] in folds]) for folds in components if any(feeds[b][0] in folds for b in written)]
 
+    def _part(self, folds: tuple[int, ...], writes: list[str]) -> Part:
+        return Part(weights=tuple(map(self._weight, folds)), rows=self.node(folds[0]).width, writes=tuple(writes))
+
     def _weight(self, fold: int) -> str:
         weight = self.node(self.node(fold).inputs[0])
         if weight.kind != "param":
             what = f"{weight.dtype}{list(weight.shape)} is computed ({weight.kind})"
-            raise UnsupportedError(f"{self.node(fold).where}: the streamed array {what}; stream a leaf of params as it is, stored [out, in]")
+            raise UnsupportedError(
+                f"{self.node(fold).where}: the streamed array {what}; stream a leaf of params as it is, stored [out, in]"
+            )
         return weight.op.path.rsplit(".", 1)[-1]
 
     def _attention(self, segment: int, id: int) -> None:
@@ -172,7 +179,9 @@ class Fuser:
         """(q, new k, new v): the appended token's keys and values join from registers, not through the cache."""
         appended = [self.node(i) for i in node.inputs[1:3]]
         if any(a.kind != "append" or self.node(a.inputs[0]).kind != "cache" for a in appended):
-            raise UnsupportedError(f"{node.where}: attention over a cache that this token was not appended to; call kv = mk.append(kv, k, v, pos) first")
+            raise UnsupportedError(
+                f"{node.where}: attention over a cache that this token was not appended to; call kv = mk.append(kv, k, v, pos) first"
+            )
         return (node.inputs[0], *(a.inputs[1] for a in appended))
 
     def _leftovers(self, segment: int) -> None:
@@ -180,7 +189,9 @@ class Fuser:
         written = {t for p in self.phases if p.segment == segment for t in p.writes}
         todo = [(id, t) for (id, s), names in self.targets.items() if s == segment for t in names if t not in written]
         last = segment == len(self.repeats) - 1
-        wanted = {o for o in self.outputs if last} | {i for a in self.order if last and self.node(a).kind == "argmax" for i in self.node(a).inputs}
+        wanted = {o for o in self.outputs if last} | {
+            i for a in self.order if last and self.node(a).kind == "argmax" for i in self.node(a).inputs
+        }
         for id in sorted(wanted - set(self.output_of)):
             if self.node(id).dtype == "float32" and len(self.node(id).shape) == 1:
                 todo.append((id, self._declare_output("out", id)))

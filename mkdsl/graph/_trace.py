@@ -12,9 +12,12 @@ from mkdsl.graph._types import Leaf, Node, UnsupportedError
 from mkdsl.ops import Append, Argmax, Attention, Embed, Fold, Operator, Rope, operator_p
 
 ELEMENTWISE = frozenset(
-    "add sub mul div max min neg abs exp exp2 log log2 tanh logistic sqrt rsqrt square integer_pow sign sin cos gt ge lt le eq ne and or not "
-    "select_n clamp convert_element_type stop_gradient copy".split()
-)
+    (
+        "add", "sub", "mul", "div", "max", "min", "neg", "abs", "sign", "exp", "exp2", "log", "log2", "tanh", "logistic", "sqrt", "rsqrt",
+        "square", "integer_pow", "sin", "cos", "gt", "ge", "lt", "le", "eq", "ne", "and", "or", "not", "select_n", "clamp",
+        "convert_element_type", "stop_gradient", "copy",
+    )
+)  # fmt: skip
 REDUCTIONS = frozenset(("reduce_sum", "reduce_max", "reduce_min"))
 CALLS = frozenset(("jit", "pjit", "closed_call", "custom_jvp_call", "custom_vjp_call", "remat", "checkpoint"))
 KINDS: dict[type[Operator], str] = {Fold: "fold", Attention: "attention", Append: "append", Rope: "rope", Embed: "embed", Argmax: "argmax"}

@@ -34,7 +34,9 @@ def _check_output(graph: OpGraph, id: int) -> None:
         return
     if node.kind not in ("argmax", "map"):
         what = f"{node.dtype}{list(node.shape)} ({node.kind})"
-        raise UnsupportedError(f"{node.where}: the decode step returns {what}; it returns float32 [features], mk.argmax of one, and the cache")
+        raise UnsupportedError(
+            f"{node.where}: the decode step returns {what}; it returns float32 [features], mk.argmax of one, and the cache"
+        )
     for i in node.inputs:
         _check_output(graph, i)
 
@@ -44,7 +46,9 @@ def _check_appends(graph: OpGraph) -> None:
     attended = {i for n in graph.dag if graph.node(n).kind == "attention" for i in graph.node(n).inputs}
     for id in graph.dag:
         if graph.node(id).kind == "append" and id not in attended:
-            raise UnsupportedError(f"{graph.node(id).where}: mk.append without mk.attention over the result; a kernel writes the cache as it attends")
+            raise UnsupportedError(
+                f"{graph.node(id).where}: mk.append without mk.attention over the result; a kernel writes the cache as it attends"
+            )
 
 
 def _check_shapes(graph: OpGraph, phase: Phase) -> None:
@@ -53,7 +57,9 @@ def _check_shapes(graph: OpGraph, phase: Phase) -> None:
         for id in (f for folds, _ in graph.code[phase.name].parts for f in folds):
             weight = graph.node(graph.node(id).inputs[0])
             if weight.dtype != "bfloat16":
-                raise UnsupportedError(f"{phase.where}: the weight {weight.op.path} is {weight.dtype}{list(weight.shape)}; kernels stream bfloat16: cast it once, outside")
+                raise UnsupportedError(
+                    f"{phase.where}: the weight {weight.op.path} is {weight.dtype}{list(weight.shape)}; kernels stream bfloat16: cast it once"
+                )
     if phase.kind == "attention":
         _multiple_of_64(phase, "head_dim", phase.head_dim)
         _multiple_of_64(phase, "context", phase.k)
@@ -66,4 +72,6 @@ def _check_shapes(graph: OpGraph, phase: Phase) -> None:
 
 def _multiple_of_64(phase: Phase, what: str, n: int) -> None:
     if n % 64:
-        raise UnsupportedError(f"{phase.where}: {phase.name} has {what}={n}; tiles need a multiple of 64: pad the weights with zero rows or columns")
+        raise UnsupportedError(
+            f"{phase.where}: {phase.name} has {what}={n}; tiles need a multiple of 64: pad the weights with zero rows or columns"
+        )

@@ -93,7 +93,9 @@ def _side(m: Machine, frame: Rows, part: int, id: int, offset: Any) -> Request:
     """Where a preloaded tensor's rows of a part lie: [part, tensor, sequence, row]."""
     slot = frame.phase.row_reads.index(m.graph.tensor_of[id])
     rows = m.schedule.plan(frame.phase.name).rows
-    return Request(m.refs[f"side.{frame.phase.name}"], (part, slot), None, (pl.ds(0, m.batch), pl.ds(offset * rows, frame.count)), frame.layout)
+    return Request(
+        m.refs[f"side.{frame.phase.name}"], (part, slot), None, (pl.ds(0, m.batch), pl.ds(offset * rows, frame.count)), frame.layout
+    )
 
 
 def _from_side(m: Machine, frame: Rows, part: int, leaves: list[int], offset: Any) -> None:

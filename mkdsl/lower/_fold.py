@@ -1,5 +1,6 @@
 """The compute side of a fold: stage the resident, fold the worker's tiles past it, finish their rows."""
 
+import functools
 from collections.abc import Callable
 from typing import Any
 
@@ -14,8 +15,8 @@ from mkdsl.lower._finish import finish_part, preload
 from mkdsl.lower._frames import iota
 from mkdsl.lower._layouts import ACC, LHS, RHS
 from mkdsl.lower._loader import COMPUTE, for_groups
-from mkdsl.lower._own_fold import fold_own
 from mkdsl.lower._machine import Machine, i32, spread, zeros
+from mkdsl.lower._own_fold import fold_own
 from mkdsl.lower._resident import Prologue
 from mkdsl.lower._tiles import ROWS, Tile
 
@@ -28,7 +29,7 @@ def fold_phase(m: Machine, phase: Phase, l: Any, i: Any) -> Any:
     plan = m.schedule.plan(phase.name)
     prologue = Prologue(m, phase, m.graph.code[phase.name], Tile.of(phase, plan, m.batch), l)
     prologue.prepare()
-    early = all(m.schedule.tensor(t).handoff == "data" for t in phase.row_reads)
+    early = m.schedule.preloads(phase)
     if early:
         preload(m, phase, l)
     m.wait(phase, plan, l)
@@ -159,7 +160,7 @@ def _accumulate(m: Machine, phase: Phase, tile: Tile, operand: list[jax.Array] |
 
     start = tuple(zeros((ROWS, 8), ACC) for _ in range(tile.groups * copies))
     accs, i = m.times(tile.chunks, one_unit, (start, i))
-    return [sum(accs[g * copies + 1 : (g + 1) * copies], accs[g * copies]) for g in range(tile.groups)], i
+    return [functools.reduce(jnp.add, accs[g * copies : (g + 1) * copies]) for g in range(tile.groups)], i
 
 
 def _left(m: Machine, tile: Tile, whole: jax.Array | None, read: Any, slot: Any, q: Any) -> jax.Array:

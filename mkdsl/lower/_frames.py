@@ -21,8 +21,11 @@ from mkdsl.graph import Node, Phase, UnsupportedError
 from mkdsl.lower._layouts import grid
 from mkdsl.lower._machine import Machine, Request, f32, spread
 
-
-COMBINE = {"reduce_sum": (jnp.add, jnp.sum, 0.0), "reduce_max": (jnp.maximum, jnp.max, -jnp.inf), "reduce_min": (jnp.minimum, jnp.min, jnp.inf)}
+COMBINE = {
+    "reduce_sum": (jnp.add, jnp.sum, 0.0),
+    "reduce_max": (jnp.maximum, jnp.max, -jnp.inf),
+    "reduce_min": (jnp.minimum, jnp.min, jnp.inf),
+}
 
 
 class PerToken(NamedTuple):
@@ -251,7 +254,9 @@ class Cell(Frame):
     def param(self, node: Node) -> Any:
         if node.id not in self.weights:
             lead = (self.m.layer(node.op, self.l),)
-            self.weights[node.id] = self._stack([self.m.load(r) for r in self._rows(self.m.refs[f"param{node.op.index}"], lead, self.parts)])
+            self.weights[node.id] = self._stack(
+                [self.m.load(r) for r in self._rows(self.m.refs[f"param{node.op.index}"], lead, self.parts)]
+            )
         return self.weights[node.id]
 
     def prepare(self, roots: Sequence[int]) -> None:

@@ -14,9 +14,9 @@ import numpy as np
 from jax.experimental import pallas as pl
 
 from mkdsl.graph import Node, Phase, UnsupportedError
+from mkdsl.lower._frames import COMBINE
 from mkdsl.lower._layouts import grid
 from mkdsl.lower._machine import Machine, Request, spread
-from mkdsl.lower._frames import COMBINE
 
 
 class Halves(NamedTuple):
@@ -92,7 +92,9 @@ class Heads:
             return self._reduce(node)
         if node.kind == "map":
             return self._map(node, [self.value(i) for i in node.inputs])
-        raise UnsupportedError(f"{node.where}: {node.kind}{list(node.shape)} cannot be computed for attention's heads; apply it after attention")
+        raise UnsupportedError(
+            f"{node.where}: {node.kind}{list(node.shape)} cannot be computed for attention's heads; apply it after attention"
+        )
 
     def _param(self, node: Node) -> Halves:
         ref, lead = self.m.refs[f"param{node.op.index}"], (self.m.layer(node.op, self.l),)
@@ -143,7 +145,11 @@ class Heads:
             full = [self._full(a) for a in args]
             return Halves(*(primitive.bind(*half, **params) for half in zip(*full, strict=True)))
         if any(isinstance(a, PerHead) for a in args):
-            return PerHead(primitive.bind(*(a.vector if isinstance(a, PerHead) else jnp.full((self.count,), a.item(), a.dtype) for a in args), **params))
+            return PerHead(
+                primitive.bind(
+                    *(a.vector if isinstance(a, PerHead) else jnp.full((self.count,), a.item(), a.dtype) for a in args), **params
+                )
+            )
         return np.asarray(primitive.bind(*args, **params))
 
     def _full(self, value: Any) -> Halves:
@@ -167,5 +173,3 @@ def head_leaves(m: Machine, roots: tuple[int, ...]) -> list[int]:
         else:
             stack.extend(m.graph.node(id).inputs)
     return list(found)
-
-

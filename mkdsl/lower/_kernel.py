@@ -36,7 +36,7 @@ class Scratch:
     def bind(self, refs: Sequence[Any]) -> dict[str, Any]:
         out: dict[str, Any] = {}
         for (names, _), ref in zip(self.unions, refs, strict=True):
-            out |= dict(zip(names, ref, strict=True)) if len(names) > 1 else {names[0]: ref}
+            out |= dict(zip(names, ref, strict=True)) if len(names) > 1 else {next(iter(names)): ref}
         return out
 
 
@@ -96,7 +96,9 @@ def _attention(schedule: Schedule, phases: Sequence[Phase]) -> list[tuple[tuple[
     ]
 
 
-def make_kernel(graph: OpGraph, schedule: Schedule, found: Sequence[Operand], phases: Sequence[Phase], *, interpret: bool, concurrent: bool) -> Callable[..., None]:
+def make_kernel(
+    graph: OpGraph, schedule: Schedule, found: Sequence[Operand], phases: Sequence[Phase], *, interpret: bool, concurrent: bool
+) -> Callable[..., None]:
     """The kernel of these phases. Called with the operands in order (written ones as refs), and, unless concurrent, the iteration [1]."""
     room = scratch(graph, schedule, phases)
 
@@ -114,7 +116,7 @@ def make_kernel(graph: OpGraph, schedule: Schedule, found: Sequence[Operand], ph
     return plgpu.kernel(
         body, out_type=(), scratch_types=room.types(), grid=(schedule.workers,), grid_names=("sm",), num_threads=2, thread_name="wg",
         compiler_params=plgpu.CompilerParams(approx_math=True, lowering_semantics=plgpu.LoweringSemantics.Lane),
-        **({"interpret": plgpu.InterpretGPUParams(detect_races=True)} if interpret else {}),
+        interpret=plgpu.InterpretGPUParams(detect_races=True) if interpret else None,
     )  # fmt: skip
 
 
@@ -122,7 +124,9 @@ def _role(m: Machine, phases: Sequence[Phase], role: int, run: Callable[..., Any
     """Walks the queue: every phase of every iteration, or one phase of one."""
     width = m.refs["tasks"].shape[1]
     table = m.refs["table"].at[lax.axis_index("sm")]
-    m.refs["tasks"][role] = m.refs["table"][lax.axis_index("sm")] if m.interpret else plgpu.load(table, layout=grid(1, width).reduce(0), optimized=False)
+    m.refs["tasks"][role] = (
+        m.refs["table"][lax.axis_index("sm")] if m.interpret else plgpu.load(table, layout=grid(1, width).reduce(0), optimized=False)
+    )
     i = i32(0)
     if iteration is not None:
         for phase in phases:

@@ -2,6 +2,7 @@
 
 import functools
 import math
+from typing import Any
 
 import jax.experimental.pallas.mosaic_gpu as plgpu
 import jax.numpy as jnp
@@ -11,13 +12,13 @@ THREADS = 128  # of a warpgroup
 LHS, RHS, ACC = (layout(jnp.bfloat16) for layout in (plgpu.Layout.MMA_LHS, plgpu.Layout.MMA_RHS, plgpu.Layout.MMA_ACC))
 
 
-def _tiled(tiling: tuple[tuple[int, ...], ...], warps: tuple, lanes: tuple) -> plgpu.Layout:
+def _tiled(tiling: tuple[tuple[int, ...], ...], warps: tuple, lanes: tuple) -> Any:
     layout = fa.TiledLayout(fa.Tiling(tiling), warps, lanes, -1, _check_canonical=False).canonicalize()
     return plgpu.Layout.TILED(layout.tiling, layout.warp_dims, layout.lane_dims, layout.vector_dim)
 
 
-@functools.lru_cache(maxsize=None)
-def grid(m: int, n: int, vector: int = 1) -> plgpu.Layout:
+@functools.cache
+def grid(m: int, n: int, vector: int = 1) -> Any:
     """[m, n] spread row by row over as many of the 128 threads as it fills, `vector` adjacent elements each where n allows.
 
     A tile of 128 * vector elements (m rows, as wide as it takes) repeats along n; where m is no power of two rows stay in registers.

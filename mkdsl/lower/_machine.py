@@ -29,7 +29,7 @@ class Request(NamedTuple):
 
     @property
     def shape(self) -> tuple[int, ...]:
-        shape = tuple(d.size for d in self.index if isinstance(d, pl.Slice))
+        shape = tuple(int(d.size) for d in self.index if isinstance(d, pl.Slice))
         return shape[::-1] if self.transposed else shape
 
     def target(self) -> Any:
@@ -219,4 +219,3 @@ def spread(v: jax.Array, shape: tuple[int, ...], axis: int, layout: Any) -> jax.
 
 def zeros(shape: tuple[int, ...], layout: Any) -> jax.Array:
     return plgpu.layout_cast(jnp.zeros(shape, f32), layout)
-

@@ -2,7 +2,6 @@
 
 import dataclasses
 from collections.abc import Callable, Sequence
-from typing import Any
 
 import jax
 import jax.numpy as jnp
@@ -35,8 +34,11 @@ class Operand:
 
 def operands(graph: OpGraph, schedule: Schedule) -> list[Operand]:
     """All operands of a graph's kernels under a schedule, by name."""
-    found = {o.name: o for o in (*_scalars(schedule), *_weights(graph, schedule), *_small(graph), *_caches(graph), *_tensors(graph, schedule))}
-    found["table"] = Operand("table", lambda _, t=task_table(graph, schedule): jnp.asarray(t))
+    found = {
+        o.name: o for o in (*_scalars(schedule), *_weights(graph, schedule), *_small(graph), *_caches(graph), *_tensors(graph, schedule))
+    }
+    table = task_table(graph, schedule)
+    found["table"] = Operand("table", lambda _: jnp.asarray(table))
     n = len(graph.phases) * COUNTER_STRIDE
     found["counters"] = Operand("counters", lambda _: jnp.full((n,), -1, i32), written=True)
     return list(found.values())
@@ -76,11 +78,14 @@ def _small(graph: OpGraph) -> list[Operand]:
     """Norm weights and biases as [layers, features], embedding tables as they are, and rotary tables."""
     out = []
     for node in (graph.node(i) for i in graph.dag):
-        if node.kind == "param" and any(graph.node(u).kind != "fold" or graph.node(u).inputs[0] != node.id for u in graph.dag.successors(node.id)):
+        if node.kind == "param" and any(
+            graph.node(u).kind != "fold" or graph.node(u).inputs[0] != node.id for u in graph.dag.successors(node.id)
+        ):
             rows = not node.op.stacked and len(node.shape) == 1
             out.append(Operand(f"param{node.op.index}", lambda a, i=node.op.index, rows=rows: a.params[i][None] if rows else a.params[i]))
         if node.kind == "rope":
-            out.append(Operand(f"rope{node.id}", lambda _, t=_rope_table(graph, node): jnp.asarray(t)))
+            table = _rope_table(graph, node)
+            out.append(Operand(f"rope{node.id}", lambda _, t=table: jnp.asarray(t)))
     return out
 
 

@@ -79,7 +79,10 @@ def _piece(m: Machine, phase: Phase, sequence: int, block: Any) -> OnTile:
 def _step(op: Fold, carry: Sequence[jax.Array], tile: OnTile, x: OnTile, phase: Phase) -> list[jax.Array]:
     args = [*(OnTile(c, (0,)) for c in carry), tile, x]
     pack = (lambda c: c[0]) if len(carry) == 1 else tuple
-    shapes = [*(jax.ShapeDtypeStruct((ROWS,), f32) for _ in carry), *(jax.ShapeDtypeStruct(v.array.shape, v.array.dtype) for v in (tile, x))]
+    shapes = [
+        *(jax.ShapeDtypeStruct((ROWS,), f32) for _ in carry),
+        *(jax.ShapeDtypeStruct(v.array.shape, v.array.dtype) for v in (tile, x)),
+    ]
     return _evaluate(lambda *a: op.step(pack(a[:-2]), a[-2], a[-1]), shapes, args, phase)
 
 

@@ -69,7 +69,7 @@ def _rebuild(like: Sequence[fa.FragmentedArray], values: Sequence[ir.Value]) -> 
     return out
 
 
-def _repeat(types: list[ir.Type], again: Callable[[], tuple[ir.Value, list[ir.Value]]]) -> list[ir.Value]:
+def _repeat(types: Sequence[ir.Type], again: Callable[[], tuple[ir.Value, list[ir.Value]]]) -> list[ir.Value]:
     """Evaluates `again` until its first result (an i1) is false; returns the others. One copy of the code."""
     loop = scf.WhileOp(types, [])
     with ir.InsertionPoint.at_block_begin(loop.before.blocks.append()):
@@ -144,7 +144,7 @@ def count_up(counter: Any, *, release: bool) -> None:
         one = mu.single_thread_predicate(mu.ThreadSubset.WARPGROUP)
         mu.inline_ptx(f"red.{order}.gpu.global.add.u32 [$0], 1;", mu.memref_ptr(ref), predicate=one, has_side_effects=True)
 
-    go(counter)
+    go(counter)  # pyright: ignore[reportCallIssue]
 
 
 def wait_for(counter: Any, target: Any, *, acquire: bool) -> None:
@@ -164,7 +164,7 @@ def wait_for(counter: Any, target: Any, *, acquire: bool) -> None:
                 scf.yield_([])
         mu.warpgroup_barrier()
 
-    go(counter, target)
+    go(counter, target)  # pyright: ignore[reportCallIssue]
 
 
 def fence() -> None:
@@ -174,7 +174,7 @@ def fence() -> None:
     def go(ctx: Any) -> None:
         mu.inline_ptx("fence.acq_rel.gpu;", has_side_effects=True)
 
-    go()
+    go()  # pyright: ignore[reportCallIssue]
 
 
 def opaque(x: jax.Array) -> jax.Array:
@@ -186,4 +186,4 @@ def opaque(x: jax.Array) -> jax.Array:
         moved = mu.inline_ptx("mov.b32 $0, $1;", value.registers.item(), result_types=word, has_side_effects=True)
         return fa.FragmentedArray.splat(moved, (), is_signed=True)
 
-    return go(x)
+    return go(x)  # pyright: ignore[reportCallIssue]

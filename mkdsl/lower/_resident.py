@@ -7,13 +7,12 @@ from typing import Any, NamedTuple
 import jax
 import jax.experimental.pallas.mosaic_gpu as plgpu
 import jax.numpy as jnp
-from jax import lax
 from jax.experimental import pallas as pl
 
 from mkdsl.graph import Code, Phase
 from mkdsl.lower._frames import COMBINE, Cell, fetch
 from mkdsl.lower._layouts import grid
-from mkdsl.lower._machine import Machine, Request, bf16, f32, i32, spread
+from mkdsl.lower._machine import Machine, Request, bf16, f32, spread
 from mkdsl.lower._tiles import Tile
 
 REGISTERS = 64  # per thread for loads in flight, if that is the whole vector: more would spill next to the mma's operands

@@ -57,7 +57,7 @@ class Tile:
         return self.piece // self.width
 
     def swizzle(self, *tiling: int) -> tuple:
-        return plgpu.TilingTransform(tiling), plgpu.SwizzleTransform(2 * self.width)
+        return swizzled(tiling, 2 * self.width)
 
     def views(self, stages: int, stage_bytes: int) -> tuple:
         """(as one TMA copy writes stages, as the mma reads them): the same bytes, the tile in the first rows of each stage."""
@@ -77,5 +77,10 @@ class Tile:
 
 def kv_view(stages: int, stage_bytes: int, head_dim: int) -> object:
     """A stage as a block of keys above a block of values: [positions, head_dim]."""
-    transforms = (plgpu.TilingTransform((8, 64)), plgpu.SwizzleTransform(128))
+    transforms = swizzled((8, 64), 128)
     return plgpu.SMEM((stages, stage_bytes // (2 * head_dim), head_dim), jnp.bfloat16, transforms=transforms)
+
+
+def swizzled(tiling: tuple[int, ...], bytes: int) -> tuple:
+    """The layout of shared memory that TMA writes and the mma reads without bank conflicts."""
+    return plgpu.TilingTransform(tiling), plgpu.SwizzleTransform(bytes)  # pyright: ignore[reportAbstractUsage]

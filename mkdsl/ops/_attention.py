@@ -28,12 +28,16 @@ class Attention(Operator):
     def step(self, carry: Any, k: jax.Array, v: jax.Array, q: jax.Array, keep: jax.Array) -> Any:
         """Folds positions in: k, v [kv_heads, c, head_dim], q [kv_heads, group, head_dim], keep [c] says which positions count."""
         m, z, acc = carry
-        s = lax.dot_general(k, q.astype(k.dtype), (((2,), (2,)), ((0,), (0,))), precision=lax.Precision.HIGHEST, preferred_element_type=jnp.float32)
+        s = lax.dot_general(
+            k, q.astype(k.dtype), (((2,), (2,)), ((0,), (0,))), precision=lax.Precision.HIGHEST, preferred_element_type=jnp.float32
+        )
         s = jnp.where(keep[:, None], self.score(s), MASKED)  # [kv_heads, c, group]
         m_new = jnp.maximum(m, s.max(1))
         p = jnp.where(keep[:, None], jnp.exp(s - m_new[:, None]), 0.0)
         old = jnp.exp(m - m_new)
-        pv = lax.dot_general(p.astype(v.dtype), v, (((1,), (1,)), ((0,), (0,))), precision=lax.Precision.HIGHEST, preferred_element_type=jnp.float32)
+        pv = lax.dot_general(
+            p.astype(v.dtype), v, (((1,), (1,)), ((0,), (0,))), precision=lax.Precision.HIGHEST, preferred_element_type=jnp.float32
+        )
         return m_new, z * old + p.sum(1), acc * old[..., None] + pv
 
     def merge(self, a: Any, b: Any) -> Any:
@@ -79,8 +83,15 @@ def attention(
       ValueError: the shapes do not meet.
     """
     k, v = cache_leaves(kv, "attention")
-    require(q.ndim == 2 and q.shape[1] == k.shape[2], "attention", f"{q.shape=} with cache {k.shape=}", "q is [heads, head_dim]: see mk.heads")
-    require(q.shape[0] % k.shape[0] == 0, "attention", f"heads={q.shape[0]} is no multiple of kv_heads={k.shape[0]}", "use a cache whose kv_heads divides heads")
+    require(
+        q.ndim == 2 and q.shape[1] == k.shape[2], "attention", f"{q.shape=} with cache {k.shape=}", "q is [heads, head_dim]: see mk.heads"
+    )
+    require(
+        q.shape[0] % k.shape[0] == 0,
+        "attention",
+        f"heads={q.shape[0]} is no multiple of kv_heads={k.shape[0]}",
+        "use a cache whose kv_heads divides heads",
+    )
     require(window is None or window > 0, "attention", f"{window=}", "a window counts positions; None means all")
     op = Attention(float(q.shape[1] ** -0.5 if scale is None else scale), window, softcap)
     return bind(op, q, k, v, jnp.asarray(pos, jnp.int32))[0]
@@ -110,7 +121,9 @@ def append(kv: Any, k: jax.Array, v: jax.Array, pos: jax.Array) -> Any:
     leaves = cache_leaves(kv, "append")
     for what, new, cache in zip("kv", (k, v), leaves, strict=True):
         expected = (cache.shape[0], cache.shape[2])
-        require(new.shape == expected, "append", f"{what} has shape {new.shape} where the cache wants {expected}", "pass [kv_heads, head_dim]")
+        require(
+            new.shape == expected, "append", f"{what} has shape {new.shape} where the cache wants {expected}", "pass [kv_heads, head_dim]"
+        )
     pos = jnp.asarray(pos, jnp.int32)
     out = [bind(Append(), cache, new, pos)[0] for cache, new in zip(leaves, (k, v), strict=True)]
     return jax.tree.unflatten(jax.tree.structure(kv), out)
@@ -121,5 +134,10 @@ def cache_leaves(kv: Any, where: str) -> tuple[jax.Array, jax.Array]:
     leaves = jax.tree.leaves(kv)
     require(len(leaves) == 2, where, f"the cache has {len(leaves)} leaves", "kv is a pytree of two arrays, keys then values")
     k, v = leaves
-    require(k.ndim == 3 and k.shape == v.shape, where, f"cache leaves {k.shape} and {v.shape}", "inside a layer they are [kv_heads, context, head_dim]")
+    require(
+        k.ndim == 3 and k.shape == v.shape,
+        where,
+        f"cache leaves {k.shape} and {v.shape}",
+        "inside a layer they are [kv_heads, context, head_dim]",
+    )
     return k, v

@@ -42,7 +42,9 @@ class Fold(Operator):
 
 def dot(tile: jax.Array, x: jax.Array) -> jax.Array:
     """tile [rows, k] times x [k] in float32, with x rounded to the tile's dtype as tensor cores want it. Returns [rows] float32."""
-    return lax.dot_general(tile, x.astype(tile.dtype), (((1,), (0,)), ((), ())), precision=lax.Precision.HIGHEST, preferred_element_type=jnp.float32)
+    return lax.dot_general(
+        tile, x.astype(tile.dtype), (((1,), (0,)), ((), ())), precision=lax.Precision.HIGHEST, preferred_element_type=jnp.float32
+    )
 
 
 def identity(carry: Carry) -> jax.Array:
@@ -99,9 +101,24 @@ def linear(weight: jax.Array, x: jax.Array, bias: jax.Array | None = None) -> ja
     Raises:
       ValueError: the shapes do not meet, or the weight is not floating point.
     """
-    require(weight.ndim == 2 and x.ndim == 1, "linear", f"{weight.shape=} and {x.shape=}", "pass [out, in] and [in]; flatten heads with reshape(-1)")
-    require(weight.shape[1] == x.shape[0], "linear", f"{weight.shape=} does not meet {x.shape=}", "weights are [out, in], as Hugging Face stores them")
-    require(jnp.issubdtype(weight.dtype, jnp.floating), "linear", f"{weight.dtype=}", "use a floating point weight, or mk.fold with a step that dequantises")
+    require(
+        weight.ndim == 2 and x.ndim == 1,
+        "linear",
+        f"{weight.shape=} and {x.shape=}",
+        "pass [out, in] and [in]; flatten heads with reshape(-1)",
+    )
+    require(
+        weight.shape[1] == x.shape[0],
+        "linear",
+        f"{weight.shape=} does not meet {x.shape=}",
+        "weights are [out, in], as Hugging Face stores them",
+    )
+    require(
+        jnp.issubdtype(weight.dtype, jnp.floating),
+        "linear",
+        f"{weight.dtype=}",
+        "use a floating point weight, or mk.fold with a step that dequantises",
+    )
     y = bind(LINEAR, weight, x)[0]
     if bias is None:
         return y

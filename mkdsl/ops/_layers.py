@@ -26,7 +26,12 @@ def layers(layer: Callable[..., tuple[jax.Array, Any]], x: jax.Array, params: An
       ValueError: the leaves disagree about the number of layers.
     """
     counts = {leaf.shape[:1] for leaf in jax.tree.leaves((params, kv))}
-    require(len(counts) == 1, "layers", f"leaves of params and kv start with axes {sorted(counts)}", "stack every leaf over the same number of layers")
+    require(
+        len(counts) == 1,
+        "layers",
+        f"leaves of params and kv start with axes {sorted(counts)}",
+        "stack every leaf over the same number of layers",
+    )
     return lax.scan(lambda carry, p_kv: layer(carry, *p_kv, *rest), x, (params, kv))
 
 

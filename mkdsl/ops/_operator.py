@@ -12,6 +12,7 @@ from typing import Any
 
 import jax
 from jax._src import source_info_util
+from jax.core import ShapedArray
 from jax.extend.core import Primitive
 from jax.interpreters import batching, mlir
 
@@ -44,7 +45,7 @@ def _impl(*args: jax.Array, op: Operator) -> tuple[jax.Array, ...]:
     return _compiled(op)(*args)
 
 
-@functools.lru_cache(maxsize=None)
+@functools.cache
 def _compiled(op: Operator) -> Callable[..., tuple[jax.Array, ...]]:
     return jax.jit(op.reference)
 
@@ -52,7 +53,7 @@ def _compiled(op: Operator) -> Callable[..., tuple[jax.Array, ...]]:
 @operator_p.def_abstract_eval
 def _abstract(*args: Any, op: Operator) -> list[Any]:
     shapes = [jax.ShapeDtypeStruct(a.shape, a.dtype) for a in args]
-    return [jax.core.ShapedArray(o.shape, o.dtype) for o in jax.eval_shape(op.reference, *shapes)]
+    return [ShapedArray(o.shape, o.dtype) for o in jax.eval_shape(op.reference, *shapes)]
 
 
 def _batch(args: Sequence[jax.Array], axes: Sequence[Any], *, op: Operator) -> tuple[Any, Any]:

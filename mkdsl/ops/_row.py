@@ -35,4 +35,9 @@ def layer_norm(x: jax.Array, weight: jax.Array | None = None, bias: jax.Array | 
 
 def _check(name: str, x: jax.Array, *weights: jax.Array | None) -> None:
     for w in weights:
-        require(w is None or w.shape == x.shape[-1:], name, f"{x.shape=} with a weight of {None if w is None else w.shape}", "weights are [features] of the last axis")
+        require(
+            w is None or w.shape == x.shape[-1:],
+            name,
+            f"{x.shape=} with a weight of {None if w is None else w.shape}",
+            "weights are [features] of the last axis",
+        )

@@ -21,11 +21,16 @@ UNIT = 32 * KIB  # bytes: what the profile's per-unit times are of
 
 @dataclasses.dataclass(frozen=True)
 class Cost:
-    """One execution of a phase, in microseconds. `latency`: compute waits, the loader need not. `stream`, `compute`: of the fold."""
+    """One execution of a phase, in microseconds. `latency`: compute waits, the loader need not. `stream`, `compute`: of the fold.
+
+    A unit may be smaller than a stage: `filled` is its part of one, `empty` what all of the phase's units leave empty.
+    """
 
     latency: float
     stream: float
     compute: float
+    filled: float = 1.0
+    empty: float = 0.0
 
 
 @dataclasses.dataclass(frozen=True)
@@ -47,7 +52,8 @@ class Ring:
 
 def advance(cost: Cost, ahead: float, capacity: float) -> tuple[float, float]:
     """(duration, microseconds of stream ahead afterwards) of one phase that starts with `ahead` microseconds of stream in the ring."""
-    there = min(ahead + cost.latency, capacity)
+    room = max(capacity * cost.filled, capacity - cost.empty)
+    there = min(ahead + cost.latency, room)
     folding = max(cost.stream - there, cost.compute)
     return cost.latency + folding, min(there + folding - cost.stream, capacity)
 
@@ -81,12 +87,11 @@ class Model:
         units = tiles * (phase.k // plan.parts // plan.chunk)
         unit_bytes = 64 * plan.chunk * phase.itemsize
         narrow = max(1.0, p.row_bytes / (plan.chunk * phase.itemsize))
-        stream = units * unit_bytes * narrow / self.ring.bandwidth(p)
         mma = p.mma_us + p.column_us * (columns(self.padded_batch, plan.parts) - 8)
         compute = units * (p.unit_us + mma * unit_bytes / UNIT)
         read = self._read_us(phase, splits)
         latency = self._arrival(phase) + read + p.fold_us
-        return self._cost(latency, stream, compute + self._groups(candidate, read))
+        return self._cost(latency, units, unit_bytes * narrow, compute + self._groups(candidate, read))
 
     def _groups(self, candidate: Candidate, read: float) -> float:
         """What more than one group or piece adds: finishes, and a resident in pieces that is staged anew for each group."""
@@ -96,9 +101,13 @@ class Model:
         staged = (groups - 1) * read + (groups * plan.pieces - 1) * p.piece_us if plan.pieces > 1 else 0.0
         return finishes + staged
 
-    def _cost(self, latency: float, stream: float, compute: float) -> Cost:
-        drift = min(self.profile.drift * stream, self.profile.drift_us)
-        return Cost(latency + OVERLAP * compute, stream + drift, compute)
+    def _cost(self, latency: float, units: int, unit_bytes: float, compute: float) -> Cost:
+        """`unit_bytes`: at full bandwidth, in the time one unit takes."""
+        unit_us = unit_bytes / self.ring.bandwidth(self.profile)
+        drift = min(self.profile.drift * units * unit_us, self.profile.drift_us)
+        filled = min(1.0, unit_bytes / self.ring.stage_bytes) if units else 1.0
+        empty = units * (1.0 - filled) * self.ring.capacity(self.profile, 1)
+        return Cost(latency + OVERLAP * compute, units * unit_us + drift, compute, filled, empty)
 
     def _attention(self, phase: Phase, candidate: Candidate, splits: dict[str, int]) -> Cost:
         plan, p = candidate.plan, self.profile
@@ -106,14 +115,13 @@ class Model:
         blocks = math.ceil(positions / plan.chunk / plan.splits)
         block_bytes = 2 * plan.chunk * phase.head_dim * phase.itemsize
         n = max(candidate.busiest)
-        stream = n * blocks * block_bytes / self.ring.bandwidth(p)
         latency = self._arrival(phase) + self._read_us(phase, splits, 1 / (self.batch * phase.kv_heads)) + p.attention_us
         compute = n * blocks * (p.block_us + p.mma_us * block_bytes / UNIT) + (n - 1) * p.attention_us
-        return self._cost(latency, stream, compute)
+        return self._cost(latency, n * blocks, block_bytes, compute)
 
     def _map(self, phase: Phase, candidate: Candidate, splits: dict[str, int]) -> Cost:
         read = self._read_us(phase, splits)
-        return self._cost(self._arrival(phase) + read + self.profile.map_us, 0.0, (sum(candidate.busiest) - 1) * self.profile.group_us)
+        return self._cost(self._arrival(phase) + read + self.profile.map_us, 0, 0.0, (sum(candidate.busiest) - 1) * self.profile.group_us)
 
 
 def floor_us(graph: OpGraph, batch: int, profile: Profile) -> float:

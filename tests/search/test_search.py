@@ -9,16 +9,16 @@ import time
 import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
-from search_graphs import graphs, llama, llama_1b, llama_8b, parallel, sandwich, tiny
+from search_graphs import graphs, llama, llama_1b, llama_8b, make_graph, parallel, sandwich, tiny
 
-from mkdsl.graph import OpGraph
-from mkdsl.search import PROFILES, Profile, Schedule, ScheduleError, explain, profile, search, verify_schedule
+from mkdsl.graph import OpGraph, Phase
+from mkdsl.search import PROFILES, PhasePlan, Profile, Schedule, ScheduleError, explain, profile, search, verify_schedule
 from mkdsl.search import _candidates as candidates_module
 from mkdsl.search import _search as search_module
 from mkdsl.search._assign import assign_all
 from mkdsl.search._candidates import Candidate, candidates, padded
-from mkdsl.search._cost import Model, Ring, advance
-from mkdsl.search._path import STARTS, compatible
+from mkdsl.search._cost import Cost, Model, Ring, advance
+from mkdsl.search._path import STARTS, compatible, shortest_path
 from mkdsl.search._search import RINGS, best_choice, find
 from mkdsl.search._smem import shared_memory
 
@@ -203,6 +203,18 @@ def test_random_graphs_get_verified_schedules(graph, workers, batch, handoff):
     assert f"{schedule.predicted_us:.0f} us" in explain(graph, schedule, gpu)
 
 
+def iteration_us(costs: list[Cost], repeats: int, capacity: float) -> float:
+    """Of a segment, in its best steady state."""
+    times = []
+    for start in STARTS if repeats > 1 else (0.0,):
+        time, ahead = 0.0, start * capacity
+        for cost in costs:
+            took, ahead = advance(cost, ahead, capacity)
+            time += took
+        times.append(time + max(0.0, start * capacity - ahead))
+    return min(times)
+
+
 def least_cost(graph: OpGraph, batch: int, gpu: Profile) -> float:
     """By trying every combination of candidates under every ring."""
     best = float("inf")
@@ -227,17 +239,27 @@ def combined_cost(graph: OpGraph, batch: int, gpu: Profile, ring: Ring, model: M
     stages = (gpu.smem_bytes - rest) // ring.stage_bytes
     if stages < max(2, ring.window):
         return float("inf")
-    capacity, total = ring.capacity(gpu, stages), 0.0
+    total = 0.0
     for segment in graph.segments:
-        times = []
-        for start in STARTS if segment.repeats > 1 else (0.0,):
-            time, ahead = 0.0, start * capacity
-            for name in segment.phases:
-                took, ahead = advance(model.cost(graph.phase(name), by_name[name], splits), ahead, capacity)
-                time += took
-            times.append(time + max(0.0, start * capacity - ahead))
-        total += segment.repeats * min(times)
+        costs = [model.cost(graph.phase(name), by_name[name], splits) for name in segment.phases]
+        total += segment.repeats * iteration_us(costs, segment.repeats, ring.capacity(gpu, stages))
     return total
+
+
+@settings(max_examples=100, deadline=None)
+@given(st.data(), st.integers(1, 4), st.integers(1, 4), st.floats(0.5, 12))
+def test_shortest_path_equals_brute_force_whatever_the_costs(data, phases, repeats, capacity):
+    """Costs that no model would give: late but far ahead against early but behind, where a label must not be dropped."""
+    names = [f"p{i}" for i in range(phases)]
+    loop = [Phase(name=n, kind="map", segment=0, parts=(), reads=(), row_reads=()) for n in names]
+    graph = make_graph([(repeats, loop)], [])
+    cost = st.builds(Cost, st.floats(0, 4), st.floats(0, 9), st.floats(0, 9))
+    costs = {n: data.draw(st.lists(cost, min_size=1, max_size=4)) for n in names}
+    some = Candidate(PhasePlan(name="", rows=64, tasks=(), waits=()), (1,), 1)
+    choices = {n: [(i, some) for i in range(len(c))] for n, c in costs.items()}
+    found = shortest_path(graph, choices, lambda phase, number, *_: costs[phase.name][number], capacity)
+    want = min(repeats * iteration_us(list(c), repeats, capacity) for c in itertools.product(*costs.values()))
+    assert found is not None and found.cost == pytest.approx(want, rel=1e-9)
 
 
 @settings(max_examples=40, deadline=None)
