@@ -41,6 +41,7 @@ class Tracer:
 
     def __init__(self) -> None:
         self.dag = nx.DiGraph()
+        self.where = ""  # of the call being inlined
         self.repeats: list[int] = [1]
         self.carries: list[tuple[int, int, int]] = []  # (carry node, initial node, final node)
         self.replaced: dict[int, int] = {}  # by rewrites: node -> the node that stands for its value now
@@ -66,7 +67,7 @@ class Tracer:
             return self.add("literal", atom.aval, op=atom.val) if isinstance(atom, Literal) else env[atom]
 
         for eqn in jaxpr.eqns:
-            where = source_info_util.summarize(eqn.source_info)
+            where = source_info_util.summarize(eqn.source_info) or self.where  # JAX's own functions carry no user's line
             outs = self.equation(eqn, [read(a) for a in eqn.invars], where)
             env.update(zip(eqn.outvars, outs, strict=True))
         return [read(a) for a in jaxpr.outvars]
@@ -79,7 +80,10 @@ class Tracer:
                 raise UnsupportedError(f"{where}: the operator {params['op'].name} has no lowering; build it with mk.fold")
             return [self.add(kind, v.aval, inputs, params["op"], where) for v in eqn.outvars]
         if name in CALLS:
-            return self.call(params, inputs)
+            outer, self.where = self.where, where
+            outs = self.call(params, inputs)
+            self.where = outer
+            return outs
         if name == "scan":
             return self.scan(eqn, inputs, where)
         return [self.simple(eqn, name, params, inputs, where)]
