@@ -5,11 +5,21 @@ from typing import Any
 import typer
 import typer.core
 
+from mkdsl.engine._cli_explain import explain
 from mkdsl.engine._cli_generate import generate
+from mkdsl.engine._demo import demo
 from mkdsl.engine._generate import ContextError
+from mkdsl.graph import UnsupportedError
 from mkdsl.models import CheckpointError, MissingExtra
+from mkdsl.search import ScheduleError
 
-REFUSALS = (CheckpointError, ContextError, MissingExtra)  # the user's to put right: a traceback would only hide what to do
+REFUSALS = (
+    CheckpointError,
+    ContextError,
+    MissingExtra,
+    ScheduleError,
+    UnsupportedError,
+)  # the user's to put right: a traceback would only hide what to do
 
 
 class Commands(typer.core.TyperGroup):
@@ -32,3 +42,5 @@ def commands() -> None:
 
 
 app.command()(generate)
+app.command()(explain)
+app.command()(demo)

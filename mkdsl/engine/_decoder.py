@@ -5,6 +5,7 @@ from typing import Literal
 
 import jax
 
+from mkdsl.gpu import jit
 from mkdsl.models import DecoderConfig, DecodeStep, decode_step
 
 
@@ -22,12 +23,10 @@ class Decoder:
 def default_decoder(config: DecoderConfig) -> Decoder:
     """The decoder for JAX's default backend.
 
-    On a CPU the reference runs on the bf16 weights as they are: measured on SmolLM2-135M, a float32 copy decodes no faster (both are
-    bound by dispatch and memory), prefills 1.5 times slower and takes twice the memory.
+    On a CPU the reference runs on the bf16 weights as they are. Measured on SmolLM2-135M at context 512: 18.0 tokens/s against 16.7 with
+    a float32 copy where the CPU knows bf16, 9.1 against 12.5 where it does not; the copy takes twice the memory and prefills slower.
     """
     step = decode_step(config)
     if jax.default_backend() != "gpu":
         return Decoder(jax.jit(step, donate_argnums=1), "reference")
-    from mkdsl import jit  # pyright: ignore[reportAttributeAccessIssue]
-
     return Decoder(jit(step), "kernel")

@@ -12,13 +12,10 @@ import jax.numpy as jnp
 from mkdsl.engine._decoder import Decoder, default_decoder
 from mkdsl.engine._prefill import compile_fill, fill
 from mkdsl.engine._tokenizer import Tokenizer, load_tokenizer
+from mkdsl.gpu import ContextError
 from mkdsl.models import CheckpointError, DecoderConfig, init_cache, load, read_config
 
 DEFAULT_CONTEXT = 2048  # a kernel is made for one context, and its cache is allocated whole: not every model's 131072 positions unasked
-
-
-class ContextError(ValueError):
-    """More tokens are asked for than the cache has positions: the message has the numbers and the remedy."""
 
 
 @dataclasses.dataclass(frozen=True, kw_only=True)

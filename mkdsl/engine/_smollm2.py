@@ -112,7 +112,7 @@ def convert(source: pathlib.Path, out: pathlib.Path) -> None:
     Raises:
       MissingExtra: gguf, safetensors or tokenizers is not installed.
     """
-    with extra("dev"):
+    with extra("hf"):
         import gguf
     with extra("hf"):
         import safetensors.numpy

@@ -3,7 +3,7 @@
 import contextlib
 from collections.abc import Iterator
 
-EXTRAS = {"hf": ("safetensors", "tokenizers", "jinja2", "rich", "typer"), "dev": ("gguf",)}
+EXTRAS = {"hf": ("safetensors", "tokenizers", "jinja2", "rich", "typer", "gguf")}
 
 
 class CheckpointError(ValueError):

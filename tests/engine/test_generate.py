@@ -6,7 +6,6 @@ import jax.numpy as jnp
 import numpy as np
 import pytest
 
-import mkdsl
 from mkdsl import engine, models
 from mkdsl.engine import ContextError, _prefill, generate, load_model
 from mkdsl.models import CheckpointError
@@ -153,7 +152,7 @@ def test_another_models_tokenizer(model):
 def test_the_kernel_decodes_where_there_is_a_gpu(model, monkeypatch):
     assert engine.default_decoder(model.config).path == "reference"
     jitted = []
-    monkeypatch.setattr(mkdsl, "jit", jitted.append, raising=False)
+    monkeypatch.setattr("mkdsl.engine._decoder.jit", jitted.append)
     monkeypatch.setattr(engine._decoder, "jax", types.SimpleNamespace(default_backend=lambda: "gpu"))
     assert engine.default_decoder(model.config).path == "kernel"
     assert jitted == [models.decode_step(model.config)]

@@ -1,0 +1,71 @@
+"""`mkdsl explain`: the schedule that would be used for a model on a GPU, from shapes alone."""
+
+import json
+import pathlib
+import time
+from collections.abc import Callable
+from typing import Annotated, Any
+
+import jax
+import jax.numpy as jnp
+import typer
+
+from mkdsl.graph import OpGraph, build_graph
+from mkdsl.models import SHAPES, CheckpointError, DecoderConfig, abstract_params, decode_step, init_cache, read_config
+from mkdsl.search import Schedule, profile, search, shared_memory, verify_schedule
+from mkdsl.search import explain as report
+
+
+def explain(
+    model: Annotated[str, typer.Argument(help=f"A checkpoint directory, or one of {', '.join(SHAPES)}.")],
+    target: Annotated[str, typer.Option(help="The GPU, by name.")] = "h200",
+    batch: Annotated[int, typer.Option(min=1, max=16, help="Sequences decoded together.")] = 1,
+    context: Annotated[int, typer.Option(min=64, help="Positions in the KV cache, a multiple of 64.")] = 512,
+    as_json: Annotated[bool, typer.Option("--json", help="Numbers only, as JSON.")] = False,
+) -> None:
+    """Show the schedule of a model on a GPU: phases, tiles, splits, shared memory, predicted time."""
+    graph = graph_of(config_of(model), context)
+    gpu = profile(target)
+    schedule, seconds = timed(lambda: search(graph, batch=batch, target=gpu, cache=False))
+    _, proof = timed(lambda: verify_schedule(graph, schedule, gpu))
+    if as_json:
+        typer.echo(json.dumps(numbers(graph, schedule) | {"search_seconds": seconds, "verify_seconds": proof}))
+    else:
+        typer.echo(report(graph, schedule, gpu))
+        typer.echo(f"searched in {seconds:.2f} s, proven in {proof:.3f} s")
+
+
+def config_of(model: str) -> DecoderConfig:
+    """The shape of a built-in model or a checkpoint directory."""
+    if model in SHAPES:
+        return SHAPES[model]
+    if not pathlib.Path(model).is_dir():
+        raise CheckpointError(f"{model!r} is no directory and no built-in shape; those are {', '.join(SHAPES)}")
+    return read_config(model)
+
+
+def graph_of(config: DecoderConfig, context: int) -> OpGraph:
+    """The operator DAG of a model's decode step, without its weights."""
+    integer = jax.ShapeDtypeStruct((), jnp.int32)
+    kv = jax.eval_shape(lambda: init_cache(config, context))
+    return build_graph(decode_step(config), abstract_params(config), kv, integer, integer)[0]
+
+
+def numbers(graph: OpGraph, schedule: Schedule) -> dict[str, Any]:
+    """What a script wants of a schedule."""
+    s = schedule
+    memory = shared_memory(graph, s.phases, padded_batch=s.padded_batch, stages=s.stages, stage_bytes=s.stage_bytes)
+    runs = [(graph.iterations(graph.phase(p.name)), p) for p in s.phases]
+    return {
+        "smem_peak_bytes": memory.total,
+        "predicted_us": s.predicted_us,
+        "tasks": sum(times * n for times, p in runs for part in p.tasks for _, n in part),
+        "phases": sum(times for times, _ in runs),
+    }
+
+
+def timed(f: Callable[[], Any]) -> tuple[Any, float]:
+    """(f's result, seconds it took)."""
+    start = time.perf_counter()
+    result = f()
+    return result, time.perf_counter() - start
