@@ -22,12 +22,8 @@ def embed(table: jax.Array, index: jax.Array) -> jax.Array:
     """
     index = jnp.asarray(index)
     require(table.ndim == 2, "embed", f"{table.shape=}", "a table is [rows, features]")
-    require(
-        index.ndim == 0 and jnp.issubdtype(index.dtype, jnp.integer),
-        "embed",
-        f"{index.shape=} {index.dtype=}",
-        "pass one integer; mk.jit(batch=) batches",
-    )
+    one = index.ndim == 0 and jnp.issubdtype(index.dtype, jnp.integer)
+    require(one, "embed", f"{index.shape=} {index.dtype=}", "pass one integer; batch with jax.vmap or mk.jit(batch=)")
     return bind(Embed(), table, index.astype(jnp.int32))[0]
 
 
