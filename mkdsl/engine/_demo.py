@@ -20,7 +20,7 @@ from mkdsl.search import explain, profile, search, verify_schedule
 
 QUESTION = "What is the capital of France?"
 CONTEXT = 512
-START = 4  # layers of the first interpreted run
+START = 2  # layers of the first interpreted run
 BUDGET = 110.0  # seconds for a second one with more: the whole demo stays under five minutes on two cores
 
 
