@@ -20,6 +20,7 @@ REFUSALS = (
     ScheduleError,
     UnsupportedError,
 )  # the user's to put right: a traceback would only hide what to do
+NO_GPU = ("no GPU: ", "no profile for ")  # how mkdsl.gpu's plain RuntimeErrors begin; XLA's own keep their traceback
 
 
 class Commands(typer.core.TyperGroup):
@@ -30,6 +31,11 @@ class Commands(typer.core.TyperGroup):
             return super().invoke(ctx)
         except REFUSALS as refusal:
             typer.echo(f"mkdsl: {refusal}", err=True)
+            raise typer.Exit(1) from None
+        except RuntimeError as error:
+            if not str(error).startswith(NO_GPU):
+                raise
+            typer.echo(f"mkdsl: {error}", err=True)
             raise typer.Exit(1) from None
 
 

@@ -12,7 +12,7 @@ import typer
 
 from mkdsl.graph import OpGraph, build_graph
 from mkdsl.models import SHAPES, CheckpointError, DecoderConfig, abstract_params, decode_step, init_cache, read_config
-from mkdsl.search import Schedule, profile, search, shared_memory, verify_schedule
+from mkdsl.search import Profile, Schedule, profile, search, shared_memory, verify_schedule
 from mkdsl.search import explain as report
 
 
@@ -25,7 +25,7 @@ def explain(
 ) -> None:
     """Show the schedule of a model on a GPU: phases, tiles, splits, shared memory, predicted time."""
     graph = graph_of(config_of(model), context)
-    gpu = profile(target)
+    gpu = profile_of(target)
     schedule, seconds = timed(lambda: search(graph, batch=batch, target=gpu, cache=False))
     _, proof = timed(lambda: verify_schedule(graph, schedule, gpu))
     if as_json:
@@ -42,6 +42,14 @@ def config_of(model: str) -> DecoderConfig:
     if not pathlib.Path(model).is_dir():
         raise CheckpointError(f"{model!r} is no directory and no built-in shape; those are {', '.join(SHAPES)}")
     return read_config(model)
+
+
+def profile_of(target: str) -> Profile:
+    """The profile of a GPU, or a message that lists those there are."""
+    try:
+        return profile(target)
+    except ValueError as unknown:
+        raise typer.BadParameter(str(unknown), param_hint="--target") from None
 
 
 def graph_of(config: DecoderConfig, context: int) -> OpGraph:

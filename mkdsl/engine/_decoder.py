@@ -1,22 +1,24 @@
 """What runs a decode step: one persistent kernel where there is a GPU, the step's plain JAX meaning elsewhere."""
 
 import dataclasses
-from typing import Literal
+from collections.abc import Callable
+from typing import Any, Literal
 
 import jax
 
 from mkdsl.gpu import jit
-from mkdsl.models import DecoderConfig, DecodeStep, decode_step
+from mkdsl.models import DecoderConfig, decode_step
 
 
 @dataclasses.dataclass(frozen=True)
 class Decoder:
     """A compiled decode step, and which of the two ways it runs: "kernel" or "reference".
 
-    step(params, kv, token, pos) -> (next token, logits, kv) takes and returns one sequence, without a batch axis; kv is donated.
+    step(params, kv, token, pos) -> (next token, logits, kv) takes and returns one sequence, without a batch axis; kv is donated. pos
+    is best a host integer: the kernel's step checks it against the context.
     """
 
-    step: DecodeStep
+    step: Callable[..., tuple[jax.Array, jax.Array, Any]]
     path: Literal["kernel", "reference"]
 
 

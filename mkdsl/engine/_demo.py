@@ -1,14 +1,19 @@
 """`mkdsl demo`: the whole path on a real small model, with or without a GPU."""
 
+import contextlib
 import dataclasses
+import io
+import sys
+from collections.abc import Callable
 from typing import Any
 
 import jax
 import jax.numpy as jnp
 import numpy as np
 import rich.console
+import typer
 
-from mkdsl.engine._cli_explain import graph_of, timed
+from mkdsl.engine._cli_explain import graph_of, numbers, timed
 from mkdsl.engine._cli_generate import show
 from mkdsl.engine._decoder import Decoder
 from mkdsl.engine._generate import Model, generate, load_model
@@ -16,17 +21,19 @@ from mkdsl.engine._prefill import fill
 from mkdsl.engine._smollm2 import fetch_smollm2
 from mkdsl.gpu import has_gpu, jit
 from mkdsl.models import DecoderConfig, decode_step, init_cache
-from mkdsl.search import explain, profile, search, verify_schedule
+from mkdsl.search import Schedule, explain, profile, search, verify_schedule
 
+RACE = "RACE DETECTED"  # what Pallas's interpreter prints of each, and goes on: it raises nothing, and forgets them at the next launch
 QUESTION = "What is the capital of France?"
 CONTEXT = 512
 START = 2  # layers of the first interpreted run
 BUDGET = 110.0  # seconds for a second one with more: the whole demo stays under five minutes on two cores
+LAUNCH = 210  # tasks that cost as much as starting 264 threads: 1 and 3 layers took 93 and 167 s (measured on two cores)
 
 
 def demo() -> None:
     """Generate with a real model, search its schedule, prove it, run its kernel."""
-    console = rich.console.Console()
+    console = rich.console.Console(file=sys.stdout)  # this very file, so that `watched` does not catch the spinner
     console.rule("1. A real model: SmolLM2-135M-Instruct")
     with console.status("fetching and converting it (cached afterwards)"):
         directory = fetch_smollm2()
@@ -35,42 +42,61 @@ def demo() -> None:
     prompt = model.tokenizer.encode_chat([{"role": "user", "content": QUESTION}])
     console.print(f"{directory}\n> {QUESTION}", highlight=False)
     show(console, model, prompt, 48)
-    _schedule(console, model)
-    (_on_gpu if has_gpu() else _interpreted)(console, model, prompt)
+    schedule = _schedule(console, model)
+    if has_gpu():
+        _on_gpu(console, model, prompt)
+    else:
+        _interpreted(console, model, prompt)
+        _without_gpu(console, schedule)
 
 
-def _schedule(console: rich.console.Console, model: Model) -> None:
+def _schedule(console: rich.console.Console, model: Model) -> Schedule:
     """Steps 2 and 3: search, show, prove."""
     console.rule("2. Its schedule for an H200, searched from shapes alone")
     graph, gpu = graph_of(model.config, CONTEXT), profile("H200")
-    schedule, seconds = timed(lambda: search(graph, batch=1, target=gpu, cache=False))
-    print(explain(graph, schedule, gpu))
+    with console.status("searching"):
+        schedule, seconds = timed(lambda: search(graph, batch=1, target=gpu, cache=False))
+    typer.echo(explain(graph, schedule, gpu))
+    typer.echo("(times in the table are the cost model's, predicted)")
     console.rule("3. Its proof")
     _, proof = timed(lambda: verify_schedule(graph, schedule, gpu))
     console.print(
         f"searched in {seconds:.2f} s and proven in {proof:.3f} s (measured here): every item once, no deadlock, no race, shared memory fits",
         highlight=False,
     )
+    return schedule
 
 
 def _on_gpu(console: rich.console.Console, model: Model, prompt: list[int]) -> None:
     """The kernel's tokens beside the reference's."""
     console.rule("4. The kernel against the float32 reference, on this GPU")
     reference = dataclasses.replace(model, params=float32(model.params), decoder=Decoder(jax.jit(decode_step(model.config)), "reference"))
-    ours, theirs = (list(generate(m, prompt, max_tokens=48)) for m in (model, reference))
+    with console.status("generating with both"):
+        ours, theirs = (list(generate(m, prompt, max_tokens=48)) for m in (model, reference))
     same = next((i for i, (a, b) in enumerate(zip(ours, theirs, strict=False)) if a != b), min(len(ours), len(theirs)))
-    console.print(f"the first {same} of {len(theirs)} tokens are equal (measured)")
+    for name, tokens in (("kernel", ours), ("reference", theirs)):
+        console.print(f"{name}: {''.join(model.tokenizer.stream(tokens))}", highlight=False, markup=False)
+    console.print(f"the first {same} of {len(theirs)} tokens are equal (measured; the reference has float32 weights and a bf16 cache)")
 
 
 def _interpreted(console: rich.console.Console, model: Model, prompt: list[int]) -> None:
     """Without a GPU: the same kernels in interpret mode, as many layers as the time allows."""
     console.rule("4. Its kernel on these weights, interpreted under the race detector")
-    kv = fill(model.config, model.params, init_cache(model.config, CONTEXT), prompt[:-1])
+    with console.status("prefilling the question"):
+        kv = fill(model.config, model.params, init_cache(model.config, CONTEXT), prompt[:-1])
     state = prompt[-1], len(prompt) - 1
     layers = affordable(model.config, _run(console, model, kv, state, START))
     if layers >= 2 * START:
         _run(console, model, kv, state, layers)
+
+
+def _without_gpu(console: rich.console.Console, schedule: Schedule) -> None:
+    """What a GPU would do, and how fast by the cost model."""
     console.rule("With a GPU")
+    console.print(
+        f"predicted on an H200: {schedule.predicted_us:.0f} us of kernel time a token, without the host's part of a step.",
+        highlight=False,
+    )
     console.print(
         "`mkdsl demo` would generate this answer through one persistent kernel per token: the schedule above in one launch, with "
         "hand-offs between its workers in device memory. docs/measurements.md has what that took on an H200.",
@@ -82,23 +108,42 @@ def _run(console: rich.console.Console, model: Model, kv: Any, state: tuple[int,
     """One decode step of the first layers and the head; prints how it compares, returns its seconds."""
     config, params, kv = first_layers(model.config, model.params, kv, layers)
     step, (token, pos) = decode_step(config), state
+    compiled = jit(step, target="H200", interpret=True)
     with console.status(f"interpreting {layers} of {model.config.layers} layers and the head, on 132 workers as two threads each"):
-        (ours, logits, _), seconds = timed(lambda: jax.block_until_ready(jit(step, target="H200", interpret=True)(params, kv, token, pos)))
+        ((ours, logits, _), said), seconds = timed(lambda: watched(lambda: compiled(params, kv, token, pos)))
     theirs, expected, _ = jax.jit(step)(float32(params), float32(kv), token, pos)
+    races = said.count(RACE)
     which = "the whole model" if layers == model.config.layers else f"the first {layers} of {model.config.layers} layers and the head"
     tokens = f"token {int(ours)} {''.join(model.tokenizer.stream([int(ours)]))!r}, reference {int(theirs)}"
     console.print(
-        f"{which}: {seconds:.0f} s, no race; logits within {error(logits, expected):.4f} of float32 (relative L2); {tokens}",
+        f"{which}: {seconds:.0f} s, {races or 'no'} races; logits within {error(logits, expected):.4f} of float32 (relative L2); {tokens} (all measured here)",
         highlight=False,
     )
+    if races:
+        typer.echo(said)
+        raise typer.Exit(1)
     return seconds
 
 
+def watched(f: Callable[[], Any]) -> tuple[Any, str]:
+    """(f's result, what was printed while it ran): where the interpreter's race reports go."""
+    with contextlib.redirect_stdout(io.StringIO()) as said:
+        result = jax.block_until_ready(f())
+    return result, said.getvalue()
+
+
 def affordable(config: DecoderConfig, seconds: float) -> int:
-    """Layers that the budget allows, from the time that the first run took, by bytes."""
-    layer = config.hidden * (2 * config.head_dim * (config.heads + config.kv_heads) + 3 * config.intermediate)
-    head = config.hidden * config.vocab
-    return max(1, min(config.layers, int((BUDGET / seconds * (START * layer + head) - head) / layer)))
+    """How many layers the budget allows, from the seconds that the first START layers and the head took."""
+    one, two = work(config, 1), work(config, 2)
+    layer, ends = two - one, 2 * one - two
+    return max(1, min(config.layers, int((BUDGET / seconds * (START * layer + ends) - ends) / layer)))
+
+
+def work(config: DecoderConfig, layers: int) -> int:
+    """What interpreting a step of so many layers costs, relative to one task."""
+    graph = graph_of(dataclasses.replace(config, layers=layers), CONTEXT)
+    counted = numbers(graph, search(graph, batch=1, target="H200"))
+    return counted["tasks"] + LAUNCH * counted["phases"]
 
 
 def first_layers(config: DecoderConfig, params: Any, kv: Any, layers: int) -> tuple[DecoderConfig, Any, Any]:

@@ -8,6 +8,7 @@ from typing import Any, Literal
 
 import jax
 import jax.numpy as jnp
+import numpy as np
 
 from mkdsl.engine._decoder import Decoder, default_decoder
 from mkdsl.engine._prefill import compile_fill, fill
@@ -138,7 +139,7 @@ def _generate(model: Model, prompt: Sequence[int], limit: int, at_limit: Literal
 def _steps(model: Model, kv: Any, prompt: Sequence[int], limit: int) -> Iterator[jax.Array]:
     token = jnp.int32(prompt[-1])
     for pos in range(len(prompt) - 1, len(prompt) - 1 + limit):
-        token, _, kv = model.decoder.step(model.params, kv, token, jnp.int32(pos))
+        token, _, kv = model.decoder.step(model.params, kv, token, np.int32(pos))  # on the host, where the kernel's context check reads it
         yield token
 
 

@@ -11,6 +11,7 @@ import numpy as np
 from jax.core import Tracer
 
 from mkdsl.gpu._device import detect, require_gpu
+from mkdsl.gpu._interpret import require_room
 from mkdsl.graph import OpGraph, build_graph
 from mkdsl.lower import Program, lower
 from mkdsl.search import Profile, Schedule, profile, search
@@ -175,11 +176,15 @@ def jit(f: Callable[..., Any], *, batch: int | None = None, target: str | Profil
 
     Raises:
       ValueError: batch is not within 1 to 16, or the target is unknown.
+
+    Warns (RuntimeWarning) if an interpreted kernel could sleep for ever, because JAX was started before mkdsl was imported.
     """
     if batch is not None and not 1 <= batch <= 16:
         raise ValueError(f"mk.jit: {batch=}; a kernel decodes 1 to 16 sequences: split larger batches")
     if isinstance(target, str):
         profile(target)
+    if interpret:
+        require_room()
     return Jitted(f, batch, target, interpret)
 
 

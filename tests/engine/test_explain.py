@@ -1,15 +1,11 @@
-"""`mkdsl explain` and the pieces of `mkdsl demo`."""
+"""`mkdsl explain`, and the refusals that the command line prints as one message."""
 
 import json
 
-import jax
-import jax.numpy as jnp
 import pytest
 from typer.testing import CliRunner
 
 from mkdsl.engine._cli import app
-from mkdsl.engine._demo import affordable, error, first_layers
-from mkdsl.models import SHAPES, abstract_params, init_cache
 
 
 def test_explains_a_built_in_shape():
@@ -33,19 +29,41 @@ def test_unknown_model_is_refused():
     assert "'gpt-9' is no directory and no built-in shape" in out.output
 
 
-def test_a_model_is_cut_to_its_first_layers():
-    config = SHAPES["smollm2-135m"]
-    kv = jax.eval_shape(lambda: init_cache(config, 64))
-    zeros = jax.tree.map(lambda a: jnp.zeros((*a.shape[:1], 1)), (abstract_params(config)["layers"], kv))
-    cut, params, cache = first_layers(config, {"layers": zeros[0], "norm": 0}, zeros[1], 3)
-    assert cut.layers == 3
-    assert {a.shape[0] for a in jax.tree.leaves((params["layers"], cache))} == {3}
+def test_explains_a_directory(checkpoint):
+    about = json.loads((checkpoint / "config.json").read_text())
+    wide = {"hidden_size": 128, "intermediate_size": 256, "num_attention_heads": 2, "num_key_value_heads": 1, "vocab_size": 256}
+    (checkpoint / "config.json").write_text(json.dumps(about | wide | {"head_dim": 64}))
+    out = CliRunner().invoke(app, ["explain", str(checkpoint), "--context", "64"])
+    assert out.exit_code == 0, out.output
+    assert "2 x" in out.output
 
 
-@pytest.mark.parametrize(("seconds", "layers"), [(1.0, 30), (1e6, 1)])
-def test_layers_that_the_time_allows(seconds, layers):
-    assert affordable(SHAPES["smollm2-135m"], seconds) == layers
+def test_a_directory_without_a_model(tmp_path):
+    out = CliRunner().invoke(app, ["explain", str(tmp_path)])
+    assert out.exit_code == 1
+    assert out.stderr.startswith("mkdsl: ")
+    assert "config.json" in out.stderr
 
 
-def test_error_is_relative():
-    assert error([3.0, 4.0], [3.0, 5.0]) == pytest.approx(1 / 34**0.5)
+def test_unknown_gpu_is_refused():
+    out = CliRunner().invoke(app, ["explain", "smollm2-135m", "--target", "abacus"])
+    assert out.exit_code == 2
+    assert "no GPU profile 'abacus'" in out.output
+
+
+def test_what_has_no_tiles_is_refused_in_one_line():
+    out = CliRunner().invoke(app, ["explain", "smollm2-135m", "--context", "100"])
+    assert out.exit_code == 1
+    assert "a multiple of 64" in out.stderr
+    assert "Traceback" not in out.stderr
+
+
+@pytest.mark.parametrize(("message", "code"), [("no GPU: jax's backend is 'cpu'", 1), ("XLA fell over", None)])
+def test_no_gpu_is_one_line_and_other_runtime_errors_are_not(monkeypatch, message, code):
+    def refuse(_):
+        raise RuntimeError(message)
+
+    monkeypatch.setattr("mkdsl.engine._cli_explain.config_of", refuse)
+    out = CliRunner().invoke(app, ["explain", "smollm2-135m"])
+    assert (out.stderr == f"mkdsl: {message}\n") == (code is not None)
+    assert isinstance(out.exception, SystemExit if code else RuntimeError)

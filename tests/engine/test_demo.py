@@ -1,0 +1,63 @@
+"""The pieces of `mkdsl demo`; the whole takes minutes."""
+
+import jax
+import jax.experimental.pallas.mosaic_gpu as plgpu
+import jax.numpy as jnp
+import numpy as np
+import pytest
+
+from mkdsl import engine
+from mkdsl.engine._demo import RACE, affordable, error, first_layers, float32, watched, work
+from mkdsl.models import SHAPES, decode_step, init_cache
+
+SMOLLM2 = SHAPES["smollm2-135m"]
+
+
+def test_a_model_is_cut_to_its_first_layers(checkpoint):
+    model = engine.load_model(checkpoint, context=64)
+    config, params, kv = first_layers(model.config, model.params, init_cache(model.config, 64), 1)
+    assert config.layers == 1
+    assert {a.shape[0] for a in jax.tree.leaves((params["layers"], kv))} == {1}
+    assert params["embed"] is model.params["embed"]
+    token, logits, kv = decode_step(config)(params, kv, jnp.int32(5), jnp.int32(3))
+    assert int(token) == int(logits.argmax())
+    assert kv["k"].shape[0] == 1
+
+
+def test_the_error_is_relative_to_the_reference(checkpoint):
+    model = engine.load_model(checkpoint, context=64)
+    kv = init_cache(model.config, 64)
+    step = decode_step(model.config)
+    ours, theirs = (step(params, kv, jnp.int32(5), jnp.int32(0))[1] for params in (model.params, float32(model.params)))
+    assert error(theirs, theirs) == 0
+    assert 0 < error(ours, theirs) < 0.05
+    assert error([3.0, 4.0], [3.0, 5.0]) == pytest.approx(1 / 34**0.5)
+
+
+@pytest.mark.parametrize(("seconds", "layers"), [(1.0, 30), (110.0, 2), (1e6, 1)])
+def test_layers_that_the_time_allows(seconds, layers):
+    assert affordable(SMOLLM2, seconds) == layers
+
+
+def test_work_is_as_measured():
+    assert work(SMOLLM2, 3) / work(SMOLLM2, 1) == pytest.approx(167.3 / 92.6, rel=0.1)
+
+
+@pytest.mark.parametrize("racy", [False, True])
+def test_races_are_seen(racy):
+    def body(ref):
+        me = jax.lax.axis_index("sm")
+        ref[0 if racy else me] = me
+
+    kernel = plgpu.kernel(body, out_type=(), grid=(2,), grid_names=("sm",), interpret=plgpu.InterpretGPUParams(detect_races=True))
+
+    @jax.jit
+    def run():
+        ref = jax.new_ref(jnp.zeros(2, jnp.int32))
+        kernel(ref)
+        return ref[...]
+
+    out, said = watched(run)
+    assert (RACE in said) == racy
+    if not racy:
+        np.testing.assert_array_equal(out, [0, 1])

@@ -1,0 +1,151 @@
+"""What has no tile lowering is refused with the primitive, the user's line, the numbers and the remedy."""
+
+import inspect
+import re
+
+import jax
+import jax.numpy as jnp
+import pytest
+from jax import lax
+
+import mkdsl as mk
+from mkdsl.graph import build_graph
+
+H = 128
+
+
+def leaf(*shape, dtype=jnp.bfloat16):
+    return jax.ShapeDtypeStruct(shape, dtype)
+
+
+PARAMS = {
+    "embed": leaf(192, H),
+    "w": leaf(H, H),
+    "narrow": leaf(64, H),
+    "stacked": leaf(3, H, H),
+    "f32": leaf(H, H, dtype=jnp.float32),
+    "f16": leaf(H, H, dtype=jnp.float16),
+    "out96": leaf(96, H),
+    "in96": leaf(H, 96),
+    "q": leaf(64, H),
+    "o": leaf(H, 64),
+}
+
+
+def build(middle, kv=None, head=True):
+    """A decode step with something in the middle."""
+
+    def step(params, kv, token, pos):
+        x, kv = middle(mk.embed(params["embed"], token), params, kv, token, pos)
+        logits = mk.linear(params["embed"], x) if head else x
+        return mk.argmax(logits), logits, kv
+
+    scalar = leaf(dtype=jnp.int32)
+    return build_graph(step, PARAMS, kv or {n: leaf(1, 64, 64) for n in "kv"}, scalar, scalar)
+
+
+def plain(f):
+    return lambda x, p, kv, token, pos: (f(x, p, token, pos), kv)
+
+
+GENERIC = "use elementwise jnp, sums over the last axis, or an mk operator"
+PRIMITIVES = [
+    (lambda x, p, t, pos: p["w"].astype(jnp.float32) @ x, "dot_general(float32[128, 128], float32[128]) -> [128]", "mk.linear, or stream"),
+    (lambda x, p, t, pos: x + x[:64].sum(), "slice(float32[128]) -> [64]", "project with separate weights instead of slicing"),
+    (
+        lambda x, p, t, pos: x + jnp.concatenate([x, x]).sum(),
+        "concatenate(float32[128], float32[128]) -> [256]",
+        "project with separate weights",
+    ),
+    (lambda x, p, t, pos: lax.erf(x), "erf(float32[128]) -> [128]", "use the tanh form: jax.nn.gelu(x, approximate=True)"),
+    (lambda x, p, t, pos: lax.cond(pos > 3, jnp.sin, jnp.cos, x), "cond(int32[], float32[128]) -> [128]", "blend with jnp.where"),
+    (
+        lambda x, p, t, pos: lax.while_loop(lambda x: x[0] < 1, lambda x: x + 1, x),
+        "while(float32[128]) -> [128]",
+        "use mk.layers for layers",
+    ),
+    (
+        lambda x, p, t, pos: mk.linear(p["stacked"][t], x),
+        "dynamic_slice(bfloat16[3, 128, 128], int32[], int32[], int32[])",
+        "use mk.layers",
+    ),
+    (
+        lambda x, p, t, pos: x + jnp.take(x, t),
+        "gather(float32[128], int32[1]) -> []",
+        "look rows up with mk.embed",
+    ),
+    (lambda x, p, t, pos: jnp.cumsum(x), "cumsum(float32[128]) -> [128]", "no running sums over features; restate as mk.fold"),
+    (lambda x, p, t, pos: jnp.sort(x), "sort(float32[128]) -> [128]", "sample outside the decode step, from its logits"),
+    (lambda x, p, t, pos: x.reshape(2, 64).T.reshape(-1), "transpose(float32[2, 64]) -> [64, 2]", ""),
+    (lambda x, p, t, pos: x + x.reshape(2, 64).sum(0).sum(), "reduce_sum(float32[2, 64]) -> [64]", GENERIC),
+    (lambda x, p, t, pos: jnp.log1p(x), "log1p(float32[128]) -> [128]", ""),
+]
+
+
+@pytest.mark.parametrize(("middle", "what", "remedy"), PRIMITIVES, ids=[what.split("(")[0] for _, what, _ in PRIMITIVES])
+def test_primitives(middle, what, remedy):
+    with pytest.raises(mk.UnsupportedError) as refused:
+        build(plain(middle))
+    message = str(refused.value)
+    line = inspect.getsourcelines(middle)[1]
+    assert message.startswith(f"{__file__}:{line}:")
+    assert f"{what} " in f"{message} "
+    assert "has no tile lowering; " in message
+    assert remedy in message
+
+
+def attend(x, p, kv, token, pos, append=True):
+    q, k, v = (mk.heads(mk.linear(p["q"], x), 1) for _ in "qkv")
+    kv = mk.append(kv, k, v, pos) if append else kv
+    return x + mk.linear(p["o"], mk.attention(q, kv, pos)), kv
+
+
+def not_appended(x, p, kv, token, pos):
+    return attend(x, p, kv, token, pos, append=False)
+
+
+def not_attended(x, p, kv, token, pos):
+    k = mk.heads(mk.linear(p["q"], x), 1)
+    return x, mk.append(kv, k, k, pos)
+
+
+def cache(context=64, head_dim=64, dtype=jnp.bfloat16):
+    return {n: leaf(1, context, head_dim, dtype=dtype) for n in "kv"}
+
+
+OTHERS = {
+    "float32 weight": (plain(lambda x, p, t, pos: mk.linear(p["f32"], x)), {}, r"the weight f32 is float32\[128, 128\]; kernels stream bfloat16"),
+    "float16 weight": (plain(lambda x, p, t, pos: mk.linear(p["f16"], x)), {}, r"the weight f16 is float16\[128, 128\]; kernels stream bfloat16"),
+    "rows": (plain(lambda x, p, t, pos: mk.linear(p["out96"], x)), {"head": False}, "out of out96=96; tiles need a multiple of 64: pad the weights"),
+    "columns": (plain(lambda x, p, t, pos: mk.linear(p["in96"], mk.linear(p["out96"], x))), {}, "=96; tiles need a multiple of 64"),
+    "computed weight": (plain(lambda x, p, t, pos: mk.linear(p["w"] * 2, x)), {}, r"the streamed array bfloat16\[128, 128\] is computed \(map\); stream a"),
+    "no append": (not_appended, {}, r"attention over a cache that this token was not appended to; call kv = mk.append\(kv, k, v, pos\) first"),
+    "no attention": (not_attended, {}, "mk.append without mk.attention over the result; a kernel writes the cache as it attends"),
+    "context": (attend, {"kv": cache(context=100)}, "attention has context=100; tiles need a multiple of 64"),
+    "float32 cache": (attend, {"kv": cache(dtype=jnp.float32)}, "the cache is float32; kernels stream a bfloat16 cache"),
+    "integer loop": (plain(lambda x, p, t, pos: lax.fori_loop(0, 3, lambda i, x: 2 * x, x)), {}, r"the layers carry int32\[\]; they carry float32"),
+    "no cache out": (
+        plain(lambda x, p, t, pos: x + lax.scan(lambda x, w: (x, x), x, p["stacked"])[1].sum()), {}, "output 0 of the layers is no cache; layers return"
+    ),
+    "loop over computed": (
+        plain(lambda x, p, t, pos: lax.scan(lambda x, w: (x + w, None), x, p["w"] * jnp.float32(2))[0]), {}, "the layers scan over a computed map"
+    ),
+    "loop in a loop": (
+        plain(lambda x, p, t, pos: lax.scan(lambda x, w: (lax.scan(lambda x, v: (x + v, None), x, w)[0], None), x, p["stacked"])[0]),
+        {},
+        "a scan inside a scan",
+    ),
+}  # fmt: skip
+
+
+@pytest.mark.parametrize(("middle", "options", "message"), OTHERS.values(), ids=OTHERS)
+def test_shapes_and_structure(middle, options, message):
+    with pytest.raises(mk.UnsupportedError, match=message) as refused:
+        build(middle, **options)
+    assert re.match(rf"{re.escape(__file__)}:\d+:\d+ ", str(refused.value))
+
+
+def test_what_is_refused_is_what_is_left_out_of_these():
+    build(attend)
+    build(plain(lambda x, p, t, pos: jax.nn.silu(x) + jax.nn.relu(x) + jax.nn.gelu(x, approximate=True) + jnp.where(x > 0, x, -x)))
+    build(plain(lambda x, p, t, pos: jax.nn.softmax(mk.linear(p["w"], x)) * jnp.float32(pos)))
