@@ -8,15 +8,13 @@ Calibrated on the hand-written Llama-3.2-1B step (batch 1, context 512, H200): 6
 """
 
 import dataclasses
-import math
 
 from mkdsl.graph import OpGraph, Phase
 from mkdsl.search._candidates import Candidate
 from mkdsl.search._profile import KIB, Profile, interpolate
-from mkdsl.search._smem import columns
+from mkdsl.search._work import Work, Workload
 
 OVERLAP = 0.02  # of what is hidden behind the stream, this much shows: finishes and staging that nothing needs are not free
-UNIT = 32 * KIB  # bytes: what the profile's per-unit times are of
 
 
 @dataclasses.dataclass(frozen=True)
@@ -62,66 +60,33 @@ class Model:
     """Costs of one graph's phases on one GPU under one ring."""
 
     def __init__(self, graph: OpGraph, batch: int, profile: Profile, ring: Ring, *, released: bool, padded_batch: int) -> None:
-        self.graph, self.batch, self.profile, self.ring = graph, batch, profile, ring
-        self.padded_batch = padded_batch
+        self.profile, self.ring, self.workload = profile, ring, Workload(graph, batch, padded_batch, profile)
         # A hand-off meets a ring that fills while it waits: on average half of the window is in flight.
         in_flight = ring.window * ring.stage_bytes / KIB / 2
         self.handoff = interpolate(profile.released if released else profile.handoff, in_flight)
 
     def cost(self, phase: Phase, candidate: Candidate, splits: dict[str, int]) -> Cost:
-        """Of one execution; `splits` of the attention tensors it reads."""
-        return {"fold": self._fold, "attention": self._attention, "map": self._map}[phase.kind](phase, candidate, splits)
+        """Of one execution by the busiest worker; `splits` of the attention tensors it reads."""
+        return self._cost(phase, self.workload.of(phase, candidate.plan, self._busiest(phase, candidate), splits))
+
+    def _busiest(self, phase: Phase, candidate: Candidate) -> tuple[int, ...]:
+        """Items per part of a worker with the most to stream: of one part, unless there are fewer workers than parts."""
+        if len(phase.parts) > self.profile.workers:
+            return candidate.busiest
+        most = max(range(len(phase.parts)), key=lambda i: candidate.busiest[i] * len(phase.parts[i].weights))
+        return tuple(n if i == most else 0 for i, n in enumerate(candidate.busiest))
 
     def _arrival(self, phase: Phase) -> float:
         return self.handoff if phase.reads or phase.row_reads else 0.0
 
-    def _read_us(self, phase: Phase, splits: dict[str, int], share: float = 1.0) -> float:
-        """Reading tensors whole from L2, beyond the 8 KiB that a hand-off's measured time includes."""
-        tensors = [self.graph.tensors[name] for name in phase.reads]
-        total = sum(self.batch * t.width * (2 if t.dtype == "bfloat16" else 4) * splits.get(t.name, 1) for t in tensors)
-        return max(0.0, total * share - 8 * KIB) / self.profile.l2_rate * 1e6
-
-    def _fold(self, phase: Phase, candidate: Candidate, splits: dict[str, int]) -> Cost:
-        plan, p = candidate.plan, self.profile
-        tiles = max(n * len(part.weights) for n, part in zip(candidate.busiest, phase.parts, strict=True))
-        units = tiles * (phase.k // plan.parts // plan.chunk)
-        unit_bytes = 64 * plan.chunk * phase.itemsize
-        narrow = max(1.0, p.row_bytes / (plan.chunk * phase.itemsize))
-        mma = p.mma_us + p.column_us * (columns(self.padded_batch, plan.parts) - 8)
-        compute = units * (p.unit_us + mma * unit_bytes / UNIT)
-        read = self._read_us(phase, splits)
-        latency = self._arrival(phase) + read + p.fold_us
-        return self._cost(latency, units, unit_bytes * narrow, compute + self._groups(candidate, read))
-
-    def _groups(self, candidate: Candidate, read: float) -> float:
-        """What more than one group or piece adds: finishes, and a resident in pieces that is staged anew for each group."""
-        plan, p = candidate.plan, self.profile
-        groups = -(-max(candidate.busiest) // plan.group)
-        finishes = (groups - 1) * p.group_us * (1 + 0.1 * (self.padded_batch - 1))
-        staged = (groups - 1) * read + (groups * plan.pieces - 1) * p.piece_us if plan.pieces > 1 else 0.0
-        return finishes + staged
-
-    def _cost(self, latency: float, units: int, unit_bytes: float, compute: float) -> Cost:
-        """`unit_bytes`: at full bandwidth, in the time one unit takes."""
-        unit_us = unit_bytes / self.ring.bandwidth(self.profile)
-        drift = min(self.profile.drift * units * unit_us, self.profile.drift_us)
-        filled = min(1.0, unit_bytes / self.ring.stage_bytes) if units else 1.0
-        empty = units * (1.0 - filled) * self.ring.capacity(self.profile, 1)
-        return Cost(latency + OVERLAP * compute, units * unit_us + drift, compute, filled, empty)
-
-    def _attention(self, phase: Phase, candidate: Candidate, splits: dict[str, int]) -> Cost:
-        plan, p = candidate.plan, self.profile
-        positions = min(phase.k, phase.window or phase.k)
-        blocks = math.ceil(positions / plan.chunk / plan.splits)
-        block_bytes = 2 * plan.chunk * phase.head_dim * phase.itemsize
-        n = max(candidate.busiest)
-        latency = self._arrival(phase) + self._read_us(phase, splits, 1 / (self.batch * phase.kv_heads)) + p.attention_us
-        compute = n * blocks * (p.block_us + p.mma_us * block_bytes / UNIT) + (n - 1) * p.attention_us
-        return self._cost(latency, n * blocks, block_bytes, compute)
-
-    def _map(self, phase: Phase, candidate: Candidate, splits: dict[str, int]) -> Cost:
-        read = self._read_us(phase, splits)
-        return self._cost(self._arrival(phase) + read + self.profile.map_us, 0, 0.0, (sum(candidate.busiest) - 1) * self.profile.group_us)
+    def _cost(self, phase: Phase, work: Work) -> Cost:
+        unit_us = work.streamed_bytes / self.ring.bandwidth(self.profile)
+        drift = min(self.profile.drift * work.units * unit_us, self.profile.drift_us)
+        filled = min(1.0, work.streamed_bytes / self.ring.stage_bytes) if work.units else 1.0
+        empty = work.units * (1.0 - filled) * self.ring.capacity(self.profile, 1)
+        compute = work.units * work.unit_us + work.pauses
+        latency = self._arrival(phase) + work.read + work.before + work.after
+        return Cost(latency + OVERLAP * compute, work.units * unit_us + drift, compute, filled, empty)
 
 
 def floor_us(graph: OpGraph, batch: int, profile: Profile) -> float:

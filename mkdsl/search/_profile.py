@@ -29,10 +29,12 @@ class Profile:
       clock_hz: boost clock (public); only used to scale what is assumed for other GPUs.
       handoff: (KiB in flight per worker, us) from the last worker's store to a reader's data, relaxed (H200: measured).
       released: the same behind a release/acquire counter (H200: measured).
+      issue_us: from a unit's landing to the issue of the one that waits for it (H200: window 1 against 2).
       unit_us: a unit's barriers and loop (H200: assumed); mma_us: 32 KiB past 8 columns, shared memory to accumulators; column_us: for
         every further column (H200: q/k/v's timeline gives 0.3 us a unit; about 1.0 us at 128 columns).
       row_bytes: a box row shorter than this is bound by TMA's issue rate: 128-byte rows run 40 % slower (H200: measured).
-      fold_us: latency of a fold around its stream: prologue, last mma, finish, signal; group_us: one more group's finish (timeline).
+      stage_us: from a fold's data to its first mma; finish_us: from its last unit to the signal, the last mma's latency included; group_us:
+        one more group's finish (timeline).
       piece_us: one more piece of a resident, staged while compute waits for L2 (H200: the wait for data in o's timeline).
       attention_us: an attention item's short dependent steps; block_us: one more cache block, besides its bytes (timeline).
       map_us: latency of a map, one item (assumed: a fold's without its mma).
@@ -49,11 +51,13 @@ class Profile:
     clock_hz: float
     handoff: Curve
     released: Curve
+    issue_us: float
     unit_us: float
     mma_us: float
     column_us: float
     row_bytes: int
-    fold_us: float
+    stage_us: float
+    finish_us: float
     group_us: float
     piece_us: float
     attention_us: float
@@ -86,18 +90,20 @@ _H200 = Profile(
     l2_rate=22e9,
     clock_hz=1.98e9,
     handoff=((0, 1.0), (24, 1.4), (32, 1.5), (40, 2.0), (48, 2.2), (64, 2.8), (160, 4.5)),
-    released=((0, 1.4), (32, 2.9), (64, 4.6)),
-    unit_us=0.08,
+    released=((0, 1.4), (32, 2.9), (64, 4.6), (160, 4.2)),
+    issue_us=0.08,
+    unit_us=0.03,
     mma_us=0.22,
     column_us=0.0058,
     row_bytes=180,
-    fold_us=1.1,
+    stage_us=0.4,
+    finish_us=0.3,
     group_us=0.3,
     piece_us=0.8,
-    attention_us=2.0,
+    attention_us=1.6,
     block_us=0.25,
     map_us=0.7,
-    drift=0.09,
+    drift=0.15,
     drift_us=1.5,
 )
 
@@ -123,7 +129,7 @@ def _assumed(name: str, *, capability: tuple[int, int], workers: int, smem_kib: 
     )
 
 
-_BY_CLOCK = ("unit_us", "mma_us", "column_us", "fold_us", "group_us", "piece_us", "attention_us", "block_us", "map_us")
+_BY_CLOCK = ("issue_us", "unit_us", "mma_us", "column_us", "stage_us", "finish_us", "group_us", "piece_us", "attention_us", "block_us", "map_us")
 
 
 def _queued(curve: Curve, slower: float, needed: float) -> Curve:

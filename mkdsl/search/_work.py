@@ -1,0 +1,104 @@
+"""What a worker does in one execution of a phase, in microseconds by a GPU's profile: what the cost model adds up and the simulator plays."""
+
+import dataclasses
+import math
+from collections.abc import Sequence
+
+from mkdsl.graph import OpGraph, Phase
+from mkdsl.search._profile import KIB, Profile
+from mkdsl.search._schedule import PhasePlan
+from mkdsl.search._smem import columns
+
+UNIT = 32 * KIB  # bytes: what the profile's per-unit times are of
+HANDED = 8 * KIB  # bytes: what a measured hand-off reads
+
+
+@dataclasses.dataclass(frozen=True)
+class Work:
+    """One worker's part of one execution.
+
+    read: of activations from L2, beyond what a hand-off's measured time includes. before: from the data to the first mma. runs: (pause,
+    units) in order: the pause before so many units, for another group's finish or another piece of the resident. unit_us: compute of a
+    unit that is there. after: from the last unit to the signal. unit_bytes: of a stage; streamed_bytes: what fetching it takes at full
+    bandwidth, more where rows are short.
+    """
+
+    read: float
+    before: float
+    runs: tuple[tuple[float, int], ...]
+    unit_us: float
+    after: float
+    unit_bytes: int = 0
+    streamed_bytes: float = 0.0
+
+    @property
+    def units(self) -> int:
+        return sum(n for _, n in self.runs)
+
+    @property
+    def pauses(self) -> float:
+        return sum(pause for pause, _ in self.runs)
+
+
+class Workload:
+    """The work of one graph's phases on one GPU for one batch."""
+
+    def __init__(self, graph: OpGraph, batch: int, padded_batch: int, profile: Profile) -> None:
+        self.graph, self.batch, self.padded_batch, self.profile = graph, batch, padded_batch, profile
+
+    def of(self, phase: Phase, plan: PhasePlan, counts: Sequence[int], splits: dict[str, int]) -> Work:
+        """Of a worker with `counts` items of each part; `splits` of the attention tensors that the phase reads."""
+        return {"fold": self._fold, "attention": self._attention, "map": self._map}[phase.kind](phase, plan, counts, splits)
+
+    def _read(self, phase: Phase, splits: dict[str, int], share: float = 1.0) -> float:
+        tensors = [self.graph.tensors[name] for name in phase.reads]
+        total = sum(self.batch * t.width * (2 if t.dtype == "bfloat16" else 4) * splits.get(t.name, 1) for t in tensors)
+        return max(0.0, total * share - HANDED) / self.profile.l2_rate * 1e6
+
+    def _fold(self, phase: Phase, plan: PhasePlan, counts: Sequence[int], splits: dict[str, int]) -> Work:
+        p, unit_bytes = self.profile, 64 * plan.chunk * phase.itemsize
+        read, units = self._read(phase, splits), phase.k // plan.parts // plan.chunk
+        tiles = [n * len(part.weights) for n, part in zip(counts, phase.parts, strict=True)]
+        groups = -(-max(counts) // plan.group)
+        mma = p.mma_us + p.column_us * (columns(self.padded_batch, plan.parts) - 8)
+        narrow = max(1.0, p.row_bytes / (plan.chunk * phase.itemsize))
+        return Work(
+            read=read,
+            before=p.stage_us,
+            runs=self._runs(plan, groups, sum(tiles) * units, read),
+            unit_us=p.unit_us + mma * unit_bytes / UNIT,
+            after=p.finish_us,
+            unit_bytes=unit_bytes,
+            streamed_bytes=unit_bytes * narrow,
+        )
+
+    def _runs(self, plan: PhasePlan, groups: int, units: int, read: float) -> tuple[tuple[float, int], ...]:
+        """Groups, and in each the pieces of the resident, which are staged anew for each group."""
+        p, out = self.profile, []
+        finish = p.group_us * (1 + 0.1 * (self.padded_batch - 1))
+        for run in range(groups * plan.pieces):
+            pause = p.piece_us if run and plan.pieces > 1 else 0.0
+            if run and run % plan.pieces == 0:
+                pause += finish + (read if plan.pieces > 1 else 0.0)
+            out.append((pause, (run + 1) * units // (groups * plan.pieces) - run * units // (groups * plan.pieces)))
+        return tuple(out)
+
+    def _attention(self, phase: Phase, plan: PhasePlan, counts: Sequence[int], splits: dict[str, int]) -> Work:
+        p, positions = self.profile, min(phase.k, phase.window or phase.k)
+        blocks = math.ceil(positions / plan.chunk / plan.splits)
+        block_bytes = 2 * plan.chunk * phase.head_dim * phase.itemsize
+        return Work(
+            read=self._read(phase, splits, 1 / (self.batch * phase.kv_heads)),
+            before=p.attention_us / 2,
+            runs=tuple((p.attention_us if item else 0.0, blocks) for item in range(counts[0])),
+            unit_us=p.block_us + p.mma_us * block_bytes / UNIT,
+            after=p.attention_us / 2,
+            unit_bytes=block_bytes,
+            streamed_bytes=block_bytes,
+        )
+
+    def _map(self, phase: Phase, plan: PhasePlan, counts: Sequence[int], splits: dict[str, int]) -> Work:
+        p = self.profile
+        return Work(
+            read=self._read(phase, splits), before=p.map_us, runs=(((sum(counts) - 1) * p.group_us, 0),), unit_us=0.0, after=0.0
+        )
