@@ -53,7 +53,7 @@ class Item:
         return self.m.graph.node(self.m.graph.code[self.phase.name].parts[0][0][0]).op
 
     def ref(self, name: str) -> Any:
-        return self.m.refs[f"attention.{name}"]
+        return self.m.refs[f"{name}.{self.phase.name}"]
 
     def prepare(self) -> jax.Array:
         """Queries, the token's own key and value to shared memory; returns the own scores [columns]."""

@@ -21,7 +21,7 @@ from mkdsl.lower._machine import Machine, bf16, f32, i32
 from mkdsl.lower._map import map_phase
 from mkdsl.lower._operands import Operand, task_table
 from mkdsl.lower._tiles import ROWS, Tile, kv_view
-from mkdsl.search import Schedule
+from mkdsl.search import PhasePlan, Schedule
 
 
 @dataclasses.dataclass(frozen=True)
@@ -35,36 +35,57 @@ class Scratch:
 
     def bind(self, refs: Sequence[Any]) -> dict[str, Any]:
         out: dict[str, Any] = {}
-        for (names, _), ref in zip(self.unions, refs, strict=True):
-            out |= dict(zip(names, ref, strict=True)) if len(names) > 1 else {next(iter(names)): ref}
+        for (names, union), ref in zip(self.unions, refs, strict=True):
+            out |= dict(zip(names, ref if isinstance(union, plgpu.RefUnion) else (ref,), strict=True))
         return out
 
 
 def scratch(graph: OpGraph, schedule: Schedule, phases: Sequence[Phase]) -> Scratch:
-    """What these phases need: the ring under all its views, the staged operand, finished rows, reductions, attention's scratch."""
-    ring, staged, rows, side = {}, {}, {}, {}
+    """What these phases need: the ring under all its views, reductions, barriers, and in one union what lives in one phase only."""
+    ring, own = {}, []
     for phase in phases:
         plan = schedule.plan(phase.name)
         if phase.kind == "fold":
-            tile = Tile.of(phase, plan, schedule.padded_batch)
-            ring[f"written.{phase.name}"], ring[f"read.{phase.name}"] = tile.views(schedule.stages, schedule.stage_bytes)
-            staged[f"resident.{phase.name}"] = tile.resident()
-            slots, batch = plan.slots(phase), schedule.padded_batch
-            rows[f"rows.{phase.name}"] = plgpu.SMEM((slots, ROWS, batch) if batch >= 8 else (batch, slots, ROWS), f32)
-            if phase.row_reads:
-                shape = (len(phase.parts), len(phase.row_reads), batch, plan.group * plan.rows)
-                side[f"side.{phase.name}"] = plgpu.SMEM(shape, f32)
+            views = Tile.of(phase, plan, schedule.padded_batch).views(schedule.stages, schedule.stage_bytes)
+            ring[f"written.{phase.name}"], ring[f"read.{phase.name}"] = views
+            own.append(_fold(phase, plan, schedule.padded_batch))
         if phase.kind == "attention":
             ring[f"stage.{phase.name}"] = kv_view(schedule.stages, schedule.stage_bytes, phase.head_dim)
+            own.append(_attention(phase, plan))
     single = [("tasks", plgpu.SMEM((2, task_table(graph, schedule).shape[1]), i32))]
     single += _barriers(schedule) if ring else []
     single += _reductions(graph, schedule, phases)
-    unions = [_union(group) for group in (ring, staged, rows, side) if group]
-    return Scratch((*unions, *_attention(schedule, phases), *(((name,), type) for name, type in single)))
+    unions = [_union([{name: type} for name, type in ring.items()]), _union(own)] if ring else []
+    return Scratch((*unions, *(((name,), type) for name, type in single)))
 
 
-def _union(views: dict[str, Any]) -> tuple[tuple[str, ...], Any]:
-    return tuple(views), plgpu.RefUnion(*views.values()) if len(views) > 1 else next(iter(views.values()))
+def _union(alternatives: list[dict[str, Any]]) -> tuple[tuple[str, ...], Any]:
+    """Groups of buffers of which one group lives at a time."""
+    return tuple(name for group in alternatives for name in group), plgpu.RefUnion(*(tuple(group.values()) for group in alternatives))
+
+
+def _fold(phase: Phase, plan: PhasePlan, batch: int) -> dict[str, Any]:
+    """The staged operand, finished rows, and the older rows that are added to them."""
+    slots = plan.slots(phase)
+    buffers = {
+        f"resident.{phase.name}": Tile.of(phase, plan, batch).resident(),
+        f"rows.{phase.name}": plgpu.SMEM((slots, ROWS, batch) if batch >= 8 else (batch, slots, ROWS), f32),
+    }
+    if phase.row_reads:
+        buffers[f"side.{phase.name}"] = plgpu.SMEM((len(phase.parts), len(phase.row_reads), batch, plan.group * plan.rows), f32)
+    return buffers
+
+
+def _attention(phase: Phase, plan: PhasePlan) -> dict[str, Any]:
+    columns, d = -(-phase.heads // phase.kv_heads // 8) * 8, phase.head_dim
+    buffers = {
+        "q": plgpu.SMEM((columns, d), bf16),
+        "p": plgpu.SMEM((plan.chunk, columns), bf16),
+        "out": plgpu.SMEM((d, columns), f32),
+        "score": plgpu.SMEM((columns,), f32),
+        "own": plgpu.SMEM((2, d), bf16),
+    }
+    return {f"{name}.{phase.name}": buffer for name, buffer in buffers.items()}
 
 
 def _barriers(schedule: Schedule) -> list[tuple[str, Any]]:
@@ -79,21 +100,6 @@ def _reductions(graph: OpGraph, schedule: Schedule, phases: Sequence[Phase]) -> 
     parts = max(schedule.plan(p.name).parts for p in phases)
     rows = -(-schedule.padded_batch * parts // 8) * 8
     return [("statistics", plgpu.SMEM((slots, rows), f32))]
-
-
-def _attention(schedule: Schedule, phases: Sequence[Phase]) -> list[tuple[tuple[str, ...], Any]]:
-    found = [p for p in phases if p.kind == "attention"]
-    if not found:
-        return []
-    columns = max(-(-p.heads // p.kv_heads // 8) * 8 for p in found)
-    head_dim, chunk = max(p.head_dim for p in found), max(schedule.plan(p.name).chunk for p in found)
-    return [
-        (("attention.q",), plgpu.SMEM((columns, head_dim), bf16)),
-        (("attention.p",), plgpu.SMEM((chunk, columns), bf16)),
-        (("attention.out",), plgpu.SMEM((head_dim, columns), f32)),
-        (("attention.score",), plgpu.SMEM((columns,), f32)),
-        (("attention.own",), plgpu.SMEM((2, head_dim), bf16)),
-    ]
 
 
 def make_kernel(

@@ -6,7 +6,7 @@ import math
 from mkdsl.graph import OpGraph, Phase
 from mkdsl.search._assign import items, shares, weights
 from mkdsl.search._schedule import PhasePlan
-from mkdsl.search._smem import ALIGNMENT, ROWS, added_bytes, attention_bytes, resident_bytes, round_up
+from mkdsl.search._smem import ROWS, phase_extents
 
 PARTS = (8, 4, 2, 1)
 PIECES = (1, 2, 4, 8, 16, 32, 64)
@@ -18,20 +18,12 @@ MMA_K = 16  # elements of the streamed axis per mma
 
 @dataclasses.dataclass(frozen=True)
 class Candidate:
-    """One way to tile a phase. `busiest`: items of the busiest worker, per part. Extents in bytes, per worker, aligned: the staged
-    operand, finished rows, older rows added to them, attention's scratch."""
+    """One way to tile a phase. `busiest`: items of the busiest worker, per part. bytes: of shared memory that live in this phase only."""
 
     plan: PhasePlan
     busiest: tuple[int, ...]
     padded_batch: int
-    resident: int = 0
-    finished: int = 0
-    added: int = 0
-    scratch: int = 0
-
-    @property
-    def extents(self) -> tuple[int, int, int, int]:
-        return self.resident, self.finished, self.added, self.scratch
+    bytes: int = 0
 
 
 def padded(batch: int) -> int:
@@ -64,22 +56,13 @@ def candidates(graph: OpGraph, phase: Phase, *, batch: int, stage_bytes: int, wo
     make = {"fold": _folds, "attention": _attentions, "map": _maps}[phase.kind]
     found = [_measured(phase, plan, batch, workers) for plan in make(graph, phase, batch, stage_bytes, workers)]
     room = smem_bytes - 2 * stage_bytes
-    return [c for c in dict.fromkeys(found) if sum(c.extents) <= room]
+    return [c for c in dict.fromkeys(found) if c.bytes <= room]
 
 
 def _measured(phase: Phase, plan: PhasePlan, batch: int, workers: int) -> Candidate:
-    busiest = busiest_counts(phase, plan, batch, workers)
-    if phase.kind == "fold":
-        pad = padded(batch)
-        rows = slots_of(phase, plan, busiest, workers) * pad * ROWS * 4
-        extents = (resident_bytes(phase, plan, pad), rows, added_bytes(phase, plan, pad))
-        return Candidate(plan, busiest, pad, *map(_aligned, extents))
-    scratch = sum(map(_aligned, attention_bytes(phase, plan))) if phase.kind == "attention" else 0
-    return Candidate(plan, busiest, padded(batch), scratch=scratch)
-
-
-def _aligned(n: int) -> int:
-    return round_up(n, ALIGNMENT)
+    busiest, pad = busiest_counts(phase, plan, batch, workers), padded(batch)
+    own = phase_extents(phase, plan, slots_of(phase, plan, busiest, workers), pad)
+    return Candidate(plan, busiest, pad, sum(e.total for e in own))
 
 
 def slots_of(phase: Phase, plan: PhasePlan, busiest: tuple[int, ...], workers: int) -> int:

@@ -129,7 +129,19 @@ def _assumed(name: str, *, capability: tuple[int, int], workers: int, smem_kib: 
     )
 
 
-_BY_CLOCK = ("issue_us", "unit_us", "mma_us", "column_us", "stage_us", "finish_us", "group_us", "piece_us", "attention_us", "block_us", "map_us")
+_BY_CLOCK = (
+    "issue_us",
+    "unit_us",
+    "mma_us",
+    "column_us",
+    "stage_us",
+    "finish_us",
+    "group_us",
+    "piece_us",
+    "attention_us",
+    "block_us",
+    "map_us",
+)
 
 
 def _queued(curve: Curve, slower: float, needed: float) -> Curve:

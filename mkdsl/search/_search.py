@@ -1,24 +1,26 @@
-"""The search: for every ring, the shortest path through all phases' candidates; then workers, hand-offs, and the proof."""
+"""The search: for every ring, the shortest path through all phases' candidates; of these finalists, with workers and hand-offs, the one
+that the simulator predicts to be the fastest; and the proof."""
 
 import dataclasses
-import itertools
 from collections.abc import Iterator
 
 from mkdsl.graph import OpGraph, Phase
 from mkdsl.search import _cache
 from mkdsl.search._assign import assign_all
 from mkdsl.search._candidates import Candidate, candidates, padded
-from mkdsl.search._cost import Cost, Model, Ring, advance
-from mkdsl.search._path import STARTS, Found, Splits, compatible, shortest_path
+from mkdsl.search._cost import Cost, Model, Ring
+from mkdsl.search._path import Found, Splits, compatible, shortest_path
 from mkdsl.search._profile import KIB, Profile, profile
 from mkdsl.search._protocol import tensor_plans, with_handoffs
 from mkdsl.search._schedule import Schedule
+from mkdsl.search._simulate import simulate
 from mkdsl.search._smem import fixed_extents, shared_memory
 from mkdsl.search._verify import ScheduleError, verify_schedule
 
 # 48 to 72 KiB in flight: enough for full bandwidth, no more. Sizes that are no power of two suit widths like 576 or 3584.
 RINGS = (Ring(32 * KIB, 2), Ring(16 * KIB, 3), Ring(16 * KIB, 4), Ring(24 * KIB, 2), Ring(28 * KIB, 2), Ring(36 * KIB, 2))
 HANDOFFS = ("data", "counter")
+UNLIMITED = 1 << 40  # bytes
 
 
 @dataclasses.dataclass(frozen=True)
@@ -64,31 +66,54 @@ def search(graph: OpGraph, *, batch: int, target: str | Profile, handoff: str = 
 
 
 def find(graph: OpGraph, batch: int, gpu: Profile, handoff: str) -> Schedule:
-    """Searches, without a cache."""
-    choice = best_choice(graph, batch, gpu, handoff)
-    schedule = complete(graph, batch, gpu, handoff, choice)
+    """Searches, without a cache: the finalist that the simulator predicts to be the fastest; of several the first."""
+    schedules = [complete(graph, batch, gpu, handoff, choice) for choice in finalists(graph, batch, gpu, handoff)]
+    schedule = min(schedules, key=lambda s: s.predicted_us)
     verify_schedule(graph, schedule, gpu)
     return schedule
 
 
-def best_choice(graph: OpGraph, batch: int, gpu: Profile, handoff: str) -> Choice:
-    """The cheapest (ring, depth, candidates). Of equally cheap ones the first found."""
-    best: Choice | None = None
-    for ring in RINGS:
-        all_of = {
-            p.name: candidates(graph, p, batch=batch, stage_bytes=ring.stage_bytes, workers=gpu.workers, smem_bytes=gpu.smem_bytes)
-            for p in graph.phases
-        }
-        model = Model(graph, batch, gpu, ring, released=handoff == "counter", padded_batch=padded(batch))
-        price = _Prices(graph, model)
-        for stages, limits in _depths(graph, batch, gpu, ring, all_of):
-            choices = {name: [(i, c) for i, c in enumerate(found) if _within(c, limits)] for name, found in all_of.items()}
-            found = shortest_path(graph, choices, price, ring.capacity(gpu, stages)) if all(choices.values()) else None
-            if found is not None and (best is None or found.cost < best.found.cost):
-                best = Choice(ring, stages, found)
-    if best is None:
+def finalists(graph: OpGraph, batch: int, gpu: Profile, handoff: str) -> list[Choice]:
+    """Of every ring the cheapest (depth, candidates) by the cost model.
+
+    Raises:
+      ScheduleError: under no ring does anything fit.
+    """
+    found = [best for ring in RINGS if (best := best_choice(graph, batch, gpu, handoff, ring)) is not None]
+    if not found:
         raise ScheduleError(_no_room(graph, batch, gpu))
+    return found
+
+
+def best_choice(graph: OpGraph, batch: int, gpu: Profile, handoff: str, ring: Ring) -> Choice | None:
+    """The cheapest depth and candidates under a ring; of equally cheap ones the deepest. None: nothing fits."""
+    all_of = {
+        p.name: candidates(graph, p, batch=batch, stage_bytes=ring.stage_bytes, workers=gpu.workers, smem_bytes=gpu.smem_bytes)
+        for p in graph.phases
+    }
+    price = _Prices(graph, Model(graph, batch, gpu, ring, released=handoff == "counter", padded_batch=padded(batch)))
+    best: Choice | None = None
+    for stages, choices in _depths(graph, batch, gpu, ring, all_of):
+        found = shortest_path(graph, choices, price, ring.capacity(gpu, stages))
+        if found is not None and (best is None or found.cost < best.found.cost):
+            best = Choice(ring, stages, found)
     return best
+
+
+def without_k_split(graph: OpGraph, schedule: Schedule, gpu: Profile) -> tuple[Schedule, Profile]:
+    """What a schedule would be without K-splitting: every resident whole, no fold split over workers, under the same ring, whatever shared
+    memory that takes. Returns it with a profile of as much."""
+    lifted = dataclasses.replace(gpu, smem_bytes=UNLIMITED)
+    ring, handoff = Ring(schedule.stage_bytes, schedule.window), "data"
+    choices = {}
+    for p in graph.phases:
+        found = candidates(graph, p, batch=schedule.batch, stage_bytes=ring.stage_bytes, workers=gpu.workers, smem_bytes=lifted.smem_bytes)
+        choices[p.name] = [(i, c) for i, c in enumerate(found) if c.plan.pieces == c.plan.splits == 1]
+    price = _Prices(graph, Model(graph, schedule.batch, gpu, ring, released=False, padded_batch=schedule.padded_batch))
+    best = shortest_path(graph, choices, price, ring.capacity(gpu, schedule.stages)) if all(choices.values()) else None
+    if best is None:
+        raise ScheduleError(_no_room(graph, schedule.batch, lifted))
+    return complete(graph, schedule.batch, lifted, handoff, Choice(ring, schedule.stages, best)), lifted
 
 
 class _Prices:
@@ -106,31 +131,20 @@ class _Prices:
         return self.known[key]
 
 
-Limits = tuple[int, ...]  # bytes: the most that a candidate may have of each of its extents
+Choices = dict[str, list[tuple[int, Candidate]]]  # per phase, its candidates with their numbers
 
 
-def _within(candidate: Candidate, limits: Limits) -> bool:
-    return all(a <= b for a, b in zip(candidate.extents, limits, strict=True))
-
-
-def _depths(graph: OpGraph, batch: int, gpu: Profile, ring: Ring, all_of: dict[str, list[Candidate]]) -> Iterator[tuple[int, Limits]]:
-    """(stages, limits) worth a search: limits that cannot be widened at that depth, under which every phase has a candidate."""
-    if not all(all_of.values()):
-        return
+def _depths(graph: OpGraph, batch: int, gpu: Profile, ring: Ring, all_of: dict[str, list[Candidate]]) -> Iterator[tuple[int, Choices]]:
+    """(stages, candidates for which that leaves room) worth a search: a shallower ring only if it admits more candidates."""
     room = gpu.smem_bytes - sum(e.total for e in fixed_extents(graph, padded(batch)))
-    levels = []
-    for sizes in zip(*([list(axis) for axis in zip(*(c.extents for c in found), strict=True)] for found in all_of.values()), strict=True):
-        least = max(map(min, sizes))  # some phase has no candidate with less
-        levels.append({size for of_phase in sizes for size in of_phase if size >= least})
-    by_stages: dict[int, list[Limits]] = {}
-    for limits in itertools.product(*(sorted(level, reverse=True) for level in levels)):  # at equal cost, the widest: fewest pieces
-        stages = (room - sum(limits)) // ring.stage_bytes
-        if stages >= max(2, ring.window):
-            by_stages.setdefault(stages, []).append(limits)
-    for stages, found in sorted(by_stages.items(), reverse=True):
-        for limits in found:
-            if not any(other != limits and all(a <= b for a, b in zip(limits, other, strict=True)) for other in found):
-                yield stages, limits
+    before = 0
+    for stages in range(room // ring.stage_bytes, max(2, ring.window) - 1, -1):
+        left = room - stages * ring.stage_bytes
+        choices = {name: [(i, c) for i, c in enumerate(found) if c.bytes <= left] for name, found in all_of.items()}
+        admitted = sum(map(len, choices.values()))
+        if all(choices.values()) and admitted > before:
+            before = admitted
+            yield stages, choices
 
 
 def complete(graph: OpGraph, batch: int, gpu: Profile, handoff: str, choice: Choice) -> Schedule:
@@ -150,36 +164,17 @@ def complete(graph: OpGraph, batch: int, gpu: Profile, handoff: str, choice: Cho
         smem_bytes=memory.total,
         phases=plans,
         tensors=tensor_plans(graph, handoff, splits),
-        predicted_us=round(choice.found.cost, 3),
-        us=_times(graph, batch, gpu, handoff, choice, splits),
+        predicted_us=0.0,
+        us=(),
     )
-    return with_handoffs(graph, schedule)
+    return timed(graph, with_handoffs(graph, schedule), gpu)
 
 
-def _times(graph: OpGraph, batch: int, gpu: Profile, handoff: str, choice: Choice, splits: dict[str, int]) -> tuple[tuple[str, float], ...]:
-    """Microseconds of one execution of each phase, in the steady state of its loop."""
-    model = Model(graph, batch, gpu, choice.ring, released=handoff == "counter", padded_batch=padded(batch))
-    capacity = choice.ring.capacity(gpu, choice.stages)
-    by_name = {c.plan.name: c for c in choice.found.candidates}
-    out = []
-    for segment in graph.segments:
-        costs = [model.cost(graph.phase(name), by_name[name], splits) for name in segment.phases]
-        out += zip(segment.phases, _steady(costs, capacity, segment.repeats), strict=True)
-    return tuple((name, round(us, 3)) for name, us in out)
-
-
-def _steady(costs: list[Cost], capacity: float, repeats: int) -> list[float]:
-    """Durations of a loop's phases in its best steady state, as `shortest_path` counts them."""
-    best, least = [0.0] * len(costs), float("inf")
-    for start in STARTS if repeats > 1 else STARTS[:1]:
-        ahead, times = start * capacity, []
-        for cost in costs:
-            took, ahead = advance(cost, ahead, capacity)
-            times.append(took)
-        wait = max(0.0, start * capacity - ahead)
-        if sum(times) + wait < least:
-            best, least = times, sum(times) + wait
-    return best
+def timed(graph: OpGraph, schedule: Schedule, gpu: Profile) -> Schedule:
+    """The schedule with the simulator's predictions."""
+    timeline = simulate(graph, schedule, gpu)
+    us = tuple((name, round(us, 3)) for name, us in timeline.phase_us)
+    return dataclasses.replace(schedule, predicted_us=round(timeline.us, 3), us=us)
 
 
 def _no_room(graph: OpGraph, batch: int, gpu: Profile) -> str:
@@ -189,7 +184,7 @@ def _no_room(graph: OpGraph, batch: int, gpu: Profile) -> str:
         found = candidates(
             graph, phase, batch=batch, stage_bytes=max(r.stage_bytes for r in RINGS), workers=gpu.workers, smem_bytes=1 << 62
         )
-        least[phase.name] = min((sum(c.extents) for c in found), default=-1)
+        least[phase.name] = min((c.bytes for c in found), default=-1)
     untiled = [name for name, size in least.items() if size < 0]
     if untiled:
         return f"no tile fits {', '.join(untiled)}: k={[graph.phase(n).k for n in untiled]}, rows={[graph.phase(n).rows for n in untiled]}"

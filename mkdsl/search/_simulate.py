@@ -39,13 +39,13 @@ class Span(NamedTuple):
 
 @dataclasses.dataclass(frozen=True)
 class Timeline:
-    """What the simulation says. `crews`: workers that are alike, by their numbers. us: of one step. simulated_us: without what is only
-    counted, the end of the last span."""
+    """What the simulation says. `crews`: workers that are alike, by their numbers. us: of one step. phase_us: of one execution of each phase
+    in the steady state of its loop, from the last signal of the phase before to its own last signal."""
 
     crews: tuple[tuple[int, ...], ...]
     spans: tuple[Span, ...]
     us: float
-    simulated_us: float
+    phase_us: tuple[tuple[str, float], ...]
 
 
 def simulate(graph: OpGraph, schedule: Schedule, profile: Profile, *, whole: bool = False) -> Timeline:
@@ -118,9 +118,7 @@ class _Simulation:
         crews: list[Crew] = []
         for counts, workers in alike.items():
             by_name = {p.name: n for p, n in zip(self.schedule.phases, counts, strict=True)}
-            works = {
-                name: workload.of(self.graph.phase(name), self.plans[name], n, splits) for name, n in by_name.items() if any(n)
-            }
+            works = {name: workload.of(self.graph.phase(name), self.plans[name], n, splits) for name, n in by_name.items() if any(n)}
             steps = list(self._steps(works))
             units = [(step.work, at) for at, step in enumerate(steps) for _ in range(step.work.units)]
             for third in filter(None, (workers[i :: len(PACES)] for i in range(len(PACES)))):
@@ -227,16 +225,24 @@ class _Simulation:
         asleep = [crew.workers for crew in self.crews if crew.freed < len(crew.units)]
         if asleep or any(self.waiting.values()):
             raise ValueError(f"workers wait for ever: {asleep}")
-        end = max(span.signalled for span in self.spans)
-        return Timeline(tuple(c.workers for c in self.crews), tuple(self.spans), end + self._counted(), end)
+        ends = self._ends()
+        took = {key: end - before for (key, end), before in zip(ends.items(), (0.0, *ends.values()), strict=False)}
+        phase_us = [(p.name, self._steady(took, p)) for p in self.graph.phases]
+        skipped = [n - repeats for n, repeats in zip((s.repeats for s in self.graph.segments), self.repeats, strict=True)]
+        counted = sum(skipped[self.graph.phase(name).segment] * us for name, us in phase_us)
+        return Timeline(tuple(c.workers for c in self.crews), tuple(self.spans), max(ends.values()) + counted, tuple(phase_us))
 
-    def _counted(self) -> float:
-        """The iterations that were not simulated, each as long as one of the last two."""
-        return sum(
-            (segment.repeats - repeats) * (self._end(segment.phases[-1], repeats - 1) - self._end(segment.phases[-1], repeats - 3)) / 2
-            for segment, repeats in zip(self.graph.segments, self.repeats, strict=True)
-            if segment.repeats > repeats
-        )
+    def _ends(self) -> dict[tuple[str, int], float]:
+        """When the last worker signalled each step, in program order."""
+        ends: dict[tuple[str, int], float] = collections.defaultdict(float)
+        for span in self.spans:
+            key = span.phase, span.iteration
+            ends[key] = max(ends[key], span.signalled)
+        order = sorted(ends, key=lambda key: (self.graph.phase(key[0]).segment, key[1], self.position[key[0]]))
+        return {key: ends[key] for key in order}
 
-    def _end(self, phase: str, iteration: int) -> float:
-        return max(s.signalled for s in self.spans if (s.phase, s.iteration) == (phase, iteration))
+    def _steady(self, took: dict[tuple[str, int], float], phase: Phase) -> float:
+        """Of a loop's phase, the mean of its last two iterations."""
+        repeats = self.repeats[phase.segment]
+        last = range(max(0, repeats - 2), repeats)
+        return sum(took[phase.name, i] for i in last) / len(last)

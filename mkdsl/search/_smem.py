@@ -1,7 +1,8 @@
-"""The shared-memory model: everything one worker keeps in shared memory, as named extents.
+"""The shared-memory model, in three dimensions: how large a buffer is, how many of it there are, and when it lives.
 
-An extent has bytes and a depth (copies in flight: the ring's stages). Its lifetime is the whole kernel in this version: the resident and
-the finished rows are shared by all phases, which is why they count as their maximum over phases and not as their sum.
+extent: the bytes of one copy. depth: copies in flight (the ring's stages). lifetime: the whole kernel, or one phase. What lives in one
+phase lies where the next phase's buffers will: one warpgroup stages, folds and finishes, phase after phase. So the peak is what lives for
+the whole kernel plus the most that any phase has of its own, and it is reached in that phase.
 """
 
 import dataclasses
@@ -17,11 +18,12 @@ RESERVE = 4096  # bytes: barriers and alignment
 
 @dataclasses.dataclass(frozen=True)
 class Extent:
-    """One kind of shared memory of a worker: `depth` copies of `bytes`, live for the whole kernel."""
+    """One buffer of a worker: `depth` copies of `bytes`, live in one phase, or for the whole kernel (phase "")."""
 
     name: str
     bytes: int
     depth: int = 1
+    phase: str = ""
 
     @property
     def total(self) -> int:
@@ -30,17 +32,39 @@ class Extent:
 
 @dataclasses.dataclass(frozen=True)
 class SharedMemory:
-    """All of one worker's shared memory."""
+    """All of one worker's shared memory over the schedule. `phases`: in program order."""
 
     extents: tuple[Extent, ...]
+    phases: tuple[str, ...]
+
+    def live(self, phase: str) -> tuple[Extent, ...]:
+        """What lives while a phase runs."""
+        return tuple(e for e in self.extents if e.phase in ("", phase))
+
+    def bytes_in(self, phase: str) -> int:
+        return sum(e.total for e in self.live(phase))
+
+    @property
+    def peak(self) -> str:
+        """The phase in which most is live; of several the first."""
+        return max(self.phases, key=self.bytes_in)
 
     @property
     def total(self) -> int:
-        return sum(e.total for e in self.extents)
+        """Bytes at the peak: what the kernel asks for."""
+        return self.bytes_in(self.peak)
 
     def __str__(self) -> str:
-        lines = [f"  {e.name:<12}{e.bytes:>9} x {e.depth:<3}= {e.total:>7} bytes" for e in self.extents]
-        return "\n".join([*lines, f"  {'sum':<12}{self.total:>24} bytes"])
+        lines = [_line(e.name, e.bytes, e.depth, e.total) for e in self.extents if not e.phase]
+        for phase in self.phases:
+            own = [e for e in self.extents if e.phase == phase]
+            lines += [f"  in {phase}: {self.bytes_in(phase)} bytes{', the peak' if phase == self.peak else ''}"] if own else []
+            lines += ["  " + _line(e.name, e.bytes, e.depth, e.total) for e in own]
+        return "\n".join(lines)
+
+
+def _line(name: str, size: int, depth: int, total: int) -> str:
+    return f"  {name:<12}{size:>9} x {depth:<3}= {total:>7} bytes"
 
 
 def round_up(n: int, to: int) -> int:
@@ -57,9 +81,9 @@ def resident_bytes(phase: Phase, plan: PhasePlan, padded_batch: int) -> int:
     return columns(padded_batch, plan.parts) * (phase.k // plan.parts // plan.pieces) * 2
 
 
-def finished_bytes(phase: Phase, plan: PhasePlan, padded_batch: int) -> int:
-    """A fold's finished mma rows, float32: of the tiles that finish together, for each of a part's matrices and each sequence."""
-    return plan.slots(phase) * padded_batch * ROWS * 4
+def finished_bytes(slots: int, padded_batch: int) -> int:
+    """A fold's finished mma rows, float32: `slots` tiles that wait for their finish (`PhasePlan.slots`), of each sequence."""
+    return slots * padded_batch * ROWS * 4
 
 
 def added_bytes(phase: Phase, plan: PhasePlan, padded_batch: int) -> int:
@@ -67,14 +91,31 @@ def added_bytes(phase: Phase, plan: PhasePlan, padded_batch: int) -> int:
     return len(phase.parts) * len(phase.row_reads) * padded_batch * plan.group * plan.rows * 4
 
 
-def attention_bytes(phase: Phase, plan: PhasePlan) -> tuple[int, int, int, int]:
-    """Queries, probabilities, the result, and the token's own scores, keys and values."""
+def phase_extents(phase: Phase, plan: PhasePlan, slots: int, padded_batch: int) -> tuple[Extent, ...]:
+    """What lives in one phase. `slots` as `PhasePlan.slots`."""
+    if phase.kind == "fold":
+        sizes = {
+            "resident": resident_bytes(phase, plan, padded_batch),
+            "finished": finished_bytes(slots, padded_batch),
+            "added": added_bytes(phase, plan, padded_batch),
+        }
+    elif phase.kind == "attention":
+        sizes = attention_bytes(phase, plan)
+    else:
+        sizes = {}
+    return tuple(Extent(name, round_up(size, ALIGNMENT), phase=phase.name) for name, size in sizes.items() if size)
+
+
+def attention_bytes(phase: Phase, plan: PhasePlan) -> dict[str, int]:
+    """Queries and probabilities (bfloat16), the result and the scores (float32), the token's own key and value (bfloat16)."""
     c = round_up(phase.heads // phase.kv_heads, 8)
-    return c * phase.head_dim * 2, plan.chunk * c * 2, phase.head_dim * c * 4, 2 * c * 4 + phase.head_dim * 8
+    d = phase.head_dim
+    return {"queries": c * d * 2, "scores": plan.chunk * c * 2, "result": d * c * 4, "own scores": c * 4, "own k, v": 2 * d * 2}
 
 
 def fixed_extents(graph: OpGraph, padded_batch: int) -> tuple[Extent, ...]:
-    """What does not depend on how phases are tiled."""
+    """What lives for the whole kernel and does not depend on how phases are tiled: partial reductions, both roles' rows of the task
+    table, barriers."""
     table = 4 * round_up(2 * sum(len(p.parts) for p in graph.phases), 128) * 2
     return (
         Extent("statistics", round_up(ROWS * 4 * max(8, padded_batch) + 2048, ALIGNMENT)),
@@ -84,25 +125,15 @@ def fixed_extents(graph: OpGraph, padded_batch: int) -> tuple[Extent, ...]:
 
 
 def shared_memory(graph: OpGraph, plans: Iterable[PhasePlan], *, padded_batch: int, stages: int, stage_bytes: int) -> SharedMemory:
-    """The extents of a schedule.
+    """The buffers of a schedule.
 
     Args:
       graph: what is scheduled.
-      plans: of all its phases.
+      plans: of its phases.
       padded_batch: columns of the mma per part.
       stages, stage_bytes: the ring.
     """
-    resident, finished, added, attention = [0], [0], [0], [(0, 0, 0, 0)]
-    for plan in plans:
-        phase = graph.phase(plan.name)
-        if phase.kind == "fold":
-            resident.append(resident_bytes(phase, plan, padded_batch))
-            finished.append(finished_bytes(phase, plan, padded_batch))
-            added.append(added_bytes(phase, plan, padded_batch))
-        if phase.kind == "attention":
-            attention.append(attention_bytes(phase, plan))
-    named = [("ring", stage_bytes, stages), ("resident", max(resident), 1), ("finished", max(finished), 1), ("added", max(added), 1)]
-    names = ("queries", "scores", "result", "own")
-    named += [(f"attn {name}", max(sizes), 1) for name, sizes in zip(names, zip(*attention, strict=True), strict=True)]
-    extents = [Extent(name, round_up(size, ALIGNMENT), depth) for name, size, depth in named if size]
-    return SharedMemory((*extents, *fixed_extents(graph, padded_batch)))
+    chosen = [(graph.phase(plan.name), plan) for plan in plans]
+    own = [e for phase, plan in chosen for e in phase_extents(phase, plan, plan.slots(phase) if phase.kind == "fold" else 0, padded_batch)]
+    ring = (Extent("ring", stage_bytes, stages),) if stages else ()
+    return SharedMemory((*ring, *fixed_extents(graph, padded_batch), *own), tuple(plan.name for plan in plans))

@@ -99,6 +99,4 @@ class Workload:
 
     def _map(self, phase: Phase, plan: PhasePlan, counts: Sequence[int], splits: dict[str, int]) -> Work:
         p = self.profile
-        return Work(
-            read=self._read(phase, splits), before=p.map_us, runs=(((sum(counts) - 1) * p.group_us, 0),), unit_us=0.0, after=0.0
-        )
+        return Work(read=self._read(phase, splits), before=p.map_us, runs=(((sum(counts) - 1) * p.group_us, 0),), unit_us=0.0, after=0.0)
