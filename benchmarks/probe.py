@@ -10,8 +10,7 @@ import json
 import pathlib
 import time
 
-from mkdsl.gpu._probe import gpu_at_hand, probe, write
-from mkdsl.gpu._probe_fit import comparison
+from mkdsl.gpu import comparison, gpu_at_hand, probe, write_profile
 
 
 def main():
@@ -24,7 +23,7 @@ def main():
     print(f"{time.perf_counter() - start:5.1f} s  done: {gpu}; built-in: {gpu.nearest().name}\n")
     for row in comparison(profile, gpu.nearest()):
         print("{:48} {:>8} {:>8}".format(*row))
-    print(f"\n{json.dumps(profile.to_json())}\nwritten to {write(profile, a.out)}")
+    print(f"\n{json.dumps(profile.to_json())}\nwritten to {write_profile(profile, a.out)}")
 
 
 if __name__ == "__main__":

@@ -21,7 +21,7 @@ REFUSALS = (
     ScheduleError,
     UnsupportedError,
 )  # the user's to put right: a traceback would only hide what to do
-NO_GPU = ("no GPU: ", "no profile for ")  # how mkdsl.gpu's plain RuntimeErrors begin; XLA's own keep their traceback
+NO_GPU = ("no GPU: ", "no profile for ", "probe: ")  # how mkdsl.gpu's plain RuntimeErrors begin; XLA's own keep their traceback
 
 
 class Commands(typer.core.TyperGroup):

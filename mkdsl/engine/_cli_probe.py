@@ -8,8 +8,7 @@ import rich.console
 import rich.table
 import typer
 
-from mkdsl.gpu._probe import gpu_at_hand, probe, write
-from mkdsl.gpu._probe_fit import comparison
+from mkdsl.gpu import comparison, gpu_at_hand, probe, write_profile
 from mkdsl.search import Profile
 
 
@@ -28,7 +27,7 @@ def probe_command(
     with rich.console.Console(stderr=True).status("compiling") as status:
         profile = probe(gpu, name, lambda what: status.update(f"measuring {what}"))
     rich.console.Console().print(table(profile, gpu.nearest()))
-    typer.echo(f"written to {write(profile, out)}: pass it as --target, or to mk.jit(target=...)")
+    typer.echo(f"written to {write_profile(profile, out)}: pass it as --target, or to mk.jit(target=...)")
 
 
 def table(profile: Profile, built_in: Profile) -> rich.table.Table:

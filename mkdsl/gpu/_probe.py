@@ -1,4 +1,4 @@
-"""`mkdsl probe`: measures the constants of the cost model on the GPU at hand. About half a minute, most of it compilation."""
+"""`mkdsl probe`: measures the constants of the cost model on the GPU at hand. Most of the time is compilation."""
 
 import json
 import pathlib
@@ -55,8 +55,7 @@ def probe(gpu: Gpu, name: str | None = None, report: Report = print) -> Profile:
       The nearest built-in profile with everything replaced that its `measured` names.
 
     Raises:
-      RuntimeError: a kernel read wrong data, or a hand-off did not arrive.
-      ValueError: the numbers make no sense together.
+      RuntimeError: a kernel read wrong data, a hand-off did not arrive, or the numbers make no sense together.
     """
     return build_profile(gpu, measure(gpu, report), name or gpu.slug())
 
@@ -74,7 +73,7 @@ def measure(gpu: Gpu, report: Report) -> Measured:
     return Measured(stream, handoff, released, _reads(gpu.workers, source))
 
 
-def write(profile: Profile, path: pathlib.Path | None = None) -> pathlib.Path:
+def write_profile(profile: Profile, path: pathlib.Path | None = None) -> pathlib.Path:
     """Writes a profile as JSON, to $XDG_CACHE_HOME/mkdsl/profiles/NAME.json (by default under ~/.cache) unless told where; returns where."""
     path = path or directory("profiles") / f"{profile.name}.json"
     path.parent.mkdir(parents=True, exist_ok=True)

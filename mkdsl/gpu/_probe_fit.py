@@ -52,7 +52,7 @@ def build_profile(gpu: Gpu, measured: Measured, name: str) -> Profile:
     """The measured fields, beside those of the nearest built-in profile.
 
     Raises:
-      ValueError: reading more did not take longer, so there is no L2 rate in `measured.reads`.
+      RuntimeError: reading more did not take longer, so there is no L2 rate in `measured.reads`.
     """
     bandwidth = max(y for _, y in measured.stream)
     return dataclasses.replace(
@@ -78,12 +78,12 @@ def slope(curve: Curve) -> float:
     """Of the least-squares line through the points.
 
     Raises:
-      ValueError: it does not rise.
+      RuntimeError: it does not rise.
     """
     x, y = np.array(curve).T
     rise = float(np.polyfit(x, y, 1)[0])
     if rise <= 0:
-        raise ValueError(f"probe: times do not rise with what is read: {curve}")
+        raise RuntimeError(f"probe: times do not rise with what is read: {curve}")
     return rise
 
 
