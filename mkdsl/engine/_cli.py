@@ -7,6 +7,7 @@ import typer.core
 
 from mkdsl.engine._cli_explain import explain
 from mkdsl.engine._cli_generate import generate
+from mkdsl.engine._cli_probe import probe_command
 from mkdsl.engine._demo import demo
 from mkdsl.engine._generate import ContextError
 from mkdsl.graph import UnsupportedError
@@ -20,7 +21,7 @@ REFUSALS = (
     ScheduleError,
     UnsupportedError,
 )  # the user's to put right: a traceback would only hide what to do
-NO_GPU = ("no GPU: ", "no profile for ")  # how mkdsl.gpu's plain RuntimeErrors begin; XLA's own keep their traceback
+NO_GPU = ("no GPU: ", "no profile for ", "probe: ")  # how mkdsl.gpu's plain RuntimeErrors begin; XLA's own keep their traceback
 
 
 class Commands(typer.core.TyperGroup):
@@ -50,3 +51,4 @@ def commands() -> None:
 app.command()(generate)
 app.command()(explain)
 app.command()(demo)
+app.command("probe")(probe_command)

@@ -18,7 +18,7 @@ from mkdsl.search import explain as report
 
 def explain(
     model: Annotated[str, typer.Argument(help=f"A checkpoint directory, or one of {', '.join(SHAPES)}.")],
-    target: Annotated[str, typer.Option(help="The GPU, by name.")] = "h200",
+    target: Annotated[str, typer.Option(help="The GPU, by name, or a file that `mkdsl probe` wrote.")] = "h200",
     batch: Annotated[int, typer.Option(min=1, max=16, help="Sequences decoded together.")] = 1,
     context: Annotated[int, typer.Option(min=64, help="Positions in the KV cache, a multiple of 64.")] = 512,
     as_json: Annotated[bool, typer.Option("--json", help="Numbers only, as JSON.")] = False,

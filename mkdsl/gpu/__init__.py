@@ -1,6 +1,11 @@
-"""Compiling for and launching on a GPU."""
+"""Compiling for, launching on and measuring a GPU."""
 
 from mkdsl.gpu._device import detect, has_gpu, require_gpu
 from mkdsl.gpu._jit import Compiled, ContextError, Jitted, Lowered, Traced, jit
+from mkdsl.gpu._probe import gpu_at_hand, probe, write_profile
+from mkdsl.gpu._probe_fit import comparison
 
-__all__ = ["Compiled", "ContextError", "Jitted", "Lowered", "Traced", "detect", "has_gpu", "jit", "require_gpu"]
+__all__ = [
+    "Compiled", "ContextError", "Jitted", "Lowered", "Traced", "comparison", "detect", "gpu_at_hand", "has_gpu", "jit", "probe",
+    "require_gpu", "write_profile",
+]  # fmt: skip

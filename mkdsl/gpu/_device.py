@@ -28,7 +28,15 @@ def detect() -> str:
     if not has_gpu():
         return "H200"
     kind = jax.devices()[0].device_kind
-    for name in sorted(PROFILES, key=len, reverse=True):
-        if name.lower() in kind.lower().replace("-", " ").split():
-            return name
-    raise RuntimeError(f"no profile for {kind!r}; pass target=, one of {', '.join(PROFILES)}, or a mkdsl.search.Profile")
+    name = built_in(kind)
+    if name is None:
+        raise RuntimeError(
+            f"no profile for {kind!r}; pass target=, one of {', '.join(PROFILES)}, a mkdsl.search.Profile, or a file that `mkdsl probe` wrote"
+        )
+    return name
+
+
+def built_in(kind: str) -> str | None:
+    """The name of the built-in profile of a device kind such as "NVIDIA H200"."""
+    words = kind.lower().replace("-", " ").split()
+    return next((name for name in sorted(PROFILES, key=len, reverse=True) if name in words), None)

@@ -167,7 +167,7 @@ def jit(f: Callable[..., Any], *, batch: int | None = None, target: str | Profil
       f: `f(params, kv, token, pos)` for one token of one sequence, in plain JAX and `mk` operators. params' weights are bfloat16
         [out, in]; kv's leaves are bfloat16 [layers, kv_heads, context, head_dim]; token and pos are int32 scalars.
       batch: how many sequences (1 to 16) a step takes; kv, token, pos and every result then have a leading axis. None: no such axis.
-      target: the GPU to schedule for, by name ("h200") or as a `Profile`; the one at hand by default.
+      target: the GPU to schedule for, by name ("h200"), as a file that `mkdsl probe` wrote, or as a `Profile`; the one at hand by default.
       interpret: run on the CPU under Pallas's interpreter and race detector, one launch per phase.
 
     Returns:

@@ -13,10 +13,10 @@ from mkdsl.search._profile import Profile
 from mkdsl.search._schedule import Schedule
 
 
-def directory() -> pathlib.Path:
-    """Where schedules are kept: $XDG_CACHE_HOME/mkdsl/schedules, by default under ~/.cache."""
+def directory(kind: str = "schedules") -> pathlib.Path:
+    """Where schedules are kept, or another kind of thing: $XDG_CACHE_HOME/mkdsl/schedules, by default under ~/.cache."""
     base = os.environ.get("XDG_CACHE_HOME") or pathlib.Path.home() / ".cache"
-    return pathlib.Path(base) / "mkdsl" / "schedules"
+    return pathlib.Path(base) / "mkdsl" / kind
 
 
 @functools.cache

@@ -6,7 +6,11 @@ over from the H200 where nothing better is known, bandwidths as the same fractio
 
 import dataclasses
 import itertools
+import json
+import pathlib
 from typing import Any
+
+from mkdsl.search._json import parse
 
 KIB = 1024
 
@@ -39,6 +43,7 @@ class Profile:
       attention_us: an attention item's short dependent steps; block_us: one more cache block, besides its bytes (timeline).
       map_us: latency of a map, one item (assumed: a fold's without its mma).
       drift: workers drift apart by this fraction of a phase's stream, at most drift_us; the last one counts (H200: timeline).
+      measured: in a profile that `mkdsl probe` wrote, the fields that it measured; the others are taken over from a built-in profile.
     """
 
     name: str
@@ -65,9 +70,30 @@ class Profile:
     map_us: float
     drift: float
     drift_us: float
+    measured: tuple[str, ...] = ()
 
     def to_json(self) -> dict[str, Any]:
         return dataclasses.asdict(self)
+
+    @classmethod
+    def from_json(cls, data: Any, what: str = "profile") -> "Profile":
+        """What `to_json` returned, also after a way through JSON text.
+
+        Raises:
+          ValueError: it is no profile; the message says `what` it is and names the field.
+        """
+        found = parse(cls, data, what)
+        for name in ("workers", "smem_bytes", "bandwidth", "l2_rate", "clock_hz"):
+            if not getattr(found, name):
+                raise ValueError(f"{what}: {name} is 0")
+        for name in ("stream", "handoff", "released"):
+            _check_curve(getattr(found, name), f"{what}: {name}")
+        return found
+
+
+def _check_curve(curve: Curve, where: str) -> None:
+    if not curve or any(y <= 0 for _, y in curve) or any(x0 >= x1 for (x0, _), (x1, _) in itertools.pairwise(curve)):
+        raise ValueError(f"{where}: (x, y) points with ascending x and y above 0 are needed, not {curve!r:.80}")
 
 
 def interpolate(curve: Curve, x: float) -> float:
@@ -164,12 +190,24 @@ PROFILES: dict[str, Profile] = {
 
 
 def profile(name: str) -> Profile:
-    """The GPU of this name, in any case.
+    """The GPU of this name, in any case, or what `mkdsl probe` wrote to a file whose name ends in .json.
 
     Raises:
-      ValueError: there is none; the message lists those there are.
+      ValueError: there is none; the message lists those there are. Or the file cannot be read, or holds no profile.
     """
+    if name.endswith(".json"):
+        return _read(pathlib.Path(name))
     found = PROFILES.get(name.lower())
     if found is None:
-        raise ValueError(f"no GPU profile {name!r}; there are {', '.join(sorted(PROFILES))}")
+        raise ValueError(f"no GPU profile {name!r}; there are {', '.join(sorted(PROFILES))}, and files of `mkdsl probe` by their path")
     return found
+
+
+def _read(path: pathlib.Path) -> Profile:
+    try:
+        data = json.loads(path.read_text())
+    except OSError as error:
+        raise ValueError(f"no GPU profile {str(path)!r}: {error.strerror}") from None
+    except ValueError:
+        raise ValueError(f"{path} is no JSON") from None
+    return Profile.from_json(data, str(path))

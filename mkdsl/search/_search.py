@@ -38,7 +38,7 @@ def search(graph: OpGraph, *, batch: int, target: str | Profile, handoff: str = 
     Args:
       graph: the decode step's phases.
       batch: sequences decoded together, 1 to 16.
-      target: a GPU's name, a key of `PROFILES`, or a profile.
+      target: a GPU's name, a key of `PROFILES`; a file that `mkdsl probe` wrote, ending in .json; or a profile.
       handoff: how all tensors cross phases: "data" (self-validating words) or "counter" (release/acquire counters).
       cache: look on disk first, and keep the result there.
 

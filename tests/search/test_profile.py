@@ -8,7 +8,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 from search_graphs import llama_1b, llama_8b, tiny
 
-from mkdsl.search import PROFILES, explain, profile, shared_memory
+from mkdsl.search import PROFILES, Profile, explain, profile, shared_memory
 from mkdsl.search._candidates import chunks_of
 from mkdsl.search._cost import Cost, advance, floor_us
 from mkdsl.search._profile import interpolate
@@ -24,6 +24,45 @@ def test_what_is_known_of_gpus():
     }  # fmt: skip
     assert all(0.5 < p.bandwidth / s < 1 for p, s in zip(PROFILES.values(), (4.8e12, 3.35e12, 2.039e12, 864e9, 864e9, 8e12), strict=True))
     json.dumps([p.to_json() for p in PROFILES.values()])
+
+
+@pytest.mark.parametrize("name", sorted(PROFILES))
+def test_profiles_go_through_json(name):
+    assert Profile.from_json(json.loads(json.dumps(PROFILES[name].to_json()))) == PROFILES[name]
+
+
+@pytest.mark.parametrize(
+    ("changes", "message"),
+    [
+        ({"workers": 132.5}, "profile: workers is 132.5, not int"),
+        ({"workers": True}, "profile: workers is True, not int"),
+        ({"bandwidth": "fast"}, "profile: bandwidth is 'fast', not a number"),
+        ({"bandwidth": 0}, "profile: bandwidth is 0"),
+        ({"fold_us": float("nan")}, "profile: fold_us is nan, negative or not finite"),
+        ({"drift": -0.1}, "profile: drift is -0.1, negative or not finite"),
+        ({"capability": [9]}, "profile: capability has 1 items, not 2"),
+        ({"stream": []}, "profile: stream: (x, y) points with ascending x"),
+        ({"stream": {"8": 0.3}}, "profile: stream is {'8': 0.3}, not a list"),
+        ({"handoff": [[32, 1.0], [8, 2.0]]}, "profile: handoff: (x, y) points with ascending x"),
+        ({"handoff": [[32, 1.0], [40, "?"]]}, "profile: handoff[1][1] is '?', not a number"),
+        ({"colour": "green"}, "profile: unknown colour"),
+    ],
+)
+def test_what_is_no_profile(changes, message):
+    with pytest.raises(ValueError, match=re.escape(message)):
+        Profile.from_json(H200.to_json() | changes)
+
+
+def test_profiles_by_path(tmp_path):
+    path = tmp_path / "mine.json"
+    path.write_text(json.dumps(H200.to_json() | {"name": "mine", "measured": ["bandwidth"]}))
+    assert (profile(str(path)).name, profile(str(path)).measured) == ("mine", ("bandwidth",))
+    for text, message in (("{", "is no JSON"), ("[]", "a JSON object is needed"), ("{}", "missing attention_us, bandwidth")):
+        path.write_text(text)
+        with pytest.raises(ValueError, match=f"mine.json:? {message}"):
+            profile(str(path))
+    with pytest.raises(ValueError, match=r"no GPU profile .*No such file"):
+        profile(str(tmp_path / "other.json"))
 
 
 def test_measured_hand_offs():
