@@ -36,7 +36,8 @@ class Scratch:
     def bind(self, refs: Sequence[Any]) -> dict[str, Any]:
         out: dict[str, Any] = {}
         for (names, union), ref in zip(self.unions, refs, strict=True):
-            out |= dict(zip(names, ref if isinstance(union, plgpu.RefUnion) else (ref,), strict=True))
+            buffers = [buffer for group in ref for buffer in group] if isinstance(union, plgpu.RefUnion) else [ref]
+            out |= dict(zip(names, buffers, strict=True))
         return out
 
 
