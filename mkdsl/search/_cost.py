@@ -31,6 +31,11 @@ class Cost:
     empty: float = 0.0
 
 
+def bandwidth(profile: Profile, in_flight: float) -> float:
+    """Bytes per microsecond of one worker, if all keep so many bytes in flight."""
+    return profile.bandwidth * interpolate(profile.stream, in_flight / KIB) / profile.workers * 1e-6
+
+
 @dataclasses.dataclass(frozen=True)
 class Ring:
     """The loader's side: units of `stage_bytes`, `window` of them in flight."""
@@ -40,8 +45,7 @@ class Ring:
 
     def bandwidth(self, profile: Profile) -> float:
         """Bytes per microsecond of one worker."""
-        reached = interpolate(profile.stream, self.window * self.stage_bytes / KIB)
-        return profile.bandwidth * reached / profile.workers * 1e-6
+        return bandwidth(profile, self.window * self.stage_bytes)
 
     def capacity(self, profile: Profile, stages: int) -> float:
         """Microseconds of stream that a full ring holds."""

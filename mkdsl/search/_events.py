@@ -33,7 +33,7 @@ class Clock:
 
 @dataclasses.dataclass(eq=False)
 class Source:
-    """Workers alike, as memory sees them: they fetch one unit after the other. waiting: (bytes, speed, earliest landing, what then)."""
+    """Workers alike, as memory sees them: they fetch one unit after the other. waiting: as `Memory.fetch` takes them."""
 
     workers: int
     waiting: collections.deque[tuple[float, float, float, Action]] = dataclasses.field(default_factory=collections.deque)
@@ -52,7 +52,8 @@ class Memory:
         self._version = 0
 
     def fetch(self, source: Source, size: float, speed: float, latency: float, landed: Action) -> None:
-        """Each worker of a source fetches `size` bytes; `speed`: their share relative to others."""
+        """Each worker of a source fetches `size` bytes. speed: their share relative to others. They land when they have been served, and
+        not before `latency`."""
         self.in_flight += source.workers * size
         source.waiting.append((size, speed, self.clock.now + latency, landed))
         if source.served:

@@ -13,12 +13,13 @@ from collections.abc import Iterator
 from typing import NamedTuple
 
 from mkdsl.graph import OpGraph, Phase
-from mkdsl.search._cost import Ring
+from mkdsl.search._cost import bandwidth
 from mkdsl.search._events import Action, Clock, Memory, Source
 from mkdsl.search._profile import KIB, Profile, interpolate
 from mkdsl.search._schedule import Schedule
 from mkdsl.search._work import Work, Workload
 
+SATURATED = 0.9  # of the bandwidth: with more bytes in flight than reach this, units wait for each other and not for memory's latency
 STEADY = 5  # iterations of a loop until the last two stand for the rest
 PACES = (-1.0, 0.0, 1.0)  # of memory's service to a third of the workers each, in `Profile.drift`
 
@@ -95,6 +96,7 @@ class _Simulation:
         self.graph, self.schedule, self.profile = graph, schedule, profile
         self.clock = Clock()
         self.memory = Memory(self.clock, profile.bandwidth * 1e-6)
+        self.saturated = KIB * next((x for x, reached in profile.stream if reached >= SATURATED), profile.stream[-1][0])
         self.repeats = [s.repeats if whole else min(s.repeats, STEADY) for s in graph.segments]
         self.position = {p.name: i for i, p in enumerate(graph.phases)}
         self.plans = {p.name: p for p in schedule.phases}
@@ -152,7 +154,8 @@ class _Simulation:
             work, step = crew.units[crew.issued]
             crew.issued += 1
             speed = 1 + self.profile.drift * PACES[(crew.number + step) % len(PACES)]  # nobody is always the slow one
-            latency = self.profile.issue_us + work.unit_bytes / Ring(work.unit_bytes, 1).bandwidth(self.profile)
+            in_flight = max(work.unit_bytes, min(work.unit_bytes * (crew.issued - crew.landed), self.saturated))
+            latency = self.profile.issue_us + in_flight / bandwidth(self.profile, in_flight)  # Little's law
             self.memory.fetch(crew.source, work.streamed_bytes, speed, latency, lambda: self._landed(crew))
 
     def _landed(self, crew: Crew) -> None:

@@ -51,7 +51,8 @@ def test_parts_lie_side_by_side():
 
 def test_small_phases_go_to_those_with_the_least_to_stream():
     schedule = find(llama_1b(), 1, profile("h200"), "data")
-    units = {"wq+wk+wv": 1, "attention": 2, "wo": 1, "wg·wu": 2, "wd": 4}  # of 32 KiB, per item (two cache blocks a split)
+    cache = 512 // schedule.plan("attention").splits * 64 * 2 * 2 / 32768
+    units = {"wq+wk+wv": 1, "attention": cache, "wo": 1, "wg·wu": 2, "wd": 4}  # of 32 KiB, per item
     load = sum(np.array([n for _, n in part]) * u for name, u in units.items() for part in schedule.plan(name).tasks)
     assert load.max() - load.min() <= 4  # the coarsest item: no worker could give one away and be better off
 

@@ -19,7 +19,7 @@ from mkdsl.search._assign import assign_all
 from mkdsl.search._candidates import Candidate, candidates, padded
 from mkdsl.search._cost import Cost, Model, Ring, advance
 from mkdsl.search._path import STARTS, compatible, shortest_path
-from mkdsl.search._search import RINGS, best_choice, find
+from mkdsl.search._search import RINGS, complete, finalists, find, without_k_split
 from mkdsl.search._smem import shared_memory
 
 H200 = profile("h200")
@@ -51,19 +51,19 @@ def test_other_layer_shapes(graph, handoff):
     assert schedule.tensor("x").incarnations == 3  # the phase that writes it reads it too
 
 
-def test_llama_1b_is_predicted_as_measured():
-    """The hand-written kernel took 645-656 us with 6 stages of 32 KiB, 2 in flight."""
+def test_the_finalist_that_is_predicted_to_be_the_fastest_wins():
     schedule = search(llama_1b(), batch=1, target="h200")
-    assert (schedule.stages, schedule.stage_bytes, schedule.window) == (6, 32768, 2)
-    assert 645 <= schedule.predicted_us <= 656
-    assert sum(us * n for us, n in zip(dict(schedule.us).values(), (1, 16, 16, 16, 16, 16, 1), strict=True)) == pytest.approx(
-        schedule.predicted_us, abs=0.1
-    )
+    predicted = [complete(llama_1b(), 1, H200, "data", choice).predicted_us for choice in finalists(llama_1b(), 1, H200, "data")]
+    assert len(predicted) > 3
+    assert schedule.predicted_us == min(predicted)
+    times = sum(us * n for us, n in zip(dict(schedule.us).values(), (1, 16, 16, 16, 16, 16, 1), strict=True))
+    assert times == pytest.approx(schedule.predicted_us, rel=0.01)
 
 
 def test_counters_are_predicted_slower():
-    """Measured: 731-748 us."""
-    assert 700 <= search(llama_1b(), batch=1, target="h200", handoff="counter").predicted_us <= 760
+    """Measured: 726 us against 674 (docs/measurements.md)."""
+    data, counters = (search(llama_1b(), batch=1, target="h200", handoff=h).predicted_us for h in ("data", "counter"))
+    assert 1.05 * data < counters < 1.3 * data
 
 
 @pytest.mark.parametrize("batch", [1, 8])
@@ -190,6 +190,20 @@ def test_nothing_fits():
         find(llama_8b(), 16, small, "data")
 
 
+# Without K-splitting.
+
+
+@pytest.mark.parametrize("batch", [1, 16])
+def test_without_k_splitting_every_resident_is_whole(batch):
+    schedule = search(llama_1b(), batch=batch, target="l20")
+    whole, lifted = without_k_split(llama_1b(), schedule, PROFILES["l20"])
+    verify_schedule(llama_1b(), whole, lifted)
+    assert {(p.pieces, p.splits) for p in whole.phases} == {(1, 1)}
+    assert (whole.stages, whole.stage_bytes, whole.window) == (schedule.stages, schedule.stage_bytes, schedule.window)
+    if batch == 16:
+        assert whole.smem_bytes > PROFILES["l20"].smem_bytes
+
+
 # Random graphs.
 
 
@@ -273,6 +287,6 @@ def test_equals_brute_force(graph, workers, batch, kib):
         want = least_cost(graph, batch, gpu)
         if want == float("inf"):
             with pytest.raises(ScheduleError):
-                best_choice(graph, batch, gpu, "data")
+                finalists(graph, batch, gpu, "data")
         else:
-            assert best_choice(graph, batch, gpu, "data").found.cost == pytest.approx(want, rel=1e-9)
+            assert min(c.found.cost for c in finalists(graph, batch, gpu, "data")) == pytest.approx(want, rel=1e-9)

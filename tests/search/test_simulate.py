@@ -1,0 +1,141 @@
+"""The simulator: the hand-written prototype's measured table (notes, one H200) from one set of constants, and what must hold of any."""
+
+import dataclasses
+import functools
+import time
+
+import pytest
+from hypothesis import given, settings
+from hypothesis import strategies as st
+from search_graphs import graphs, llama_1b, tiny
+
+from mkdsl.graph import OpGraph
+from mkdsl.search import Profile, Schedule, profile
+from mkdsl.search._events import Clock, Memory, Source
+from mkdsl.search._search import RINGS, best_choice, complete, find
+from mkdsl.search._simulate import Timeline, simulate
+
+H200 = profile("h200")
+NOTHING = ((0.0, 0.0),)
+FREE = dataclasses.replace(H200, handoff=NOTHING, released=NOTHING, l2_rate=1e18)
+INSTANT = dataclasses.replace(H200, bandwidth=1e18)
+
+
+@functools.cache
+def prototype(handoff: str = "data") -> Schedule:
+    """The tiles and the ring of the hand-written kernel: Llama-3.2-1B, batch 1, context 512."""
+    choice = best_choice(llama_1b(), 1, H200, handoff, RINGS[0])
+    assert choice is not None
+    schedule = complete(llama_1b(), 1, H200, handoff, choice)
+    assert (schedule.stages, schedule.stage_bytes, schedule.window) == (6, 32768, 2)
+    return schedule
+
+
+def without_waits(schedule: Schedule) -> Schedule:
+    return dataclasses.replace(schedule, phases=tuple(dataclasses.replace(p, waits=()) for p in schedule.phases))
+
+
+def with_ring(stages: int, window: int, handoff: str = "data") -> Schedule:
+    return dataclasses.replace(prototype(handoff), stages=stages, window=window)
+
+
+ROWS = {
+    "no hand-offs": (lambda: without_waits(prototype()), FREE, 567, 567),
+    "6 stages, window 2": (prototype, H200, 645, 656),
+    "5 stages": (lambda: with_ring(5, 2), H200, 661, 667),
+    "4 stages": (lambda: with_ring(4, 2), H200, 686, 686),
+    "window 1": (lambda: with_ring(6, 1), H200, 709, 709),
+    "window 3": (lambda: with_ring(6, 3), H200, 680, 680),
+    **{f"released, {n} stages": (lambda n=n: with_ring(n, n, "counter"), H200, 731, 748) for n in (2, 3, 4, 5)},
+}
+
+
+@pytest.mark.parametrize(("schedule", "gpu", "low", "high"), ROWS.values(), ids=ROWS)
+def test_the_prototypes_table_within_a_tenth(schedule, gpu: Profile, low: float, high: float):
+    assert 0.9 * low <= simulate(llama_1b(), schedule(), gpu).us <= 1.1 * high
+
+
+def test_the_head_alone():
+    assert dict(simulate(llama_1b(), prototype(), H200).phase_us)["embed"] == pytest.approx(119, rel=0.1)
+
+
+def test_a_layers_serial_path_without_a_stream():
+    timeline = simulate(llama_1b(), prototype(), INSTANT)
+    assert sum(us for name, us in timeline.phase_us if name not in ("map", "embed")) == pytest.approx(17.6, rel=0.1)
+
+
+def last(timeline: Timeline, phase: str, iteration: int, what: str = "signalled") -> float:
+    return max(getattr(s, what) for s in timeline.spans if (s.phase, s.iteration) == (phase, iteration))
+
+
+CHAIN = {"wq+wk+wv": (6.2, 8.6), "attention": (9.9, 12.2), "wo": (14.0, 15.8), "wg·wu": (17.4, 31.8), "wd": (32.8, 38.7)}
+
+
+def test_the_chain_of_a_layers_timeline():
+    """From the last worker's `down` at 4.2 us: gate and up have their data at 17.4, and the layer ends 34.5 us after the one before. The
+    single steps between are within a microsecond and a half."""
+    timeline = simulate(llama_1b(), with_ring(5, 2), H200)
+    start = last(timeline, "wd", 2)
+    assert last(timeline, "wg·wu", 3, "read") - start == pytest.approx(17.4 - 4.2, rel=0.15)
+    assert last(timeline, "wd", 3) - start == pytest.approx(38.7 - 4.2, rel=0.1)
+    for phase, (read, signalled) in CHAIN.items():
+        assert last(timeline, phase, 3, "read") - start == pytest.approx(read - 4.2, abs=1.5)
+        assert last(timeline, phase, 3) - start == pytest.approx(signalled - 4.2, abs=1.5)
+
+
+def test_the_generated_kernels_candidates_are_ranked_as_measured():
+    """docs/measurements.md, Llama-3.2-1B at batch 1: the finalists in the order of RINGS."""
+    measured = [669.9, 658.4, 679.5, 724.7, 740.7, 701.7]
+    choices = [best_choice(llama_1b(), 1, H200, "data", ring) for ring in RINGS]
+    predicted = [complete(llama_1b(), 1, H200, "data", choice).predicted_us for choice in choices if choice]
+    assert predicted.index(min(predicted)) == measured.index(min(measured))
+    assert predicted == pytest.approx(measured, rel=0.1)
+
+
+def test_what_is_skipped_counts_like_what_is_simulated():
+    skipped, whole = (simulate(llama_1b(), prototype(), H200, whole=w) for w in (False, True))
+    assert skipped.us == pytest.approx(whole.us, rel=0.01)
+    assert len(whole.spans) > 2 * len(skipped.spans)
+
+
+def test_ranking_is_quick():
+    start = time.process_time()
+    simulate(llama_1b(), prototype(), H200)
+    assert time.process_time() - start < 1  # 0.1 s on an idle core
+
+
+def test_workers_that_wait_for_ever_are_an_error():
+    with pytest.raises(ValueError, match="workers wait for ever"):
+        simulate(llama_1b(), with_ring(6, 0), H200)
+
+
+@settings(max_examples=40, deadline=None)
+@given(graphs(), st.integers(1, 8), st.integers(1, 4), st.sampled_from(["data", "counter"]))
+def test_random_graphs(graph: OpGraph, workers: int, batch: int, handoff: str):
+    """Every step of every worker ends, after the events it waits for; nothing is faster than its bytes."""
+    gpu = dataclasses.replace(H200, workers=workers)
+    schedule = find(graph, batch, gpu, handoff)
+    timeline = simulate(graph, schedule, gpu, whole=True)
+    assert sorted(w for crew in timeline.crews for w in crew) == list(range(workers))
+    steps = sum(len(p.participants()) * graph.iterations(graph.phase(p.name)) for p in schedule.phases)
+    assert sum(len(timeline.crews[s.crew]) for s in timeline.spans) == steps
+    assert all(s.arrived <= s.known <= s.read <= s.folded <= s.signalled for s in timeline.spans)
+    streamed = sum(p.streamed_bytes(batch) * graph.iterations(p) for p in graph.phases)
+    assert timeline.us >= streamed / gpu.bandwidth * 1e6 * 0.999
+    assert simulate(graph, schedule, gpu, whole=True) == timeline
+
+
+@given(st.lists(st.tuples(st.integers(1, 5), st.floats(1, 1000), st.floats(0.5, 2)), min_size=1, max_size=8))
+def test_memory_serves_at_its_bandwidth(jobs):
+    clock = Clock()
+    memory, landed = Memory(clock, 100.0), []
+    for workers, size, speed in jobs:
+        memory.fetch(Source(workers), size, speed, 0.0, lambda: landed.append(clock.now))
+    clock.run()
+    assert len(landed) == len(jobs)
+    assert max(landed) == pytest.approx(sum(w * size for w, size, _ in jobs) / 100)
+    assert memory.in_flight == pytest.approx(0, abs=1e-6)
+
+
+def test_tiny_decoders_are_all_latency():
+    assert simulate(tiny(), find(tiny(), 1, H200, "data"), H200).us > 20
