@@ -47,7 +47,8 @@ def main():
     config, target = SHAPES[a.model], profile("H200")
     step, one = decode_step(config), jax.ShapeDtypeStruct((), jnp.int32)
     abstract = jax.eval_shape(lambda: (random_params(config, jax.random.key(0), jnp.bfloat16), init_cache(config, a.context)))
-    graph, tree = build_graph(step, *shapes(abstract), one, one)
+    params, kv = shapes(abstract)
+    graph, tree = build_graph(step, params, kv, one, one)
     for number, schedule in enumerate(candidates(graph, a.batch, target)):
         ring = f"{schedule.stages} x {schedule.stage_bytes // 1024} KiB, window {schedule.window}"
         if a.list:

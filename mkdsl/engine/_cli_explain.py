@@ -12,27 +12,48 @@ import typer
 
 from mkdsl.graph import OpGraph, build_graph
 from mkdsl.models import SHAPES, CheckpointError, DecoderConfig, abstract_params, decode_step, init_cache, read_config
-from mkdsl.search import Profile, Schedule, profile, search, shared_memory, verify_schedule
+from mkdsl.search import (
+    Profile,
+    Schedule,
+    floor_us,
+    profile,
+    search,
+    shared_memory,
+    simulate,
+    trace_events,
+    verify_schedule,
+    without_k_split,
+)
 from mkdsl.search import explain as report
 
 
 def explain(
     model: Annotated[str, typer.Argument(help=f"A checkpoint directory, or one of {', '.join(SHAPES)}.")],
-    target: Annotated[str, typer.Option(help="The GPU, by name, or a file that `mkdsl probe` wrote.")] = "h200",
+    target: Annotated[str, typer.Option(help="The GPU, by name, or a profile's .json file.")] = "h200",
     batch: Annotated[int, typer.Option(min=1, max=16, help="Sequences decoded together.")] = 1,
     context: Annotated[int, typer.Option(min=64, help="Positions in the KV cache, a multiple of 64.")] = 512,
     as_json: Annotated[bool, typer.Option("--json", help="Numbers only, as JSON.")] = False,
+    k_split: Annotated[
+        bool, typer.Option("--k-split/--no-k-split", help="Without: every resident whole, no fold split over workers, no limit.")
+    ] = True,
+    trace: Annotated[pathlib.Path | None, typer.Option(help="Write the predicted timeline, SM by time, for ui.perfetto.dev.")] = None,
 ) -> None:
-    """Show the schedule of a model on a GPU: phases, tiles, splits, shared memory, predicted time."""
-    graph = graph_of(config_of(model), context)
-    gpu = profile_of(target)
-    schedule, seconds = timed(lambda: search(graph, batch=batch, target=gpu, cache=False))
+    """Show the schedule of a model on a GPU: what was chosen and what came second, shared memory, predicted time and what bounds it."""
+    graph, gpu = graph_of(config_of(model), context), profile_of(target)
+    (schedule, gpu), seconds = timed(lambda: _search(graph, batch, gpu, k_split))
     _, proof = timed(lambda: verify_schedule(graph, schedule, gpu))
+    if trace is not None:
+        trace.write_text(json.dumps(trace_events(simulate(graph, schedule, gpu, whole=True))))
     if as_json:
-        typer.echo(json.dumps(numbers(graph, schedule) | {"search_seconds": seconds, "verify_seconds": proof}))
+        typer.echo(json.dumps(numbers(graph, schedule, gpu) | {"search_seconds": seconds, "verify_seconds": proof}))
     else:
-        typer.echo(report(graph, schedule, gpu))
+        typer.echo(report(graph, schedule, gpu, alternatives=k_split))
         typer.echo(f"searched in {seconds:.2f} s, proven in {proof:.3f} s")
+
+
+def _search(graph: OpGraph, batch: int, gpu: Profile, k_split: bool) -> tuple[Schedule, Profile]:
+    schedule = search(graph, batch=batch, target=gpu, cache=False)
+    return (schedule, gpu) if k_split else without_k_split(graph, schedule, gpu)
 
 
 def config_of(model: str) -> DecoderConfig:
@@ -59,14 +80,16 @@ def graph_of(config: DecoderConfig, context: int) -> OpGraph:
     return build_graph(decode_step(config), abstract_params(config), kv, integer, integer)[0]
 
 
-def numbers(graph: OpGraph, schedule: Schedule) -> dict[str, Any]:
+def numbers(graph: OpGraph, schedule: Schedule, gpu: Profile) -> dict[str, Any]:
     """What a script wants of a schedule."""
     s = schedule
     memory = shared_memory(graph, s.phases, padded_batch=s.padded_batch, stages=s.stages, stage_bytes=s.stage_bytes)
     runs = [(graph.iterations(graph.phase(p.name)), p) for p in s.phases]
     return {
         "smem_peak_bytes": memory.total,
+        "smem_peak_phase": memory.peak,
         "predicted_us": s.predicted_us,
+        "floor_us": round(floor_us(graph, s.batch, gpu), 3),
         "tasks": sum(times * n for times, p in runs for part in p.tasks for _, n in part),
         "phases": sum(times for times, _ in runs),
     }

@@ -142,7 +142,7 @@ def affordable(config: DecoderConfig, seconds: float) -> int:
 def work(config: DecoderConfig, layers: int) -> int:
     """What interpreting a step of so many layers costs, relative to one task."""
     graph = graph_of(dataclasses.replace(config, layers=layers), CONTEXT)
-    counted = numbers(graph, search(graph, batch=1, target="H200"))
+    counted = numbers(graph, search(graph, batch=1, target="H200"), profile("H200"))
     return counted["tasks"] + LAUNCH * counted["phases"]
 
 

@@ -1,62 +1,110 @@
-"""A schedule in words and numbers: what was decided, what it should cost, and what bounds it."""
+"""A schedule in words and numbers: what was decided and what came second, where time should go and what bounds it, shared memory."""
 
+import statistics
 from collections.abc import Sequence
 
 from mkdsl.graph import OpGraph, Phase
+from mkdsl.search._alternatives import Alternative, next_best, other_handoffs
 from mkdsl.search._cost import floor_us
 from mkdsl.search._profile import KIB, Profile
 from mkdsl.search._schedule import PhasePlan, Schedule
+from mkdsl.search._simulate import Timeline, simulate
 from mkdsl.search._smem import shared_memory
+from mkdsl.search._work import Workload
 
-HEADER = ("phase", "kind", "items", "tile", "chunk", "pieces", "group", "splits", "workers", "MB", "us", "bound us", "waits for")
+CHOSEN = ("phase", "kind", "items", "tile", "chunk", "pieces", "group", "splits", "workers", "waits for", "fence")
+TIMES = ("phase", "MB", "us", "memory us", "wait", "read", "fold", "finish", "bound by")
+HIDDEN = 0.15  # of a phase's time: less than this between it and its bound is bound by it
 
 
-def explain(graph: OpGraph, schedule: Schedule, profile: Profile) -> str:
+def explain(graph: OpGraph, schedule: Schedule, profile: Profile, *, alternatives: bool = True) -> str:
     """A readable plain-text account of a schedule.
 
     Args:
       graph: what it is a schedule of.
       schedule: the schedule.
       profile: the GPU it is for.
+      alternatives: also what came second for each phase and tensor, which takes another search or so.
 
     Returns:
-      One table row per phase (streamed megabytes and predicted microseconds of one execution, and the time device memory needs for it),
-      the ring, shared memory by extent, hand-offs, and the predicted time of a step next to its floor. Times are the cost model's.
+      Tables of what was decided per phase, of the predicted time of one execution in the steady state of its loop (streamed megabytes,
+      what device memory alone needs for them, and the median worker's wait for its input, reading it, folding and finishing), of hand-offs,
+      and shared memory over the schedule. Times are the simulator's, in microseconds.
     """
-    s = schedule
-    memory = shared_memory(graph, s.phases, padded_batch=s.padded_batch, stages=s.stages, stage_bytes=s.stage_bytes)
-    floor = floor_us(graph, s.batch, profile)
-    copies = ", ".join(f"{t.name} {t.handoff} x{t.incarnations}" + (f" in {t.splits} splits" if t.splits > 1 else "") for t in s.tensors)
-    lines = [
-        f"{s.target}, batch {s.batch}" + (f" (padded to {s.padded_batch})" if s.padded_batch != s.batch else "") + f", {s.workers} workers"
-    ]
+    s, timeline = schedule, simulate(graph, schedule, profile)
+    padding = f" (padded to {s.padded_batch})" if s.padded_batch != s.batch else ""
+    lines = [f"{s.target}, batch {s.batch}{padding}, {s.workers} workers"]
     for segment in graph.segments:
-        rows = [_row(graph.phase(name), s, profile) for name in segment.phases]
-        lines += [f"{segment.repeats} x", *_table([HEADER, *rows])]
-    lines += [f"ring: {s.stages} stages of {s.stage_bytes // KIB} KiB, {s.window} in flight", "shared memory of a worker:", str(memory)]
-    lines += [f"fences in: {', '.join(p.name for p in s.phases if p.fence) or 'none'}", f"tensors: {copies}"]
+        lines += [f"{segment.repeats} x", *_table([CHOSEN, *(_chosen(graph.phase(name), s) for name in segment.phases)], 9)]
+    lines += [f"ring: {s.stages} stages of {s.stage_bytes // KIB} KiB, {s.window} in flight", "tensors:", *_tensors(graph, s)]
+    lines += ["where time goes, us of one execution:"]
+    lines += _table([TIMES, *(_times(p, graph, s, timeline, profile) for p in graph.phases)], 8)
+    if alternatives:
+        lines += ["what came second (us more a step):", *_second(graph, s, profile)]
+    memory = shared_memory(graph, s.phases, padded_batch=s.padded_batch, stages=s.stages, stage_bytes=s.stage_bytes)
+    lines += ["shared memory of a worker, over the schedule:", str(memory)]
+    floor = floor_us(graph, s.batch, profile)
     lines += [f"predicted: {s.predicted_us:.0f} us a step; floor {floor:.0f} us (streamed bytes at {profile.bandwidth / 1e12:.2f} TB/s)"]
     return "\n".join(lines)
 
 
-def _row(phase: Phase, schedule: Schedule, profile: Profile) -> tuple[str, ...]:
-    plan, streamed = schedule.plan(phase.name), phase.streamed_bytes(schedule.batch)
+def _chosen(phase: Phase, schedule: Schedule) -> tuple[str, ...]:
+    plan = schedule.plan(phase.name)
     items = "+".join(str(sum(n for _, n in part)) for part in plan.tasks)
-    cells = (phase.kind, items, _tile(phase, plan), plan.chunk or "", plan.pieces, plan.group, plan.splits, len(plan.participants()))
-    times = (f"{streamed / 1e6:.1f}", f"{dict(schedule.us)[phase.name]:.1f}", f"{streamed / profile.bandwidth * 1e6:.1f}")
-    return (phase.name, *map(str, cells), *times, ", ".join(plan.waits) or "-")
+    numbers = plan.chunk or "", plan.pieces, plan.group, plan.splits, len(plan.participants())
+    waits = ", ".join(plan.waits) or "-"
+    return (phase.name, phase.kind, items, _tile(phase, plan), *map(str, numbers), waits, "yes" if plan.fence else "-")
 
 
 def _tile(phase: Phase, plan: PhasePlan) -> str:
     return f"{plan.rows} x {plan.parts}" if phase.kind == "fold" else f"{plan.rows}"
 
 
-def _table(rows: Sequence[Sequence[str]]) -> list[str]:
-    """Columns padded to their widest cell; numbers to the right."""
+def _tensors(graph: OpGraph, schedule: Schedule) -> list[str]:
+    rows = [("tensor", "hand-off", "slots", "splits", "dtype")]
+    for t in schedule.tensors:
+        of = graph.tensors[t.name]
+        rows.append((t.name, "output" if of.output else t.handoff, str(t.incarnations), str(t.splits), of.dtype))
+    return _table(rows, 4)
+
+
+def _times(phase: Phase, graph: OpGraph, schedule: Schedule, timeline: Timeline, profile: Profile) -> tuple[str, ...]:
+    last = max(s.iteration for s in timeline.spans if s.phase == phase.name)
+    spans = [s for s in timeline.spans if (s.phase, s.iteration) == (phase.name, last) for _ in timeline.crews[s.crew]]
+    parts = (("arrived", "known"), ("known", "read"), ("read", "folded"), ("folded", "signalled"))
+    wait, read, fold, finish = (statistics.median(getattr(s, b) - getattr(s, a) for s in spans) for a, b in parts)
+    us, streamed = dict(timeline.phase_us)[phase.name], phase.streamed_bytes(schedule.batch)
+    memory = streamed / profile.bandwidth * 1e6
+    bound = _bound(us, memory, _compute(phase, graph, schedule, profile))
+    return (phase.name, f"{streamed / 1e6:.1f}", *(f"{x:.1f}" for x in (us, memory, wait, read, fold, finish)), bound)
+
+
+def _compute(phase: Phase, graph: OpGraph, schedule: Schedule, profile: Profile) -> float:
+    """Microseconds of arithmetic and pauses of the busiest worker."""
+    workload = Workload(graph, schedule.batch, schedule.padded_batch, profile)
+    splits, plan = {t.name: t.splits for t in schedule.tensors}, schedule.plan(phase.name)
+    works = [workload.of(phase, plan, counts, splits) for counts in {tuple(part[w][1] for part in plan.tasks) for w in plan.participants()}]
+    return max(w.units * w.unit_us + w.pauses for w in works)
+
+
+def _bound(us: float, memory: float, compute: float) -> str:
+    """A phase near the time of its bytes is bound by memory (below it, its first units were in the ring already), one near that of its
+    arithmetic by compute, any other by the latency of its hand-off and its short dependent steps."""
+    if memory >= (1 - HIDDEN) * us:
+        return "memory"
+    return "compute" if compute >= (1 - HIDDEN) * us else f"latency ({us - max(memory, compute):.1f} us)"
+
+
+def _second(graph: OpGraph, schedule: Schedule, profile: Profile) -> list[str]:
+    found: Sequence[Alternative] = (*next_best(graph, schedule, profile), *other_handoffs(graph, schedule, profile))
+    return _table([("of", "instead", "us"), *((a.of, a.what, f"{a.us:+.1f}") for a in found)], 1)
+
+
+def _table(rows: Sequence[Sequence[str]], text: int) -> list[str]:
+    """Columns padded to their widest cell; the first and those from `text` on to the left, the others, numbers, to the right."""
     widths = [max(map(len, column)) for column in zip(*rows, strict=True)]
-    left = (0, 1, len(widths) - 1)
     out = []
     for row in rows:
-        cells = [c.ljust(w) if i in left else c.rjust(w) for i, (c, w) in enumerate(zip(row, widths, strict=True))]
+        cells = [c.ljust(w) if i == 0 or i >= text else c.rjust(w) for i, (c, w) in enumerate(zip(row, widths, strict=True))]
         out.append(("  " + "  ".join(cells)).rstrip())
     return out

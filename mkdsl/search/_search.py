@@ -91,7 +91,7 @@ def best_choice(graph: OpGraph, batch: int, gpu: Profile, handoff: str, ring: Ri
         p.name: candidates(graph, p, batch=batch, stage_bytes=ring.stage_bytes, workers=gpu.workers, smem_bytes=gpu.smem_bytes)
         for p in graph.phases
     }
-    price = _Prices(graph, Model(graph, batch, gpu, ring, released=handoff == "counter", padded_batch=padded(batch)))
+    price = Prices(graph, Model(graph, batch, gpu, ring, released=handoff == "counter", padded_batch=padded(batch)))
     best: Choice | None = None
     for stages, choices in _depths(graph, batch, gpu, ring, all_of):
         found = shortest_path(graph, choices, price, ring.capacity(gpu, stages))
@@ -109,14 +109,14 @@ def without_k_split(graph: OpGraph, schedule: Schedule, gpu: Profile) -> tuple[S
     for p in graph.phases:
         found = candidates(graph, p, batch=schedule.batch, stage_bytes=ring.stage_bytes, workers=gpu.workers, smem_bytes=lifted.smem_bytes)
         choices[p.name] = [(i, c) for i, c in enumerate(found) if c.plan.pieces == c.plan.splits == 1]
-    price = _Prices(graph, Model(graph, schedule.batch, gpu, ring, released=False, padded_batch=schedule.padded_batch))
+    price = Prices(graph, Model(graph, schedule.batch, gpu, ring, released=False, padded_batch=schedule.padded_batch))
     best = shortest_path(graph, choices, price, ring.capacity(gpu, schedule.stages)) if all(choices.values()) else None
     if best is None:
         raise ScheduleError(_no_room(graph, schedule.batch, lifted))
     return complete(graph, schedule.batch, lifted, handoff, Choice(ring, schedule.stages, best)), lifted
 
 
-class _Prices:
+class Prices:
     """Costs of (phase, candidate number, splits of what it reads), each computed once."""
 
     def __init__(self, graph: OpGraph, model: Model) -> None:

@@ -167,10 +167,10 @@ class _Simulation:
 
     def _resume(self, compute: Iterator[Wish]) -> None:
         wish = next(compute, None)
-        if isinstance(wish, float):
-            self.clock.at(wish, lambda: self._resume(compute))
-        elif wish is not None:
+        if isinstance(wish, list):
             wish.append(lambda: self._resume(compute))
+        elif wish is not None:
+            self.clock.at(wish, lambda: self._resume(compute))
 
     def _wake(self, sleepers: list[Action]) -> None:
         for go in sleepers:

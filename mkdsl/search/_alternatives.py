@@ -1,0 +1,69 @@
+"""What else could have been chosen, and what it would cost: for each phase the next best candidate, for each tensor the other hand-off."""
+
+import dataclasses
+from collections.abc import Iterator
+from typing import NamedTuple
+
+from mkdsl.graph import OpGraph
+from mkdsl.search._candidates import candidates
+from mkdsl.search._cost import Model, Ring
+from mkdsl.search._path import shortest_path
+from mkdsl.search._profile import Profile
+from mkdsl.search._protocol import with_handoffs
+from mkdsl.search._schedule import PhasePlan, Schedule
+from mkdsl.search._search import Prices, timed
+from mkdsl.search._smem import fixed_extents
+from mkdsl.search._verify import ScheduleError
+
+DECISIONS = ("rows", "parts", "chunk", "pieces", "splits", "group")
+
+
+class Alternative(NamedTuple):
+    """us: of a whole step, more than what was chosen; for phases by the cost model, for hand-offs by the simulator."""
+
+    of: str
+    what: str
+    us: float
+
+
+def next_best(graph: OpGraph, schedule: Schedule, gpu: Profile) -> Iterator[Alternative]:
+    """Per phase, the best path under the same ring that does not take the chosen candidate there."""
+    s, ring = schedule, Ring(schedule.stage_bytes, schedule.window)
+    left = gpu.smem_bytes - s.stages * s.stage_bytes - sum(e.total for e in fixed_extents(graph, s.padded_batch))
+    choices = {}
+    for p in graph.phases:
+        found = candidates(graph, p, batch=s.batch, stage_bytes=s.stage_bytes, workers=gpu.workers, smem_bytes=gpu.smem_bytes)
+        choices[p.name] = [(i, c) for i, c in enumerate(found) if c.bytes <= left]
+    released = any(t.handoff == "counter" for t in s.tensors)
+    price = Prices(graph, Model(graph, s.batch, gpu, ring, released=released, padded_batch=s.padded_batch))
+    capacity = ring.capacity(gpu, s.stages)
+    best = shortest_path(graph, choices, price, capacity)
+    for p in graph.phases:
+        others = [(i, c) for i, c in choices[p.name] if not _same(c.plan, s.plan(p.name))]
+        found = shortest_path(graph, choices | {p.name: others}, price, capacity) if others else None
+        if best is not None and found is not None:
+            plan = found.candidates[graph.phases.index(p)].plan
+            yield Alternative(p.name, _difference(s.plan(p.name), plan), found.cost - best.cost)
+
+
+def _same(a: PhasePlan, b: PhasePlan) -> bool:
+    return all(getattr(a, d) == getattr(b, d) for d in DECISIONS)
+
+
+def _difference(chosen: PhasePlan, other: PhasePlan) -> str:
+    return ", ".join(f"{d} {getattr(other, d)}" for d in DECISIONS if getattr(other, d) != getattr(chosen, d))
+
+
+def other_handoffs(graph: OpGraph, schedule: Schedule, gpu: Profile) -> Iterator[Alternative]:
+    """Per tensor, the schedule with its other hand-off, where that can be made safe."""
+    for tensor in schedule.tensors:
+        if graph.tensors[tensor.name].output:
+            continue
+        other = "counter" if tensor.handoff == "data" else "data"
+        tensors = tuple(dataclasses.replace(t, handoff=other) if t is tensor else t for t in schedule.tensors)
+        try:
+            changed = timed(graph, with_handoffs(graph, dataclasses.replace(schedule, tensors=tensors)), gpu)
+        except ScheduleError:
+            continue
+        if changed.tensor(tensor.name).handoff == other:
+            yield Alternative(tensor.name, other, changed.predicted_us - schedule.predicted_us)
