@@ -3,7 +3,7 @@
     python benchmarks/candidates.py llama-3.2-1b --batch 1 --context 512 --list
     for i in $(seq 0 11); do timeout 120 python benchmarks/candidates.py llama-3.2-1b --pick $i; done
 
-Candidates are the search's finalists, one per ring, and the winner's ring with fewer stages and other windows. One process each: a kernel
+Candidates are the cheapest of every ring, and the winner's ring with fewer stages and other windows. One process each: a kernel
 that hung would take only its own with it. The last line of each run is `candidate,predicted_us,measured_us,error`.
 """
 
@@ -20,13 +20,16 @@ from mkdsl.graph import OpGraph, build_graph
 from mkdsl.lower import lower
 from mkdsl.models import SHAPES, decode_step, init_cache, random_params
 from mkdsl.search import Profile, Schedule, profile, shared_memory
-from mkdsl.search._search import complete, finalists, timed
+from mkdsl.search._draft import draft, timed
+from mkdsl.search._protocol import with_handoffs
+from mkdsl.search._rings import RINGS, cheapest
 
 OTHERS = ((0, 1), (0, 3), (-1, 2), (-2, 2), (-3, 2), (-1, 3))  # stages more than the winner has, window
 
 
 def candidates(graph: OpGraph, batch: int, gpu: Profile) -> Iterator[Schedule]:
-    found = [complete(graph, batch, gpu, "data", choice) for choice in finalists(graph, batch, gpu, "data")]
+    rings = (cheapest(graph, batch, gpu, "data", ring)[:1] for ring in RINGS)
+    found = [timed(graph, with_handoffs(graph, draft(graph, batch, gpu, "data", c)), gpu) for choices in rings for c in choices]
     yield from found
     best = min(found, key=lambda s: s.predicted_us)
     for more, window in OTHERS:

@@ -7,11 +7,12 @@ from typing import NamedTuple
 from mkdsl.graph import OpGraph
 from mkdsl.search._candidates import candidates
 from mkdsl.search._cost import Model, Ring
+from mkdsl.search._draft import timed
 from mkdsl.search._path import shortest_path
 from mkdsl.search._profile import Profile
 from mkdsl.search._protocol import with_handoffs
+from mkdsl.search._rings import Prices
 from mkdsl.search._schedule import PhasePlan, Schedule
-from mkdsl.search._search import Prices, timed
 from mkdsl.search._smem import fixed_extents
 from mkdsl.search._verify import ScheduleError
 

@@ -111,7 +111,7 @@ def _attentions(graph: OpGraph, phase: Phase, batch: int, stage_bytes: int, work
     splittable = may_split(graph, phase.writes[0])
     out = []
     for chunk in range(64, phase.k + 1, 64):
-        if phase.k % chunk == 0 and stage_bytes % (16 * phase.head_dim) == 0 and 2 * chunk * phase.head_dim * phase.itemsize <= stage_bytes:
+        if phase.k % chunk == 0 and stage_bytes % (16 * phase.head_dim) == 0 and chunk * phase.head_dim * phase.itemsize <= stage_bytes:
             blocks = phase.k // chunk
             for splits in _splits(blocks, batch * phase.kv_heads, workers) if splittable else (1,):
                 out.append(PhasePlan(name=phase.name, rows=rows, chunk=chunk, splits=splits, tasks=(), waits=()))

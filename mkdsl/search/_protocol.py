@@ -43,6 +43,11 @@ def producers(graph: OpGraph, phase: Phase, tensors: Iterable[str]) -> tuple[str
     return tuple(p.name for p in graph.phases if any(t in p.writes and before(p, t) for t in tensors))
 
 
+def with_producers(graph: OpGraph, schedule: Schedule) -> Schedule:
+    """The schedule in which each phase waits for those whose results it reads whole, and for no more."""
+    return _with(schedule, {p.name: producers(graph, p, p.reads) for p in graph.phases}, fences=())
+
+
 def with_handoffs(graph: OpGraph, schedule: Schedule) -> Schedule:
     """The schedule with waits and fences under which it is safe.
 

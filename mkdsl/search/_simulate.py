@@ -9,6 +9,7 @@ be in steady state, the rest is counted like the last ones, unless all are asked
 
 import collections
 import dataclasses
+import functools
 from collections.abc import Iterator
 from typing import NamedTuple
 
@@ -20,7 +21,7 @@ from mkdsl.search._schedule import Schedule
 from mkdsl.search._work import Work, Workload
 
 SATURATED = 0.9  # of the bandwidth: with more bytes in flight than reach this, units wait for each other and not for memory's latency
-STEADY = 5  # iterations of a loop until the last two stand for the rest
+STEADY = 4  # iterations of a loop until the last two stand for the rest
 PACES = (-1.0, 0.0, 1.0)  # of memory's service to a third of the workers each, in `Profile.drift`
 
 
@@ -88,6 +89,7 @@ class Crew:
     issued: int = 0
     landed: int = 0
     freed: int = 0
+    landing: Action = lambda: None  # what a unit's landing does
     waiting: list[Action] = dataclasses.field(default_factory=list)  # compute, for a unit to land
 
 
@@ -103,6 +105,7 @@ class _Simulation:
         self.participants = {name: len(plan.participants()) for name, plan in self.plans.items()}
         released = {t.name for t in schedule.tensors if t.handoff == "counter"}
         self.released = {p.name for p in graph.phases if released.intersection(p.writes)}
+        self.latencies: dict[float, float] = {}
         self.left: dict[tuple[str, int], int] = {}  # workers that have not signalled yet
         self.known: dict[tuple[str, int], float] = {}  # when a step's counter was complete
         self.waiting: dict[tuple[str, int], list[Action]] = collections.defaultdict(list)
@@ -155,8 +158,13 @@ class _Simulation:
             crew.issued += 1
             speed = 1 + self.profile.drift * PACES[(crew.number + step) % len(PACES)]  # nobody is always the slow one
             in_flight = max(work.unit_bytes, min(work.unit_bytes * (crew.issued - crew.landed), self.saturated))
-            latency = self.profile.issue_us + in_flight / bandwidth(self.profile, in_flight)  # Little's law
-            self.memory.fetch(crew.source, work.streamed_bytes, speed, latency, lambda: self._landed(crew))
+            self.memory.fetch(crew.source, work.streamed_bytes, speed, self._latency(in_flight), crew.landing)
+
+    def _latency(self, in_flight: float) -> float:
+        """From a unit's issue to its landing while memory keeps up, if every worker has so many bytes in flight: Little's law."""
+        if in_flight not in self.latencies:
+            self.latencies[in_flight] = self.profile.issue_us + in_flight / bandwidth(self.profile, in_flight)
+        return self.latencies[in_flight]
 
     def _landed(self, crew: Crew) -> None:
         crew.landed += 1
@@ -173,9 +181,9 @@ class _Simulation:
             self.clock.at(wish, lambda: self._resume(compute))
 
     def _wake(self, sleepers: list[Action]) -> None:
-        for go in sleepers:
-            self.clock.at(self.clock.now, go)
-        sleepers.clear()
+        going, sleepers[:] = list(sleepers), []
+        for go in going:
+            go()
 
     def _compute(self, crew: Crew) -> Iterator[Wish]:
         for step in crew.steps:
@@ -222,6 +230,7 @@ class _Simulation:
 
     def run(self) -> Timeline:
         for crew in self.crews:
+            crew.landing = functools.partial(self._landed, crew)
             self._load(crew)
             self._resume(self._compute(crew))
         self.clock.run()

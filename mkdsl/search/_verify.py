@@ -89,7 +89,7 @@ def _check_attention(graph: OpGraph, schedule: Schedule, phase: Phase, plan: Pha
     _require(whole, f"{name}: chunk {p.chunk} is no multiple of 64 that divides the context {phase.k}")
     _require(1 <= p.splits <= phase.k // p.chunk, f"{name}: {p.splits} splits of {phase.k // p.chunk} cache blocks")
     _require(p.rows == phase.heads // phase.kv_heads * phase.head_dim, f"{name}: {p.rows} rows: an item is all heads of one kv head")
-    _check_stage(schedule, phase, 2 * p.chunk * phase.head_dim * phase.itemsize)
+    _check_stage(schedule, phase, p.chunk * phase.head_dim * phase.itemsize)
     _check_unsplit(schedule, phase, phase.reads)
 
 

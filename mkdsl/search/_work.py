@@ -86,15 +86,15 @@ class Workload:
     def _attention(self, phase: Phase, plan: PhasePlan, counts: Sequence[int], splits: dict[str, int]) -> Work:
         p, positions = self.profile, min(phase.k, phase.window or phase.k)
         blocks = math.ceil(positions / plan.chunk / plan.splits)
-        block_bytes = 2 * plan.chunk * phase.head_dim * phase.itemsize
+        unit_bytes = plan.chunk * phase.head_dim * phase.itemsize  # keys, then values
         return Work(
             read=self._read(phase, splits, 1 / (self.batch * phase.kv_heads)),
             before=p.attention_us / 2,
-            runs=tuple((p.attention_us if item else 0.0, blocks) for item in range(counts[0])),
-            unit_us=p.block_us + p.mma_us * block_bytes / UNIT,
+            runs=tuple((p.attention_us if item else 0.0, 2 * blocks) for item in range(counts[0])),
+            unit_us=p.block_us / 2 + p.mma_us * unit_bytes / UNIT,
             after=p.attention_us / 2,
-            unit_bytes=block_bytes,
-            streamed_bytes=block_bytes,
+            unit_bytes=unit_bytes,
+            streamed_bytes=unit_bytes,
         )
 
     def _map(self, phase: Phase, plan: PhasePlan, counts: Sequence[int], splits: dict[str, int]) -> Work:

@@ -1,0 +1,76 @@
+"""Under one ring: for each depth worth a search, the shortest path through all phases' candidates."""
+
+import dataclasses
+from collections.abc import Iterator
+
+from mkdsl.graph import OpGraph, Phase
+from mkdsl.search._candidates import Candidate, candidates, padded
+from mkdsl.search._cost import Cost, Model, Ring
+from mkdsl.search._path import Found, Splits, compatible, shortest_path
+from mkdsl.search._profile import KIB, Profile
+from mkdsl.search._smem import fixed_extents
+
+# 32 to 72 KiB in flight: enough for full bandwidth, no more. Sizes that are no power of two suit widths like 576 or 3584.
+RINGS = (
+    Ring(32 * KIB, 2),
+    Ring(16 * KIB, 2),
+    Ring(16 * KIB, 3),
+    Ring(16 * KIB, 4),
+    Ring(24 * KIB, 2),
+    Ring(28 * KIB, 2),
+    Ring(36 * KIB, 2),
+)
+
+
+@dataclasses.dataclass(frozen=True)
+class Choice:
+    """What the search decided: the ring, its depth, and a candidate per phase."""
+
+    ring: Ring
+    stages: int
+    found: Found
+
+
+def cheapest(graph: OpGraph, batch: int, gpu: Profile, handoff: str, ring: Ring) -> list[Choice]:
+    """The best candidates for each depth of a ring that is worth a search, the cheapest depth first; of equally cheap ones the deepest."""
+    all_of = {
+        p.name: candidates(graph, p, batch=batch, stage_bytes=ring.stage_bytes, workers=gpu.workers, smem_bytes=gpu.smem_bytes)
+        for p in graph.phases
+    }
+    price = Prices(graph, Model(graph, batch, gpu, ring, released=handoff == "counter", padded_batch=padded(batch)))
+    out = []
+    for stages, choices in _depths(graph, batch, gpu, ring, all_of):
+        found = shortest_path(graph, choices, price, ring.capacity(gpu, stages))
+        out += [Choice(ring, stages, found)] if found is not None else []
+    return sorted(out, key=lambda choice: choice.found.cost)
+
+
+class Prices:
+    """Costs of (phase, candidate number, splits of what it reads), each computed once."""
+
+    def __init__(self, graph: OpGraph, model: Model) -> None:
+        self.graph, self.model = graph, model
+        self.known: dict[tuple[str, int, Splits], Cost | None] = {}
+
+    def __call__(self, phase: Phase, number: int, candidate: Candidate, splits: Splits) -> Cost | None:
+        key = phase.name, number, splits
+        if key not in self.known:
+            fits = compatible(self.graph, phase, candidate, splits)
+            self.known[key] = self.model.cost(phase, candidate, dict(splits)) if fits else None
+        return self.known[key]
+
+
+Choices = dict[str, list[tuple[int, Candidate]]]  # per phase, its candidates with their numbers
+
+
+def _depths(graph: OpGraph, batch: int, gpu: Profile, ring: Ring, all_of: dict[str, list[Candidate]]) -> Iterator[tuple[int, Choices]]:
+    """(stages, candidates for which that leaves room) worth a search: a shallower ring only if it admits more candidates."""
+    room = gpu.smem_bytes - sum(e.total for e in fixed_extents(graph, padded(batch)))
+    before = 0
+    for stages in range(room // ring.stage_bytes, max(2, ring.window) - 1, -1):
+        left = room - stages * ring.stage_bytes
+        choices = {name: [(i, c) for i, c in enumerate(found) if c.bytes <= left] for name, found in all_of.items()}
+        admitted = sum(map(len, choices.values()))
+        if all(choices.values()) and admitted > before:
+            before = admitted
+            yield stages, choices
