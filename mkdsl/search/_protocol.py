@@ -26,10 +26,9 @@ def tensor_plans(graph: OpGraph, handoff: str, splits: dict[str, int]) -> tuple[
 
 
 def _read_while_written(graph: OpGraph, tensor: Tensor) -> bool:
-    order = [name for s in graph.segments for name in s.phases]
-    writer = max(order.index(p.name) for p in graph.phases if tensor.name in p.writes)
-    at_home = [p for p in graph.phases if p.segment == home(graph, tensor.name) and tensor.name in (*p.reads, *p.row_reads)]
-    return tensor.carried and any(order.index(p.name) >= writer for p in at_home)
+    writer = max(graph.order[p.name] for p in graph.writers[tensor.name])
+    at_home = [p for p in graph.readers[tensor.name] if p.segment == home(graph, tensor.name)]
+    return tensor.carried and any(graph.order[p.name] >= writer for p in at_home)
 
 
 def producers(graph: OpGraph, phase: Phase, tensors: Iterable[str]) -> tuple[str, ...]:
@@ -40,7 +39,7 @@ def producers(graph: OpGraph, phase: Phase, tensors: Iterable[str]) -> tuple[str
         latest = min(phase.segment, home(graph, name))
         return writer.segment == latest or writer.segment < latest == phase.segment
 
-    return tuple(p.name for p in graph.phases if any(t in p.writes and before(p, t) for t in tensors))
+    return tuple(sorted({p.name for t in tensors for p in graph.writers[t] if before(p, t)}, key=lambda name: graph.order[name]))
 
 
 def with_handoffs(graph: OpGraph, schedule: Schedule) -> Schedule:
@@ -74,15 +73,15 @@ def _by_counter(schedule: Schedule, name: str) -> Schedule:
 
 
 def _without_implied_waits(graph: OpGraph, schedule: Schedule) -> Schedule:
-    """Drops each wait for what the phase's other waits imply: every look at a counter is a trip to L2 on the critical path."""
+    """Drops each wait for what the phase's other waits imply: every look at a counter is a trip to L2 on the critical path.
+    The order stays what it was, so one execution tells for all."""
+    execution, waits = Execution(graph, schedule), {p.name: p.waits for p in schedule.phases}
     for plan in schedule.phases:
         for name in plan.waits:
-            waits = {p.name: p.waits for p in schedule.phases}
-            waits[plan.name] = tuple(w for w in waits[plan.name] if w != name)
-            fewer = _with(schedule, waits, [p.name for p in schedule.phases if p.fence])
-            if Execution(graph, fewer).implies(plan.name, name):
-                schedule = fewer
-    return schedule
+            others = tuple(w for w in waits[plan.name] if w != name)
+            if execution.implies(plan.name, others, name):
+                waits[plan.name] = others
+    return _with(schedule, waits, [p.name for p in schedule.phases if p.fence])
 
 
 def _add_wait(waits: dict[str, tuple[str, ...]], violation: Violation) -> bool:

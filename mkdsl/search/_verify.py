@@ -143,9 +143,8 @@ def _check_ranges(of: str, tasks: tuple[tuple[int, int], ...], wanted: int) -> N
 def _check_waits(graph: OpGraph, phase: Phase, plan: PhasePlan) -> None:
     """Every wait is for an event of an earlier step. Workers walk all steps in one order, so the first step that is not yet complete
     waits for complete ones only: no deadlock."""
-    names = [p.name for p in graph.phases]
     for name in plan.waits:
-        _require(name in names, f"{phase.name}: waits for {name}, which is no phase")
+        _require(name in graph.order, f"{phase.name}: waits for {name}, which is no phase")
         before = graph.phase(name)
         _require(before.segment <= phase.segment, f"{phase.name}: waits for {name} of a later segment: it could never come")
         signals = any(not graph.tensors[t].output for t in before.writes)
@@ -155,7 +154,7 @@ def _check_waits(graph: OpGraph, phase: Phase, plan: PhasePlan) -> None:
 def _check_tensor(graph: OpGraph, schedule: Schedule, tensor: Tensor) -> None:
     plan, name = schedule.tensor(tensor.name), tensor.name
     _require(plan.handoff in ("data", "counter"), f"{name}: handed over by {plan.handoff!r}, neither data nor counter")
-    writers = [p for p in graph.phases if name in p.writes]
+    writers = graph.writers[name]
     _require(bool(writers), f"{name}: nothing writes it")
     splits = schedule.plan(writers[0].name).splits if tensor.heads else 1
     _require(plan.splits == splits, f"{name}: {plan.splits} splits, its writer {writers[0].name} makes {splits}")
@@ -164,12 +163,11 @@ def _check_tensor(graph: OpGraph, schedule: Schedule, tensor: Tensor) -> None:
     instances = repeats + tensor.carried
     enough = plan.incarnations >= 1 and (plan.incarnations > 1 or instances == 1 or plan.handoff == "counter")
     _require(enough, f"{name}: {plan.incarnations} incarnations of {instances} instances: a cleared slot besides the written one needs 2")
-    for reader in graph.phases:
-        if name in reader.reads or name in reader.row_reads:
-            _check_reader(graph, schedule, tensor, reader)
+    for reader in graph.readers[name]:
+        _check_reader(graph, schedule, tensor, reader)
 
 
-def _check_writers(graph: OpGraph, tensor: Tensor, writers: list[Phase]) -> None:
+def _check_writers(graph: OpGraph, tensor: Tensor, writers: tuple[Phase, ...]) -> None:
     segments = [p.segment for p in writers]
     once = len(set(segments)) == len(segments) <= 1 + tensor.carried and all(p.writes.count(tensor.name) == 1 for p in writers)
     _require(once, f"{tensor.name}: written by {[p.name for p in writers]}, more than once")
@@ -185,18 +183,17 @@ def _check_reader(graph: OpGraph, schedule: Schedule, tensor: Tensor, reader: Ph
     _require(not tensor.output, f"{reader.name}: reads {name}, an output")
     if name in reader.row_reads:
         _check_unsplit(schedule, reader, (name,))
-    order = [n for s in graph.segments for n in s.phases]
-    writers = [p for p in graph.phases if name in p.writes]
+    order, writers = graph.order, graph.writers[name]
     if reader.segment > segment:
         single = tensor.carried or graph.segments[segment].repeats == 1
         _require(single, f"{reader.name}: reads {name} after its loop: only the last of {graph.segments[segment].repeats} is left")
     elif tensor.carried:
         _require(
-            min(order.index(w.name) for w in writers) < order.index(reader.name) and len(writers) == 2,
+            min(order[w.name] for w in writers) < order[reader.name] and len(writers) == 2,
             f"{reader.name}: reads {name} before it is first written",
         )
     else:
-        _require(order.index(writers[0].name) < order.index(reader.name), f"{reader.name}: reads {name} before {writers[0].name} writes it")
+        _require(order[writers[0].name] < order[reader.name], f"{reader.name}: reads {name} before {writers[0].name} writes it")
 
 
 # Shared memory and order.
