@@ -16,10 +16,10 @@ from mkdsl.search._verify import ScheduleError
 
 def tensor_plans(graph: OpGraph, handoff: str, splits: dict[str, int]) -> tuple[TensorPlan, ...]:
     """Two incarnations of what a loop writes. Three of loop state that is still read when its next instance is written: the writer then
-    clears the slot of the instance before, which all have read."""
+    clears the slot of the instance before, which all have read. One of an output, which nobody waits for."""
     out = []
     for tensor in graph.tensors.values():
-        looped = tensor.carried or graph.segments[home(graph, tensor.name)].repeats > 1
+        looped = not tensor.output and (tensor.carried or graph.segments[home(graph, tensor.name)].repeats > 1)
         incarnations = 3 if _read_while_written(graph, tensor) else 2 if looped else 1
         out.append(TensorPlan(name=tensor.name, handoff=handoff, incarnations=incarnations, splits=splits.get(tensor.name, 1)))
     return tuple(out)
