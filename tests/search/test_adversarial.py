@@ -1,0 +1,104 @@
+"""Ten thousand broken schedules: what hangs, races or miscomputes is never accepted, and the simulator does find what is broken.
+
+Every mutant that the proof accepts is simulated. Of those that it refuses a sample is, which tells how many of them would have failed.
+"""
+
+import collections
+import random
+
+import pytest
+from search_mutations import MUTATIONS, PROTOCOL, broken
+from search_program import Compiler, Miscompute, Overflow
+from search_simulator import Hang, Race, Simulator
+from search_sources import SOURCES, Source
+from search_tiles import check_tiles, fitted
+
+from mkdsl.graph import OpGraph
+from mkdsl.search import Profile, Schedule, ScheduleError, verify_schedule
+
+MUTANTS = {"decoders": 200, "random": 330}  # of each kind
+FAILURES = (Race, Hang, Miscompute, Overflow)
+NO_PROGRAM = (ArithmeticError, LookupError, TypeError, ValueError, StopIteration)  # tables that nothing could run
+
+
+def refusal(source: Source, schedule: Schedule) -> str | None:
+    try:
+        verify_schedule(source.graph, schedule, source.gpu)
+    except ScheduleError as error:
+        return str(error)
+    return None
+
+
+def failure(graph: OpGraph, schedule: Schedule, gpu: Profile, seeds: int) -> str | None:
+    """How a schedule fails in some interleaving, if it does."""
+    try:
+        check_tiles(graph, schedule, gpu)
+        program = Compiler(graph, schedule).program()
+        for seed in range(seeds):
+            Simulator(program, seed, ring=seed % 4 == 0).run()
+    except (*FAILURES, *NO_PROGRAM) as error:
+        return f"{type(error).__name__}: {error}"
+    return None
+
+
+def mutants(kind: str, of: str, r: random.Random):
+    """Distinct ones, each other than what it was made from."""
+    sources, seen = SOURCES[of](), set()
+    for attempt in range(20 * MUTANTS[of]):
+        source = sources[attempt % len(sources)]
+        try:
+            schedule = MUTATIONS[kind](r, source.graph, source.schedule)
+            schedule = fitted(source.graph, schedule) if kind not in ("shared_memory", "types") and r.random() < 0.8 else schedule
+        except NO_PROGRAM:  # the source has nothing of that kind, or no memory could be counted
+            continue
+        key = attempt % len(sources), str(schedule.to_json())
+        if schedule != source.schedule and key not in seen:
+            seen.add(key)
+            yield source, schedule
+        if len(seen) == MUTANTS[of]:
+            return
+
+
+@pytest.mark.parametrize("of", SOURCES)
+@pytest.mark.parametrize("kind", MUTATIONS)
+def test_no_broken_schedule_is_accepted(kind, of, record_property):
+    r, counts = random.Random(f"{kind} {of}"), collections.Counter()
+    for source, schedule in mutants(kind, of, r):
+        refused = refusal(source, schedule)
+        counts["mutants"] += 1
+        counts["refused" if refused else "accepted"] += 1
+        if not refused or counts["refused"] % 5 == 1:
+            failed = failure(source.graph, schedule, source.gpu, 3 if refused else 4)
+            assert refused or not failed, f"accepted, but {failed}\n{schedule.to_json()}"
+            counts["of refused, run" if refused else "accepted, run"] += 1
+            counts["of these failed"] += bool(failed)
+    record_property("adversarial", {"kind": kind, **counts})
+    assert counts["mutants"] >= 10
+
+
+@pytest.mark.parametrize("of", SOURCES)
+def test_what_the_search_makes_is_accepted_and_survives(of, record_property):
+    counts = collections.Counter()
+    for source in SOURCES[of]():
+        assert refusal(source, source.schedule) is None
+        assert failure(source.graph, source.schedule, source.gpu, 8) is None
+        counts += collections.Counter({"mutants": 1, "accepted": 1, "accepted, run": 1})
+    record_property("adversarial", {"kind": "(unchanged)", **counts})
+
+
+@pytest.mark.parametrize("kind", PROTOCOL)
+def test_the_simulator_finds_a_broken_protocol(kind, record_property):
+    """Or surviving it would mean nothing."""
+    r, counts = random.Random(kind), collections.Counter()
+    for source in SOURCES["decoders"]():
+        program = broken(r, Compiler(source.graph, source.schedule).program(), kind)
+        if program is None:
+            continue
+        counts["programs"] += 1
+        try:
+            for seed in range(6):
+                Simulator(program, seed, ring=True).run()
+        except FAILURES as error:
+            counts[type(error).__name__.lower()] += 1
+    record_property("protocol", {"kind": kind, **counts})
+    assert counts["race"] + counts["hang"] > 0
