@@ -1,6 +1,7 @@
 """Mutations: what may be wrong with a schedule, by kind, and with the protocol that a program follows."""
 
 import dataclasses
+import itertools
 import random
 from collections.abc import Callable
 from typing import Any
@@ -8,7 +9,7 @@ from typing import Any
 from search_program import SENTINEL, Fence, Free, Look, Op, Program, Signal, Wait, Write
 
 from mkdsl.graph import OpGraph
-from mkdsl.search import PhasePlan, Schedule, TensorPlan
+from mkdsl.search import PhasePlan, Schedule
 
 Random = random.Random
 Mutation = Callable[[Random, OpGraph, Schedule], Schedule]
@@ -154,6 +155,23 @@ def tiles(r: Random, graph: OpGraph, s: Schedule) -> Schedule:
     return with_plan(s, plan.name, **changes)
 
 
+def retiled(r: Random, graph: OpGraph, s: Schedule) -> Schedule:
+    """Other tiles with all their items: only what a tile may be can tell whether they are right."""
+    plan = r.choice(s.phases)
+    phase = graph.phase(plan.name)
+    if phase.kind == "attention":
+        return with_plan(s, plan.name, chunk=64 * r.randint(1, 4), **{r.choice(("parts", "pieces", "group")): r.choice((1, 1, 2))})
+    if phase.kind == "fold":
+        rows, sequences = r.choice((1, 2, 4, 8, 16, 32, 64) if phase.parallel else (64, 64, 32)), 1
+        changes = {"parts": 64 // rows, "chunk": r.choice((8, 16, 32, 64)), "pieces": r.choice((1, 1, 2, 4))}
+    else:
+        rows, sequences = r.choice((32, 64, 128, 192)), s.batch
+        changes = {"parts": r.choice((0, 1, 2, 3, 5, 8, 16))}
+    ends = [[sequences * part.rows // rows * w // s.workers for w in range(s.workers + 1)] for part in phase.parts]
+    tasks = tuple(tuple((a, b - a) for a, b in itertools.pairwise(part)) for part in ends)
+    return with_plan(s, plan.name, rows=rows, tasks=tasks, **changes)
+
+
 def splits(r: Random, graph: OpGraph, s: Schedule) -> Schedule:
     """Of the attention, of its result, or of both with all items there."""
     plan = r.choice([p for p in s.phases if graph.phase(p.name).kind == "attention"] or s.phases)
@@ -212,7 +230,7 @@ MUTATIONS: dict[str, Mutation] = {
     f.__name__: f
     for f in (
         dropped_wait, other_wait, swapped_waits, more_waits, dropped_fence, moved_fence, incarnations, other_handoff, several,
-        swapped_tasks, duplicated_task, overlapping_task, wrong_count, handed_on_task, tiles, splits, workers, ring, shared_memory, batch,
+        swapped_tasks, duplicated_task, overlapping_task, wrong_count, handed_on_task, tiles, retiled, splits, workers, ring, shared_memory, batch,
         types,
     )
 }  # fmt: skip
@@ -286,7 +304,7 @@ def dropped_fences(r: Random, ops: list[Op], others: list[Op]) -> None:
 
 
 def unreleased(r: Random, ops: list[Op], others: list[Op]) -> None:
-    ops[:] = [op._replace(release=False) if isinstance(op, Signal) else op for op in ops]
+    ops[:] = [dataclasses.replace(op, release=False) if isinstance(op, Signal) else op for op in ops]
 
 
 def early_look(r: Random, ops: list[Op], others: list[Op]) -> None:

@@ -6,7 +6,6 @@ that tests may also break the protocol itself: signal early, clear late, free a 
 
 import dataclasses
 import math
-from typing import NamedTuple
 
 from mkdsl.graph import OpGraph, Phase
 from mkdsl.search import PhasePlan, Schedule
@@ -22,7 +21,8 @@ class Overflow(Exception):
     """More memory than there is."""
 
 
-class Look(NamedTuple):
+@dataclasses.dataclass(frozen=True)
+class Look:
     """Reads words of an instance; where they validate themselves, until they are there."""
 
     phase: str
@@ -31,44 +31,52 @@ class Look(NamedTuple):
     waits: bool
 
 
-class Wait(NamedTuple):
+@dataclasses.dataclass(frozen=True)
+class Wait:
     phase: str
     count: int
 
 
-class Fence(NamedTuple):
+@dataclasses.dataclass(frozen=True)
+class Fence:
     """Own stores become visible before any later signal."""
 
 
-class Write(NamedTuple):
+@dataclasses.dataclass(frozen=True)
+class Write:
     words: tuple[int, ...]
     instance: int
 
 
-class Signal(NamedTuple):
+@dataclasses.dataclass(frozen=True)
+class Signal:
     phase: str
     release: bool
 
 
-class Fill(NamedTuple):
+@dataclasses.dataclass(frozen=True)
+class Fill:
     """The loader issues a unit into its stage."""
 
     unit: int
 
 
-class Begin(NamedTuple):
+@dataclasses.dataclass(frozen=True)
+class Begin:
     """Compute waits for a unit and begins to fold it."""
 
     unit: int
 
 
-class End(NamedTuple):
+@dataclasses.dataclass(frozen=True)
+class End:
     """Compute has read the last of a unit's stage."""
 
     unit: int
 
 
-class Free(NamedTuple):
+@dataclasses.dataclass(frozen=True)
+class Free:
     unit: int
 
 
