@@ -3,8 +3,10 @@
 Starts from as few waits and fences as reads suggest, and adds what the proof in `_races` finds missing.
 """
 
+import bisect
 import dataclasses
 import itertools
+import math
 from collections.abc import Iterable, Sequence
 
 from mkdsl.graph import OpGraph, Phase, Tensor
@@ -12,6 +14,8 @@ from mkdsl.search._order import Execution
 from mkdsl.search._races import EARLY, Accesses, Violation, home, overtakings
 from mkdsl.search._schedule import Schedule, TensorPlan
 from mkdsl.search._verify import ScheduleError
+
+MOST_CHOICES = 1000  # of phases that fence, to try one by one
 
 
 def tensor_plans(graph: OpGraph, handoff: str, splits: dict[str, int]) -> tuple[TensorPlan, ...]:
@@ -100,10 +104,20 @@ def _with(schedule: Schedule, waits: dict[str, tuple[str, ...]], fences: Iterabl
 
 
 def _fewest_fences(graph: OpGraph, schedule: Schedule, execution: Execution, accesses: Sequence[Accesses]) -> tuple[str, ...]:
-    """The fewest phases whose fences suffice, given that all of them do; among as few, those that stream most, where a fence hides best."""
-    by_stream = [p.name for p in sorted(graph.phases, key=lambda p: (graph.iterations(p) == 1, -p.streamed_bytes(schedule.batch)))]
-    for chosen in itertools.chain.from_iterable(itertools.combinations(by_stream, n) for n in range(len(by_stream))):
+    """The fewest phases whose fences suffice, given that all of them do; among as few, those that stream most, where a fence hides best.
+    Where there are too many choices to try, as few as none can be spared of."""
+
+    def suffice(chosen: Sequence[str]) -> bool:
         fenced = execution.fenced_after(set(chosen))
-        if not any(v for a in accesses for v in a.unfenced(fenced)):
+        return not any(v for a in accesses for v in a.unfenced(fenced))
+
+    by_stream = [p.name for p in sorted(graph.phases, key=lambda p: (graph.iterations(p) == 1, -p.streamed_bytes(schedule.batch)))]
+    sizes = itertools.takewhile(lambda n: math.comb(len(by_stream), n) <= MOST_CHOICES, range(len(by_stream) + 1))
+    for chosen in itertools.chain.from_iterable(itertools.combinations(by_stream, n) for n in sizes):
+        if suffice(chosen):
             return chosen
-    return tuple(by_stream)
+    needed: list[str] = []
+    while not suffice(needed):  # the last of the shortest prefix that suffices together with those is needed too
+        shortest = bisect.bisect_left(range(len(by_stream)), True, key=lambda n: suffice([*by_stream[:n], *needed]))
+        needed.append(by_stream[shortest - 1])
+    return tuple(needed)
