@@ -59,7 +59,7 @@ def _require(condition: bool, message: str) -> None:
 
 def _check_types(schedule: Schedule) -> None:
     """Every field is what its annotation says: a schedule may come from a file, and 2.0 items or workers true would compute."""
-    for entry in (schedule, *schedule.phases, *schedule.tensors):
+    for entry in itertools.chain((schedule,), schedule.phases, schedule.tensors):
         of = f"{entry.name}: " if isinstance(entry, PhasePlan | TensorPlan) else ""
         for name, is_kind in _FIELDS[type(entry)]:
             value = getattr(entry, name)
@@ -85,6 +85,7 @@ _FIELDS = {
 
 
 def _check_names(graph: OpGraph, schedule: Schedule) -> None:
+    _require([p.name for p in graph.phases] == list(graph.order), "the graph's phases are not listed in the order of its segments")
     for what, wanted, found in (
         ("phases", [p.name for p in graph.phases], [p.name for p in schedule.phases]),
         ("tensors", list(graph.tensors), [t.name for t in schedule.tensors]),

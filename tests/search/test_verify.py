@@ -188,6 +188,8 @@ def test_stages_of_no_bytes(good):
         ({"workers": 4.0}, "workers is 4.0"),
         ({"window": True}, "window is True"),
         ({"phases": []}, r"phases is \[\]"),
+        ({"phases": None}, "phases is None"),
+        ({"tensors": ("x",)}, r"tensors is \('x',\)"),
         ({"us": ()}, "the graph's timed phases are"),
     ],
 )
