@@ -53,11 +53,11 @@ class Pairs:
         """A pair whose second worker, by its clock, does not know its first to be done with step `index`, which may depend on the first's
         crew. own: whether a worker may be late for itself, program order notwithstanding."""
         index = np.broadcast_to(index, self.own.shape)
-        late = (self.first >= 0) & (index[:, None] > clock.others.T)
-        if late.any():
-            c, d = np.argwhere(late)[0]
+        late = np.argwhere((self.first >= 0) & (index[:, None] > clock.others.T))
+        if len(late):
+            c, d = late[0]
             return int(self.first[c, d]), int(self.then[c, d])
-        alone = self.own[(self.own >= 0) & (index > clock.own)] if own else ()
+        alone = self.own[(self.own >= 0) & (index > clock.own) & own]
         return (int(alone[0]), int(alone[0])) if len(alone) else None
 
 
@@ -92,5 +92,5 @@ class Crews:
         first, then = first[first != then], then[first != then]
         which = np.full((n, n), -1)
         which[self.of[first], self.of[then]] = np.arange(len(first))
-        found = which >= 0
-        return Pairs(*(np.where(found, np.append(workers, -1)[which], -1) for workers in (first, then)), own)
+        there = [np.where(which >= 0, np.append(workers, -1)[which], -1) for workers in (first, then)]
+        return Pairs(there[0], there[1], own)
