@@ -143,7 +143,7 @@ class Simulator:
         pending.clear()
 
     def _commit_one(self) -> bool:
-        """One step of the memory system: a store becomes visible, or a copy lands."""
+        """One step of the memory system: some stores become visible, or a copy lands."""
         flying = [w for w, units in enumerate(self.issued) if units]
         full = [p for p in self.pending if p]
         if flying and (not full or self.random.random() < 0.5):
@@ -160,10 +160,10 @@ class Simulator:
             words = [w for w in words if self.program.owner[w] != self.held] or words
         if self.clears_last:
             words = [w for w in words if pending[w][0] != SENTINEL] or words
-        word = self.random.choice(words)
-        self.memory[word] = pending[word].pop(0)
-        if not pending[word]:
-            del pending[word]
+        for word in self.random.sample(words, self.random.choice((1, 1 + len(words) // 4))):
+            self.memory[word] = pending[word].pop(0)
+            if not pending[word]:
+                del pending[word]
         return True
 
 

@@ -31,10 +31,12 @@ def _source(graph: OpGraph, workers: int, batch: int, handoff: str) -> Source:
 
 @functools.cache
 def decoders() -> tuple[Source, ...]:
-    """Llama, grouped and multi-query attention, a long context in splits, parallel blocks, norms around each block; loops of 2 to 5."""
+    """Two layers of Llama-3.2-1B in full width; small ones with grouped and multi-query attention, a long context in splits, parallel blocks,
+    norms around each block; loops of 2 to 5."""
+    wide = llama(hidden=2048, layers=2, heads=32, kv_heads=8, head_dim=64, inner=8192, vocab=2048, context=512)
     split = llama(hidden=128, layers=3, heads=8, kv_heads=1, head_dim=64, inner=128, vocab=128, context=1024)
     multi_query = llama(hidden=192, layers=4, heads=3, kv_heads=1, head_dim=64, inner=192, vocab=64, context=64, window=32)
-    found = []
+    found = [_source(wide, 6, 1, handoff) for handoff in ("data", "counter")]
     for graph in (tiny(2), tiny(3), split, multi_query, parallel(), sandwich()):
         found += [_source(graph, w, 1 + w % 2, h) for w in (3, 4, 5, 6) for h in ("data", "counter")]
     return tuple(found)

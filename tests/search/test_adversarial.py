@@ -20,6 +20,7 @@ from mkdsl.graph import OpGraph
 from mkdsl.search import Profile, Schedule, ScheduleError, _verify, verify_schedule
 
 MUTANTS = {"decoders": 200, "random": 330}  # of each kind
+COLUMNS = ("mutants", "refused", "accepted", "accepted, run", "of refused, run", "of these failed")
 FAILURES = (Race, Hang, Miscompute, Overflow)
 NO_PROGRAM = (ArithmeticError, LookupError, TypeError, ValueError, StopIteration)  # tables that nothing could run
 
@@ -47,15 +48,15 @@ def failure(graph: OpGraph, schedule: Schedule, gpu: Profile, seeds: int) -> str
 def mutants(kind: str, of: str, r: random.Random) -> Iterator[tuple[Source, Schedule]]:
     """Distinct ones, each other than what it was made from."""
     sources, seen = SOURCES[of](), set()
-    for attempt in range(20 * MUTANTS[of]):
+    for attempt in range(8 * MUTANTS[of]):
         source = sources[attempt % len(sources)]
         try:
             schedule = MUTATIONS[kind](r, source.graph, source.schedule)
             schedule = fitted(source.graph, schedule) if kind not in ("shared_memory", "types") and r.random() < 0.8 else schedule
         except NO_PROGRAM:  # the source has nothing of that kind, or no memory could be counted
             continue
-        key = attempt % len(sources), str(schedule.to_json())
-        if schedule != source.schedule and key not in seen:
+        key = attempt % len(sources), repr(schedule)  # which tells 2 from 2.0
+        if key[1] != repr(source.schedule) and key not in seen:
             seen.add(key)
             yield source, schedule
         if len(seen) == MUTANTS[of]:
@@ -77,11 +78,11 @@ def test_no_broken_schedule_is_accepted(kind, of, record_property):
         counts["mutants"] += 1
         counts["refused" if refused else "accepted"] += 1
         if not refused or counts["refused"] % 5 == 1:
-            failed = failure(source.graph, schedule, source.gpu, 3 if refused else 4)
+            failed = failure(source.graph, schedule, source.gpu, 3)
             assert refused or not failed, f"accepted, but {failed}\n{schedule.to_json()}"
             counts["of refused, run" if refused else "accepted, run"] += 1
             counts["of these failed"] += bool(failed)
-    record_property("adversarial", {"kind": kind, **counts})
+    record_property("adversarial", {"kind": kind} | {c: counts[c] for c in COLUMNS})
     assert counts["mutants"] >= 10
 
 
@@ -92,7 +93,7 @@ def test_what_the_search_makes_is_accepted_and_survives(of, record_property):
         assert refusal(source, source.schedule) is None
         assert failure(source.graph, source.schedule, source.gpu, 8) is None
         counts += collections.Counter({"accepted": 1, "accepted, run": 1})
-    record_property("adversarial", {"kind": "(unchanged)", **counts})
+    record_property("adversarial", {"kind": "(unchanged)"} | {c: counts[c] for c in COLUMNS})
 
 
 NEEDED = {  # where a mutant that shows it is found soon
@@ -133,5 +134,5 @@ def test_the_simulator_finds_a_broken_protocol(kind, record_property):
                 Simulator(program, seed, ring=True).run()
         except FAILURES as error:
             counts[type(error).__name__.lower()] += 1
-    record_property("protocol", {"kind": kind, **counts})
+    record_property("protocol", {"kind": kind} | {c: counts[c] for c in ("programs", "race", "hang")})
     assert counts["race"] + counts["hang"] > 0
