@@ -1,6 +1,8 @@
 """`OpGraph`: the operator DAG that leaves this stage, as plain frozen data."""
 
 import dataclasses
+import functools
+from collections.abc import Callable
 from typing import Any
 
 import networkx as nx
@@ -160,7 +162,33 @@ class OpGraph:
         return self.dag.nodes[id]["node"]
 
     def phase(self, name: str) -> Phase:
-        return next(p for p in self.phases if p.name == name)
+        return self._by_name[name]
+
+    @functools.cached_property
+    def _by_name(self) -> dict[str, Phase]:
+        return {p.name: p for p in self.phases}
+
+    @functools.cached_property
+    def order(self) -> dict[str, int]:
+        """Each phase's place in the program."""
+        return {name: i for i, name in enumerate(n for s in self.segments for n in s.phases)}
+
+    @functools.cached_property
+    def writers(self) -> dict[str, tuple[Phase, ...]]:
+        """By tensor: the phases that write it."""
+        return self._users(lambda p: p.writes)
+
+    @functools.cached_property
+    def readers(self) -> dict[str, tuple[Phase, ...]]:
+        """By tensor: the phases that read it, whole or by rows."""
+        return self._users(lambda p: (*p.reads, *p.row_reads))
+
+    def _users(self, tensors: Callable[[Phase], tuple[str, ...]]) -> dict[str, tuple[Phase, ...]]:
+        users: dict[str, dict[str, Phase]] = {name: {} for name in self.tensors}
+        for phase in self.phases:
+            for name in tensors(phase):
+                users.setdefault(name, {})[phase.name] = phase
+        return {name: tuple(found.values()) for name, found in users.items()}
 
     def iterations(self, phase: Phase) -> int:
         return self.segments[phase.segment].repeats

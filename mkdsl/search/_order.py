@@ -1,8 +1,8 @@
 """The order in which a schedule's steps happen, proved by vector clocks.
 
 A step is one phase in one iteration. Every worker walks the steps in program order and takes part in those it has items of. A step's
-event has come when all who take part in it have signalled, which they do after their reads and writes. `clock[w, v]` says up to which
-step worker w, starting a step, knows worker v to be done: its own program order, joined with the events it waited for.
+event has come when all who take part in it have signalled, which they do after their reads and writes. A step's clock says up to which
+step a worker that starts it knows every other to be done: its own program order, joined with the events it waited for.
 
 Loops are unrolled to a few iterations. That suffices: a path between steps of iterations i and j runs through iterations i to j only, all
 waits inside a loop reach back at most one iteration, and the steps and waits of iteration i + 1 are those of i, shifted. So whether one
@@ -16,6 +16,7 @@ from collections.abc import Iterator
 import numpy as np
 
 from mkdsl.graph import OpGraph, Phase
+from mkdsl.search._crews import Clock, Crews
 from mkdsl.search._schedule import Schedule
 
 NEVER = np.iinfo(np.int32).max
@@ -23,16 +24,24 @@ NEVER = np.iinfo(np.int32).max
 
 @dataclasses.dataclass(frozen=True, eq=False)
 class Step:
-    """One phase in one iteration; `index` in program order. clock: see above; released: the same through release events alone;
-    early: before the phase's waits."""
+    """One phase in one iteration; `index` in program order. who: the crews that take part. clock: see above; released: the same through
+    release events alone; early: before the phase's waits. event, release: what its event adds to the clocks of those who wait for it."""
 
     index: int
     phase: Phase
     iteration: int
-    workers: np.ndarray
-    early: np.ndarray
-    clock: np.ndarray
-    released: np.ndarray
+    who: np.ndarray
+    early: Clock
+    clock: Clock
+    released: Clock
+
+    @property
+    def event(self) -> np.ndarray:
+        return self.clock.event(self.who, self.index)
+
+    @property
+    def release(self) -> np.ndarray:
+        return self.released.event(self.who, self.index)
 
     def __str__(self) -> str:
         return f"{self.phase.name} in iteration {self.iteration}"
@@ -42,34 +51,27 @@ class Execution:
     """The unrolled steps of a schedule with their clocks."""
 
     def __init__(self, graph: OpGraph, schedule: Schedule) -> None:
-        self.graph, self.schedule = graph, schedule
+        self.graph, self.schedule, self.crews = graph, schedule, Crews(graph, schedule)
         span = max((t.incarnations for t in schedule.tensors), default=1) + 2
         self.repeats = [min(s.repeats, span) for s in graph.segments]
-        self.position = {name: i for i, name in enumerate(n for s in graph.segments for n in s.phases)}
-        outputs = {name for name, t in graph.tensors.items() if t.output}
-        self.counters = {t.name for t in schedule.tensors if t.handoff == "counter"} - outputs
+        self.counters = {t.name for t in schedule.tensors if t.handoff == "counter" and not graph.tensors[t.name].output}
         self.steps: list[Step] = []
-        self.at: dict[tuple[str, int], Step] = {}
+        self.of: dict[str, list[Step]] = {p.name: [] for p in graph.phases}  # by iteration
         self._run()
 
     def _run(self) -> None:
-        workers = self.schedule.workers
-        clock, released = (np.full((workers, workers), -1, np.int32) for _ in range(2))
-        events: list[np.ndarray] = []
-        releases: list[np.ndarray] = []
+        n = len(self.crews.size)
+        clock = released = Clock(np.full((n, n), -1, np.int32), np.full(n, -1, np.int32))
         for index, (phase, iteration) in enumerate(self._program()):
-            plan = self.schedule.plan(phase.name)
-            who, early = np.array(plan.participants()), clock.copy()
-            for before in self.waited(phase, plan.waits, iteration):
-                clock[who] = np.maximum(clock[who], events[before.index])
-                if self.counters.intersection(before.phase.writes):
-                    released[who] = np.maximum(released[who], releases[before.index])
-            step = Step(index, phase, iteration, who, early, clock.copy(), released.copy())
+            who, early = self.crews.takes[phase.name].any(axis=0), clock
+            waited = list(self.waited(phase, self.schedule.plan(phase.name).waits, iteration))
+            clock = clock.joined(who, [s.event for s in waited])
+            released = released.joined(who, [s.release for s in waited if self.releases(s.phase)])
+            step = Step(index, phase, iteration, who, early, clock, released)
             self.steps.append(step)
-            self.at[phase.name, iteration] = step
-            for c, out in ((clock, events), (released, releases)):
-                c[who, who] = index
-                out.append(c[who].max(axis=0))
+            self.of[phase.name].append(step)
+            own = np.where(who, np.int32(index), clock.own)
+            clock, released = Clock(clock.others, own), Clock(released.others, own)
 
     def _program(self) -> Iterator[tuple[Phase, int]]:
         for segment, repeats in zip(self.graph.segments, self.repeats, strict=True):
@@ -82,28 +84,40 @@ class Execution:
         """The steps whose events a phase waits for in an iteration."""
         for before in map(self.graph.phase, waits):
             if before.segment < phase.segment:
-                if iteration == 0:
-                    yield from (self.at[before.name, i] for i in range(self.repeats[before.segment]))
-            elif self.position[before.name] < self.position[phase.name]:
-                yield self.at[before.name, iteration]
+                yield from self.of[before.name] if iteration == 0 else ()
+            elif self.graph.order[before.name] < self.graph.order[phase.name]:
+                yield self.of[before.name][iteration]
             elif iteration > 0:
-                yield self.at[before.name, iteration - 1]
+                yield self.of[before.name][iteration - 1]
 
-    def implies(self, phase: str, before: str) -> bool:
-        """Whether `phase`'s other waits imply one for `before`: the same order, through release events if it hands over by counter."""
-        by_release = bool(self.counters.intersection(self.graph.phase(before).writes))
-        for step in (s for s in self.steps if s.phase.name == phase):
-            known = step.released if by_release else step.clock
+    def releases(self, phase: Phase) -> bool:
+        """Whether a phase's event releases its stores: it hands a tensor over by counter."""
+        return not self.counters.isdisjoint(phase.writes)
+
+    def implies(self, phase: str, waits: tuple[str, ...], before: str) -> bool:
+        """Whether a phase that waits for `waits` need not wait for `before` besides: the same order, through release events if that hands
+        over by counter. No path to an event's waiter leads through the same wait in another iteration, so this execution, in which it
+        stands, tells."""
+        released = self.releases(self.graph.phase(before))
+        for step in self.of[phase]:
+            others = [s for s in self.waited(step.phase, waits, step.iteration) if not released or self.releases(s.phase)]
+            known = self._before_waits(step, released).joined(step.who, [s.release if released else s.event for s in others])
             for earlier in self.waited(step.phase, (before,), step.iteration):
-                if (known[np.ix_(step.workers, earlier.workers)] < earlier.index).any():
+                if self.crews.all_pairs(earlier.who, step.who).late(earlier.index, known):
                     return False
         return True
 
+    def _before_waits(self, step: Step, released: bool) -> Clock:
+        if not released:
+            return step.early
+        former = self.steps[step.index - 1].released if step.index else Clock(np.full_like(step.early.others, -1), step.early.own)
+        return Clock(former.others, step.early.own)
+
     def fenced_after(self, fences: set[str]) -> np.ndarray:
-        """[step, worker]: the first later step in which the worker fences, which orders what it did in this one; NEVER if there is none."""
-        out = np.full((len(self.steps) + 1, self.schedule.workers), NEVER, np.int32)
+        """[step, crew]: the first later step in which its workers fence, which orders what they did in this one; NEVER if there is none."""
+        out = np.full((len(self.steps) + 1, len(self.crews.size)), NEVER, np.int32)
         for step in reversed(self.steps):
             out[step.index] = out[step.index + 1]
             if step.phase.name in fences:
-                out[step.index, step.workers] = step.index
+                out[step.index, step.who] = step.index
         return out[1:]

@@ -3,8 +3,10 @@
 Starts from as few waits and fences as reads suggest, and adds what the proof in `_races` finds missing.
 """
 
+import bisect
 import dataclasses
 import itertools
+import math
 from collections.abc import Iterable, Sequence
 
 from mkdsl.graph import OpGraph, Phase, Tensor
@@ -13,23 +15,24 @@ from mkdsl.search._races import EARLY, Accesses, Violation, home, overtakings
 from mkdsl.search._schedule import Schedule, TensorPlan
 from mkdsl.search._verify import ScheduleError
 
+MOST_CHOICES = 1000  # of phases that fence, to try one by one
+
 
 def tensor_plans(graph: OpGraph, handoff: str, splits: dict[str, int]) -> tuple[TensorPlan, ...]:
     """Two incarnations of what a loop writes. Three of loop state that is still read when its next instance is written: the writer then
-    clears the slot of the instance before, which all have read."""
+    clears the slot of the instance before, which all have read. One of an output, which nobody waits for."""
     out = []
     for tensor in graph.tensors.values():
-        looped = tensor.carried or graph.segments[home(graph, tensor.name)].repeats > 1
+        looped = not tensor.output and (tensor.carried or graph.segments[home(graph, tensor.name)].repeats > 1)
         incarnations = 3 if _read_while_written(graph, tensor) else 2 if looped else 1
         out.append(TensorPlan(name=tensor.name, handoff=handoff, incarnations=incarnations, splits=splits.get(tensor.name, 1)))
     return tuple(out)
 
 
 def _read_while_written(graph: OpGraph, tensor: Tensor) -> bool:
-    order = [name for s in graph.segments for name in s.phases]
-    writer = max(order.index(p.name) for p in graph.phases if tensor.name in p.writes)
-    at_home = [p for p in graph.phases if p.segment == home(graph, tensor.name) and tensor.name in (*p.reads, *p.row_reads)]
-    return tensor.carried and any(order.index(p.name) >= writer for p in at_home)
+    writer = max(graph.order[p.name] for p in graph.writers[tensor.name])
+    at_home = [p for p in graph.readers[tensor.name] if p.segment == home(graph, tensor.name)]
+    return tensor.carried and any(graph.order[p.name] >= writer for p in at_home)
 
 
 def producers(graph: OpGraph, phase: Phase, tensors: Iterable[str]) -> tuple[str, ...]:
@@ -40,7 +43,7 @@ def producers(graph: OpGraph, phase: Phase, tensors: Iterable[str]) -> tuple[str
         latest = min(phase.segment, home(graph, name))
         return writer.segment == latest or writer.segment < latest == phase.segment
 
-    return tuple(p.name for p in graph.phases if any(t in p.writes and before(p, t) for t in tensors))
+    return tuple(sorted({p.name for t in tensors for p in graph.writers[t] if before(p, t)}, key=lambda name: graph.order[name]))
 
 
 def with_producers(graph: OpGraph, schedule: Schedule) -> Schedule:
@@ -79,15 +82,15 @@ def _by_counter(schedule: Schedule, name: str) -> Schedule:
 
 
 def _without_implied_waits(graph: OpGraph, schedule: Schedule) -> Schedule:
-    """Drops each wait for what the phase's other waits imply: every look at a counter is a trip to L2 on the critical path."""
+    """Drops each wait for what the phase's other waits imply: every look at a counter is a trip to L2 on the critical path.
+    The order stays what it was, so one execution tells for all."""
+    execution, waits = Execution(graph, schedule), {p.name: p.waits for p in schedule.phases}
     for plan in schedule.phases:
         for name in plan.waits:
-            waits = {p.name: p.waits for p in schedule.phases}
-            waits[plan.name] = tuple(w for w in waits[plan.name] if w != name)
-            fewer = _with(schedule, waits, [p.name for p in schedule.phases if p.fence])
-            if Execution(graph, fewer).implies(plan.name, name):
-                schedule = fewer
-    return schedule
+            others = tuple(w for w in waits[plan.name] if w != name)
+            if execution.implies(plan.name, others, name):
+                waits[plan.name] = others
+    return _with(schedule, waits, [p.name for p in schedule.phases if p.fence])
 
 
 def _add_wait(waits: dict[str, tuple[str, ...]], violation: Violation) -> bool:
@@ -106,10 +109,20 @@ def _with(schedule: Schedule, waits: dict[str, tuple[str, ...]], fences: Iterabl
 
 
 def _fewest_fences(graph: OpGraph, schedule: Schedule, execution: Execution, accesses: Sequence[Accesses]) -> tuple[str, ...]:
-    """The fewest phases whose fences suffice, given that all of them do; among as few, those that stream most, where a fence hides best."""
-    by_stream = [p.name for p in sorted(graph.phases, key=lambda p: (graph.iterations(p) == 1, -p.streamed_bytes(schedule.batch)))]
-    for chosen in itertools.chain.from_iterable(itertools.combinations(by_stream, n) for n in range(len(by_stream))):
+    """The fewest phases whose fences suffice, given that all of them do; among as few, those that stream most, where a fence hides best.
+    Where there are too many choices to try, as few as none can be spared of."""
+
+    def suffice(chosen: Sequence[str]) -> bool:
         fenced = execution.fenced_after(set(chosen))
-        if not any(v for a in accesses for v in a.unfenced(fenced)):
+        return not any(v for a in accesses for v in a.unfenced(fenced))
+
+    by_stream = [p.name for p in sorted(graph.phases, key=lambda p: (graph.iterations(p) == 1, -p.streamed_bytes(schedule.batch)))]
+    sizes = itertools.takewhile(lambda n: math.comb(len(by_stream), n) <= MOST_CHOICES, range(len(by_stream) + 1))
+    for chosen in itertools.chain.from_iterable(itertools.combinations(by_stream, n) for n in sizes):
+        if suffice(chosen):
             return chosen
-    return tuple(by_stream)
+    needed: list[str] = []
+    while not suffice(needed):  # the last of the shortest prefix that suffices together with those is needed too
+        shortest = bisect.bisect_left(range(len(by_stream)), True, key=lambda n: suffice([*by_stream[:n], *needed]))
+        needed.append(by_stream[shortest - 1])
+    return tuple(needed)

@@ -21,13 +21,15 @@ iteration before all have signalled the one before.
 """
 
 import dataclasses
+import itertools
 from collections.abc import Iterator
 
 import numpy as np
 
 from mkdsl.graph import OpGraph, Phase, Tensor
+from mkdsl.search._crews import Clock, Pairs
 from mkdsl.search._order import Execution, Step
-from mkdsl.search._schedule import PhasePlan, Schedule
+from mkdsl.search._schedule import PhasePlan
 
 BEFORE, CLEAR, FENCE, EARLY, REUSE, COUNT = "before", "clear", "fence", "early", "reuse", "count"
 
@@ -58,19 +60,16 @@ class Violation:
 
 def overtakings(execution: Execution) -> Iterator[Violation]:
     """Steps of waited-for phases that may signal before the same phase's former iteration is complete."""
-    waited = {name for plan in execution.schedule.phases for name in plan.waits}
-    for then in execution.steps:
-        if then.phase.name in waited and then.iteration > 0:
-            first = execution.at[then.phase.name, then.iteration - 1]
-            late = first.index > then.clock[np.ix_(then.workers, first.workers)]
-            if late.any():
-                v, w = np.argwhere(late)[0]
-                yield Violation(COUNT, "", first.iteration, first, int(first.workers[w]), then, int(then.workers[v]))
+    for name in {name: None for plan in execution.schedule.phases for name in plan.waits}:
+        for first, then in itertools.pairwise(execution.of[name]):
+            late = execution.crews.all_pairs(first.who, then.who).late(first.index, then.clock)
+            if late:
+                yield Violation(COUNT, "", first.iteration, first, late[0], then, late[1])
 
 
 def home(graph: OpGraph, tensor: str) -> int:
     """The segment whose iterations number a tensor's instances: the last that writes it."""
-    return max(p.segment for p in graph.phases if tensor in p.writes)
+    return max(p.segment for p in graph.writers[tensor])
 
 
 def written_instance(tensor: Tensor, home: int, step: Step) -> int:
@@ -88,10 +87,9 @@ def read_instance(tensor: Tensor, home: int, step: Step, repeats: int) -> int:
 
 def owners(phase: Phase, plan: PhasePlan, part: int, batch: int) -> np.ndarray:
     """[batch, rows]: which worker finishes each row of a part. Of an attention, which may be split: [batch * kv_heads * splits, 1]."""
-    counts = [n for _, n in plan.tasks[part]]
-    of_item = np.full(sum(counts), -1)
-    for worker, (first, n) in enumerate(plan.tasks[part]):
-        of_item[first : first + n] = worker
+    firsts, counts = np.array(plan.tasks[part]).T
+    order = np.argsort(firsts)
+    of_item = np.repeat(order, counts[order])
     if phase.kind == "attention":
         return of_item[:, None]
     rows = np.repeat(of_item, plan.rows)
@@ -104,60 +102,55 @@ class Accesses:
     def __init__(self, execution: Execution, tensor: Tensor) -> None:
         graph, schedule = execution.graph, execution.schedule
         self.execution, self.tensor, self.plan = execution, tensor, schedule.tensor(tensor.name)
-        self.schedule: Schedule = schedule
+        self.crews, self.schedule = execution.crews, schedule
         self.home = home(graph, tensor.name)
         repeats = execution.repeats[self.home]
         self.writes: dict[int, Step] = {}
         self.reads: dict[int, list[Step]] = {}
-        for step in execution.steps:
-            if tensor.name in step.phase.writes:
-                self.writes[written_instance(tensor, self.home, step)] = step
-            if tensor.name in step.phase.reads or tensor.name in step.phase.row_reads:
-                self.reads.setdefault(read_instance(tensor, self.home, step, repeats), []).append(step)
-        self._pairs: dict[tuple[str, str, bool], np.ndarray] = {}
+        for step in (s for p in graph.writers[tensor.name] for s in execution.of[p.name]):
+            self.writes[written_instance(tensor, self.home, step)] = step
+        for step in (s for p in graph.readers[tensor.name] for s in execution.of[p.name]):
+            self.reads.setdefault(read_instance(tensor, self.home, step, repeats), []).append(step)
+        self._pairs: dict[tuple[str, str, bool], Pairs] = {}
 
-    def pairs(self, reader: Phase, writer: Phase) -> np.ndarray:
-        """[worker, worker]: whether the first reads, in `reader`, rows that the second writes in `writer`."""
-        whole = self.tensor.name in reader.reads
-        return self._pairs_of(reader, writer, whole=whole)
-
-    def looks(self, read: Step, writer: Phase) -> Iterator[tuple[str, np.ndarray, np.ndarray]]:
-        """The reads of a step as (kind of violation, pairs, what the reading workers know when they look)."""
+    def looks(self, read: Step, writer: Phase) -> Iterator[tuple[str, Pairs, Clock]]:
+        """The reads of a step as (kind of violation, (writer, reader) pairs, what the reading workers know when they look)."""
         if self.tensor.name in read.phase.reads:
-            yield FENCE, self._pairs_of(read.phase, writer, whole=True), read.clock
+            yield FENCE, self._met(read.phase, writer, whole=True).T, read.clock
         if self.tensor.name in read.phase.row_reads:
             kind, clock = (EARLY, read.early) if self.schedule.preloads(read.phase) else (FENCE, read.clock)
-            yield kind, self._pairs_of(read.phase, writer, whole=False), clock
+            yield kind, self._met(read.phase, writer, whole=False).T, clock
 
-    def _pairs_of(self, reader: Phase, writer: Phase, *, whole: bool) -> np.ndarray:
+    def _met(self, reader: Phase, writer: Phase, *, whole: bool) -> Pairs:
+        """(worker, worker): the first reads, in `reader`, rows that the second writes in `writer`."""
         key = reader.name, writer.name, whole
         if key not in self._pairs:
             self._pairs[key] = self._find_pairs(reader, writer, whole)
         return self._pairs[key]
 
-    def _find_pairs(self, reader: Phase, writer: Phase, whole: bool) -> np.ndarray:
-        writing = self._owners(writer)
-        met = np.zeros((self.schedule.workers,) * 2, bool)
-        part_of_rows = [i for i, part in enumerate(reader.parts) if part.rows == self.tensor.width]
-        if whole or not part_of_rows or "attention" in (reader.kind, writer.kind):
-            met[np.ix_(self.schedule.plan(reader.name).participants(), np.unique(writing))] = True
-        else:
-            for part in part_of_rows:
-                met[owners(reader, self.schedule.plan(reader.name), part, self.schedule.batch), writing] = True
-        return met
+    def _find_pairs(self, reader: Phase, writer: Phase, whole: bool) -> Pairs:
+        parts = [i for i, part in enumerate(reader.parts) if part.rows == self.tensor.width]
+        if whole or not parts or "attention" in (reader.kind, writer.kind):
+            return self.crews.all_pairs(self.crews.takes[reader.name].any(axis=0), self._storing(writer))
+        plans, batch = (self.schedule.plan(p.name) for p in (reader, writer)), self.schedule.batch
+        reading, writing = next(plans), next(plans)
+        stored = owners(writer, writing, self._part(writer), batch)
+        read = [owners(reader, reading, part, batch) for part in parts]
+        return self.crews.row_pairs(*(np.concatenate(rows, axis=None) for rows in (read, [stored] * len(parts))))
 
-    def _owners(self, writer: Phase) -> np.ndarray:
-        part = next(i for i, part in enumerate(writer.parts) if self.tensor.name in part.writes)
-        return owners(writer, self.schedule.plan(writer.name), part, self.schedule.batch)
+    def _part(self, writer: Phase) -> int:
+        return next(i for i, part in enumerate(writer.parts) if self.tensor.name in part.writes)
+
+    def _storing(self, writer: Phase) -> np.ndarray:
+        """The crews that store to this tensor."""
+        return self.crews.takes[writer.name][self._part(writer)]
 
     def violations(self) -> Iterator[Violation]:
         """All but missing fences."""
         for n, write in self.writes.items():
             if self.plan.handoff == "counter":
                 for read in self.reads.get(n, ()):
-                    yield from self._unordered(
-                        BEFORE, n, write, read, self.pairs(read.phase, write.phase).T | self._everyone(write, read), read.released
-                    )
+                    yield from self._unordered(BEFORE, n, write, read, self.crews.all_pairs(write.who, read.who), read.released)
             yield from self._reused(REUSE, n - self.plan.incarnations, write)
             if self._clears(write):
                 yield from self._reused(CLEAR, n + 1 - self.plan.incarnations, write)
@@ -165,7 +158,8 @@ class Accesses:
     def _reused(self, kind: str, old: int, write: Step) -> Iterator[Violation]:
         """An older instance of a slot that `write` overwrites or clears: its readers are done, and so is another writer."""
         for read in self.reads.get(old, ()):
-            yield from self._unordered(kind, old, read, write, self.pairs(read.phase, write.phase), write.clock)
+            whole = self.tensor.name in read.phase.reads
+            yield from self._unordered(kind, old, read, write, self._met(read.phase, write.phase, whole=whole), write.clock)
         former = self.writes.get(old, write)
         if self.plan.handoff == "counter" and former.phase != write.phase:
             yield from self._unordered(REUSE, old, former, write, self._stores(former, write), write.released)
@@ -178,51 +172,38 @@ class Accesses:
             old = n + 1 - self.plan.incarnations
             former = self.writes.get(old, write)
             if former.phase != write.phase:
-                late = self._stores(former, write) & (fenced_after[former.index][:, None] > write.clock.T)
+                pairs = self._stores(former, write)
                 if former.phase.kind == "map":  # stores each row once; of a fold's rows that were seen another store may be under way
-                    late &= ~self._seen_whole(old, write)
-                np.fill_diagonal(late, False)
-                yield from self._report(REUSE, old, former, write, late)
+                    pairs = pairs.without(self._seen_whole(old, write))
+                yield from self._report(REUSE, old, former, write, pairs.late(fenced_after[former.index], write.clock))
             for read in self.reads.get(n + 1, ()):
                 for kind, pairs, clock in self.looks(read, write.phase):
-                    late = pairs.T & (fenced_after[write.index][:, None] > clock.T)
-                    np.fill_diagonal(late, False)
-                    yield from self._report(kind, n + 1, write, read, late)
+                    yield from self._report(kind, n + 1, write, read, pairs.late(fenced_after[write.index], clock))
 
     def _seen_whole(self, instance: int, then: Step) -> np.ndarray:
-        """[writer, worker]: whether a worker knows, in step `then`, that someone but the writer is done who read the whole of an instance.
-        The writer itself may have seen its stores before others can."""
-        seen = np.zeros((self.schedule.workers,) * 2, bool)
+        """[crew of the writer, crew]: whether a worker knows, in step `then`, that someone but the writer is done who read the whole of an
+        instance. The writer itself may have seen its stores before others can."""
+        seen = np.zeros((len(self.crews.size),) * 2, bool)
         for read in self.reads.get(instance, ()):
             if self.tensor.name in read.phase.reads and read.phase.kind != "attention":  # which reads its own heads only
-                known = np.zeros_like(seen)
-                known[:, read.workers] = then.clock[:, read.workers] >= read.index
-                seen |= known.sum(axis=1) > known.T  # more than the writer's own read
+                known = read.who & (then.clock.others >= read.index)
+                own = read.who & (then.clock.own >= read.index)
+                readers = known @ self.crews.size - known.diagonal() + own
+                seen |= (readers[:, None] > known).T  # more than the writer's own read
         return seen
 
     def _clears(self, write: Step) -> bool:
         return self.plan.handoff == "data" and self.plan.incarnations > 1 and write.phase.segment == self.home
 
-    def _everyone(self, first: Step, then: Step) -> np.ndarray:
-        met = np.zeros((self.schedule.workers,) * 2, bool)
-        met[np.ix_(first.workers, then.workers)] = True
-        return met
+    def _stores(self, first: Step, then: Step) -> Pairs:
+        """(worker, worker): both store to this tensor."""
+        return self.crews.all_pairs(self._storing(first.phase), self._storing(then.phase))
 
-    def _stores(self, first: Step, then: Step) -> np.ndarray:
-        """[worker, worker]: both store to this tensor."""
-        met = np.zeros((self.schedule.workers,) * 2, bool)
-        met[np.ix_(np.unique(self._owners(first.phase)), np.unique(self._owners(then.phase)))] = True
-        return met
-
-    def _unordered(self, kind: str, instance: int, first: Step, then: Step, met: np.ndarray, clock: np.ndarray) -> Iterator[Violation]:
-        """met[w, v]: `first` on worker w concerns `then` on worker v. Program order counts across steps only: within a step a worker
+    def _unordered(self, kind: str, instance: int, first: Step, then: Step, pairs: Pairs, clock: Clock) -> Iterator[Violation]:
+        """`first` on one worker of a pair concerns `then` on the other. Program order counts across steps only: within a step a worker
         may finish rows in overlapping blocks, and so read again what it has just overwritten."""
-        late = met & (first.index > clock.T)
-        if first.index < then.index:
-            np.fill_diagonal(late, False)
-        yield from self._report(kind, instance, first, then, late)
+        yield from self._report(kind, instance, first, then, pairs.late(first.index, clock, own=first.index >= then.index))
 
-    def _report(self, kind: str, instance: int, first: Step, then: Step, late: np.ndarray) -> Iterator[Violation]:
-        if late.any():
-            w, v = (int(i) for i in np.argwhere(late)[0])
-            yield Violation(kind, self.tensor.name, instance, first, w, then, v)
+    def _report(self, kind: str, instance: int, first: Step, then: Step, late: tuple[int, int] | None) -> Iterator[Violation]:
+        if late:
+            yield Violation(kind, self.tensor.name, instance, first, late[0], then, late[1])

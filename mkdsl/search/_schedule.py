@@ -1,6 +1,7 @@
 """`Schedule`: every decision of one megakernel, as plain frozen data that prints and round-trips through JSON."""
 
 import dataclasses
+import functools
 from typing import Any
 
 from mkdsl.graph import Phase
@@ -95,10 +96,18 @@ class Schedule:
         return phase.kind == "fold" and all(self.tensor(t).handoff == "data" for t in phase.row_reads)
 
     def plan(self, phase: str) -> PhasePlan:
-        return next(p for p in self.phases if p.name == phase)
+        return self._plans[phase]
 
     def tensor(self, name: str) -> TensorPlan:
-        return next(t for t in self.tensors if t.name == name)
+        return self._tensors[name]
+
+    @functools.cached_property
+    def _plans(self) -> dict[str, PhasePlan]:
+        return {p.name: p for p in self.phases}
+
+    @functools.cached_property
+    def _tensors(self) -> dict[str, TensorPlan]:
+        return {t.name: t for t in self.tensors}
 
     def __str__(self) -> str:
         us = dict(self.us)

@@ -1,16 +1,23 @@
 """`verify_schedule`: a proof, without a GPU, that a schedule is safe to run. It reads the graph and the schedule and trusts no search."""
 
+import dataclasses
 import itertools
+import math
+import typing
+from collections.abc import Callable
+from typing import Any
 
 from mkdsl.graph import OpGraph, Phase, Tensor
 from mkdsl.search._assign import items
 from mkdsl.search._order import Execution
 from mkdsl.search._profile import Profile
 from mkdsl.search._races import Accesses, home, overtakings
-from mkdsl.search._schedule import PhasePlan, Schedule
+from mkdsl.search._schedule import PhasePlan, Schedule, TensorPlan
 from mkdsl.search._smem import ROWS, shared_memory
 
 MMA_K = 16
+PARTS = (1, 2, 4, 8)  # of a tile: columns of the mma's smallest right-hand side that a sequence may take
+MOST_SEQUENCES = 16
 
 
 class ScheduleError(ValueError):
@@ -28,6 +35,7 @@ def verify_schedule(graph: OpGraph, schedule: Schedule, profile: Profile) -> Non
     Raises:
       ScheduleError: something does not hold.
     """
+    _check_types(schedule)
     _check_names(graph, schedule)
     _check_ring(schedule, profile)
     for phase in graph.phases:
@@ -49,10 +57,39 @@ def _require(condition: bool, message: str) -> None:
 # Structure.
 
 
+def _check_types(schedule: Schedule) -> None:
+    """Every field is what its annotation says: a schedule may come from a file, and 2.0 items or workers true would compute."""
+    for entry in itertools.chain((schedule,), schedule.phases, schedule.tensors):
+        of = f"{entry.name}: " if isinstance(entry, PhasePlan | TensorPlan) else ""
+        for name, is_kind in _FIELDS[type(entry)]:
+            value = getattr(entry, name)
+            _require(is_kind(value), f"{of}{name} is {str(value)[:80]}, which is none that a schedule has")
+
+
+def _is(kind: Any) -> Callable[[Any], bool]:
+    """Whether a value is of a type, nothing derived from it; times are finite and not negative."""
+    if typing.get_origin(kind) is tuple:
+        inner = [_is(k) for k in typing.get_args(kind) if k is not Ellipsis]
+        if len(inner) < len(typing.get_args(kind)):
+            return lambda x: type(x) is tuple and all(map(inner[0], x))
+        return lambda x: type(x) is tuple and len(x) == len(inner) and all(f(v) for f, v in zip(inner, x, strict=True))
+    if kind is float:
+        return lambda x: type(x) in (int, float) and math.isfinite(x) and x >= 0
+    return lambda x: type(x) is kind
+
+
+_FIELDS = {
+    entry: [(f.name, _is(typing.get_type_hints(entry)[f.name])) for f in dataclasses.fields(entry)]
+    for entry in (Schedule, PhasePlan, TensorPlan)
+}
+
+
 def _check_names(graph: OpGraph, schedule: Schedule) -> None:
+    _require([p.name for p in graph.phases] == list(graph.order), "the graph's phases are not listed in the order of its segments")
     for what, wanted, found in (
         ("phases", [p.name for p in graph.phases], [p.name for p in schedule.phases]),
         ("tensors", list(graph.tensors), [t.name for t in schedule.tensors]),
+        ("timed phases", [p.name for p in graph.phases], [name for name, _ in schedule.us]),
     ):
         _require(sorted(wanted) == sorted(found), f"the graph's {what} are {wanted}, the schedule's {found}")
 
@@ -63,16 +100,24 @@ def _check_ring(schedule: Schedule, profile: Profile) -> None:
         1 <= s.batch <= s.padded_batch and s.padded_batch & (s.padded_batch - 1) == 0,
         f"batch {s.batch} padded to {s.padded_batch}: not to a power of two",
     )
+    _require(
+        s.padded_batch <= MOST_SEQUENCES, f"batch {s.batch} padded to {s.padded_batch}: a kernel decodes 1 to {MOST_SEQUENCES} sequences"
+    )
     most = profile.workers
     _require(1 <= s.workers <= most, f"{s.workers} workers: {profile.name} holds {most} at once, and all must be resident")
     _require(s.stages >= 2, f"a ring of {s.stages} stages: at least 2, one to fill and one to fold")
+    _require(s.stage_bytes > 0, f"a stage of {s.stage_bytes} bytes")
     _require(1 <= s.window <= s.stages, f"window {s.window}: from 1 to the ring's {s.stages} stages")
 
 
 def _check_fold(graph: OpGraph, schedule: Schedule, phase: Phase, plan: PhasePlan) -> None:
     name, p = phase.name, plan
     _require(p.rows * p.parts == ROWS, f"{name}: {p.rows} rows x {p.parts} parts: a tile has {ROWS} mma rows")
+    _require(p.parts in PARTS, f"{name}: {p.parts} parts: a tile has 1, 2, 4 or 8")
     _require(phase.parallel or p.parts == 1, f"{name}: {p.parts} parts of a fold that folds whole rows")
+    _require(
+        phase.parallel or p.pieces == 1, f"{name}: {p.pieces} pieces of a fold whose carry goes from a row's first to its last element"
+    )
     divides = min(p.parts, p.pieces, p.chunk, p.group) >= 1 and phase.k % (p.parts * p.pieces * p.chunk) == 0
     _require(divides, f"{name}: {p.parts} parts x {p.pieces} pieces x chunk {p.chunk} do not divide k={phase.k} (group {p.group})")
     _require(p.chunk % MMA_K == 0, f"{name}: chunk {p.chunk} is no multiple of {MMA_K}")
@@ -89,6 +134,7 @@ def _check_attention(graph: OpGraph, schedule: Schedule, phase: Phase, plan: Pha
     _require(whole, f"{name}: chunk {p.chunk} is no multiple of 64 that divides the context {phase.k}")
     _require(1 <= p.splits <= phase.k // p.chunk, f"{name}: {p.splits} splits of {phase.k // p.chunk} cache blocks")
     _require(p.rows == phase.heads // phase.kv_heads * phase.head_dim, f"{name}: {p.rows} rows: an item is all heads of one kv head")
+    _require(p.parts == p.pieces == p.group == 1, f"{name}: {p.parts} parts, {p.pieces} pieces, group {p.group}: an attention has none")
     _check_stage(schedule, phase, p.chunk * phase.head_dim * phase.itemsize)
     _check_unsplit(schedule, phase, phase.reads)
 
@@ -97,6 +143,11 @@ def _check_map(graph: OpGraph, schedule: Schedule, phase: Phase, plan: PhasePlan
     whole = plan.rows >= 1 and plan.rows % 64 == 0 and all(part.rows % plan.rows == 0 for part in phase.parts)
     _require(whole, f"{phase.name}: {plan.rows} rows an item: no multiple of 64 that divides {[part.rows for part in phase.parts]}")
     _require(plan.splits == 1, f"{phase.name}: {plan.splits} splits: a map has none")
+    widths = [graph.tensors[name].width for name in phase.reads]
+    even = plan.parts in PARTS and all(width % (plan.parts * MMA_K) == 0 for width in widths)
+    _require(even, f"{phase.name}: {plan.parts} parts do not divide the {widths} that it reduces")
+    streams = plan.pieces != 1 or plan.group != 1 or plan.chunk
+    _require(not streams, f"{phase.name}: {plan.pieces} pieces, group {plan.group}, chunk {plan.chunk}: a map streams nothing")
     _check_unsplit(schedule, phase, phase.reads)
 
 
@@ -128,9 +179,11 @@ def _check_coverage(schedule: Schedule, phase: Phase, plan: PhasePlan) -> None:
 
 def _check_ranges(of: str, tasks: tuple[tuple[int, int], ...], wanted: int) -> None:
     """Every item below `wanted` once: in order of their first items, each range begins where the last ended."""
+    for worker, (first, n) in enumerate(tasks):
+        if not (n >= 0 and 0 <= first <= wanted - n):
+            raise ScheduleError(f"{of}: worker {worker} has items {first} to {first + n - 1} of {wanted}")
     end, last = 0, None
     for first, n, worker in sorted((first, n, worker) for worker, (first, n) in enumerate(tasks) if n):
-        _require(n > 0 and first >= 0 and first + n <= wanted, f"{of}: worker {worker} has items {first} to {first + n - 1} of {wanted}")
         _require(first <= end, f"{of}: nobody has items {end} to {first - 1}; worker {worker} begins at {first}")
         _require(first == end, f"{of}: workers {last} and {worker} both have item {first}")
         end, last = first + n, worker
@@ -143,9 +196,8 @@ def _check_ranges(of: str, tasks: tuple[tuple[int, int], ...], wanted: int) -> N
 def _check_waits(graph: OpGraph, phase: Phase, plan: PhasePlan) -> None:
     """Every wait is for an event of an earlier step. Workers walk all steps in one order, so the first step that is not yet complete
     waits for complete ones only: no deadlock."""
-    names = [p.name for p in graph.phases]
     for name in plan.waits:
-        _require(name in names, f"{phase.name}: waits for {name}, which is no phase")
+        _require(name in graph.order, f"{phase.name}: waits for {name}, which is no phase")
         before = graph.phase(name)
         _require(before.segment <= phase.segment, f"{phase.name}: waits for {name} of a later segment: it could never come")
         signals = any(not graph.tensors[t].output for t in before.writes)
@@ -155,21 +207,27 @@ def _check_waits(graph: OpGraph, phase: Phase, plan: PhasePlan) -> None:
 def _check_tensor(graph: OpGraph, schedule: Schedule, tensor: Tensor) -> None:
     plan, name = schedule.tensor(tensor.name), tensor.name
     _require(plan.handoff in ("data", "counter"), f"{name}: handed over by {plan.handoff!r}, neither data nor counter")
-    writers = [p for p in graph.phases if name in p.writes]
+    writers = graph.writers[name]
     _require(bool(writers), f"{name}: nothing writes it")
     splits = schedule.plan(writers[0].name).splits if tensor.heads else 1
     _require(plan.splits == splits, f"{name}: {plan.splits} splits, its writer {writers[0].name} makes {splits}")
     _check_writers(graph, tensor, writers)
-    repeats = graph.segments[home(graph, name)].repeats
-    instances = repeats + tensor.carried
-    enough = plan.incarnations >= 1 and (plan.incarnations > 1 or instances == 1 or plan.handoff == "counter")
-    _require(enough, f"{name}: {plan.incarnations} incarnations of {instances} instances: a cleared slot besides the written one needs 2")
-    for reader in graph.phases:
-        if name in reader.reads or name in reader.row_reads:
-            _check_reader(graph, schedule, tensor, reader)
+    _check_incarnations(graph, tensor, plan)
+    for reader in graph.readers[name]:
+        _check_reader(graph, schedule, tensor, reader)
 
 
-def _check_writers(graph: OpGraph, tensor: Tensor, writers: list[Phase]) -> None:
+def _check_incarnations(graph: OpGraph, tensor: Tensor, plan: TensorPlan) -> None:
+    n, instances = plan.incarnations, graph.segments[home(graph, tensor.name)].repeats + tensor.carried
+    if tensor.output:
+        _require(n == 1, f"{tensor.name}: {n} incarnations of an output, which has one")
+        return
+    enough = n > 1 or (n == 1 and (instances == 1 or plan.handoff == "counter"))
+    _require(enough, f"{tensor.name}: {n} incarnations of {instances} instances: a cleared slot besides the written one needs 2")
+    _require(n <= instances + 1, f"{tensor.name}: {n} incarnations of {instances} instances: the rest would never be used")
+
+
+def _check_writers(graph: OpGraph, tensor: Tensor, writers: tuple[Phase, ...]) -> None:
     segments = [p.segment for p in writers]
     once = len(set(segments)) == len(segments) <= 1 + tensor.carried and all(p.writes.count(tensor.name) == 1 for p in writers)
     _require(once, f"{tensor.name}: written by {[p.name for p in writers]}, more than once")
@@ -185,18 +243,17 @@ def _check_reader(graph: OpGraph, schedule: Schedule, tensor: Tensor, reader: Ph
     _require(not tensor.output, f"{reader.name}: reads {name}, an output")
     if name in reader.row_reads:
         _check_unsplit(schedule, reader, (name,))
-    order = [n for s in graph.segments for n in s.phases]
-    writers = [p for p in graph.phases if name in p.writes]
+    order, writers = graph.order, graph.writers[name]
     if reader.segment > segment:
         single = tensor.carried or graph.segments[segment].repeats == 1
         _require(single, f"{reader.name}: reads {name} after its loop: only the last of {graph.segments[segment].repeats} is left")
     elif tensor.carried:
         _require(
-            min(order.index(w.name) for w in writers) < order.index(reader.name) and len(writers) == 2,
+            min(order[w.name] for w in writers) < order[reader.name] and len(writers) == 2,
             f"{reader.name}: reads {name} before it is first written",
         )
     else:
-        _require(order.index(writers[0].name) < order.index(reader.name), f"{reader.name}: reads {name} before {writers[0].name} writes it")
+        _require(order[writers[0].name] < order[reader.name], f"{reader.name}: reads {name} before {writers[0].name} writes it")
 
 
 # Shared memory and order.

@@ -100,6 +100,22 @@ def make_graph(segments: list[tuple[int, list[Phase]]], tensors: list[Tensor], c
     return OpGraph(nx.DiGraph(), phases, looped, {t.name: t for t in tensors}, {}, {}, {}, (), context)
 
 
+@functools.cache
+def long_chain(phases: int, rows: int = 1056, repeats: int = 1) -> OpGraph:
+    """A model without two phases alike: each fold reads the one before whole, and the one before that by rows. The last writes the state."""
+    names = [f"t{i}" for i in range(phases - 1)] + ["x"]
+    part = Part(weights=("w",), rows=rows, writes=("x",))
+    first = Phase(name="first", kind="fold", segment=0, parts=(part,), reads=(), row_reads=(), k=1024)
+    body = [
+        Phase(
+            name=f"p{i}", kind="fold", segment=1, parts=(Part(weights=(f"w{i}",), rows=rows, writes=(name,)),), k=1024,
+            reads=(names[i - 1],), row_reads=tuple(names[i - 2 : i - 1]) if i > 1 else (),
+        )
+        for i, name in enumerate(names)
+    ]  # fmt: skip
+    return make_graph([(1, [first]), (repeats, body)], [Tensor(name=n, width=rows, carried=n == "x") for n in names])
+
+
 def _phase(draw, index: int, segment: int, known: list[Tensor], out: Tensor, scale: int) -> tuple[Phase, list[Tensor]]:
     """A random phase that writes `out`, and perhaps more; returns it with all it writes."""
     reads = tuple(draw(st.lists(st.sampled_from([t.name for t in known]), unique=True, max_size=2))) if known else ()

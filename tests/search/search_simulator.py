@@ -1,186 +1,174 @@
-"""A step-by-step simulation of workers that run a schedule, under an order of memory as weak as a GPU's and adversarial besides.
+"""Runs a `Program` under an order of memory as weak as a GPU's and adversarial besides.
 
 Every store stays private to its worker until it is committed, at a moment picked at random, in any order except per word; a fence
-commits all of a worker's. Signals are seen at once, before the stores they follow, unless they release. Independent of the proof: it
-knows no clocks.
+commits all of a worker's. Signals are seen at once, before the stores they follow, unless they release. Copies into the ring land in any
+order. Independent of the proof: it knows no clocks.
+
+Each run has a strategy against the schedule: it may starve one agent as long as anybody else gets on, or let one sprint; and it may hold
+back stores, all of them, or clears alone, or those of one tensor, until nobody gets on without them.
 """
 
 import random
-from collections.abc import Generator
 
-import numpy as np
+from search_program import SENTINEL, Begin, Compiler, End, Fence, Fill, Free, Look, Op, Program, Signal, Wait, Write
 
-from mkdsl.graph import OpGraph, Phase
+from mkdsl.graph import OpGraph
 from mkdsl.search import Schedule
-from mkdsl.search._races import home, owners, read_instance, written_instance
-
-SENTINEL = None
-Word = tuple[str, int, int]  # tensor, slot, word
 
 
 class Race(Exception):
-    """A worker saw a word of the wrong instance."""
+    """A worker saw a word of the wrong instance, or a stage that was being filled."""
 
 
 class Hang(Exception):
     """No worker can go on."""
 
 
-class _Step:
-    def __init__(self, phase: Phase, iteration: int) -> None:
-        self.phase, self.iteration = phase, iteration
-
-
 class Simulator:
-    """One run; `seed` picks the interleaving."""
+    """One run; `seed` picks the strategy and the interleaving. ring: whether loaders run too."""
 
-    def __init__(self, graph: OpGraph, schedule: Schedule, seed: int) -> None:
-        self.graph, self.schedule, self.random = graph, schedule, random.Random(seed)
-        self.position = {p.name: i for i, p in enumerate(graph.phases)}
-        self.memory: dict[Word, int | None] = {}
-        self.pending: list[dict[Word, list[int | None]]] = [{} for _ in range(schedule.workers)]
-        self.count = {p.name: 0 for p in graph.phases}
-        self.words = {p.name: self._words(p) for p in graph.phases}
+    def __init__(self, program: Program, seed: int, *, ring: bool = True) -> None:
+        self.program, self.random, self.ring = program, random.Random(seed), ring
+        agents = [(w, ops) for w, ops in enumerate(program.compute)]
+        agents += [(w, ops) for w, ops in enumerate(program.loaders)] if ring else []
+        self.agents = [(w, self._without_ring(ops)) for w, ops in agents]
+        self.at = [0] * len(self.agents)
+        self.memory = [SENTINEL] * len(program.owner)
+        self.pending: list[dict[int, list[int]]] = [{} for _ in program.compute]
+        self.counts: dict[str, int] = {}
+        self.stage = [[-1] * program.stages for _ in program.compute]  # the unit it holds
+        self.issued: list[set[int]] = [set() for _ in program.compute]  # not yet landed
+        self.landed: list[set[int]] = [set() for _ in program.compute]
+        self.freed: list[set[int]] = [set() for _ in program.compute]
+        self.slow = self.random.choice([None, *range(len(self.agents))])
+        self.burst = self.random.choice([(1,), (1, 1, 4, 40), (1000,)])
+        self.commits = self.random.choice((0.3, 0.03, 0.0))  # per turn; in any case when nobody gets on
+        self.held = self.random.choice([None, None, *sorted(set(program.owner))])
+        self.clears_last = self.random.random() < 0.5
 
-    def _words(self, phase: Phase) -> list[dict[str, set[int]]]:
-        """Per worker and written tensor: the words it writes. A word stands for 8 rows of a sequence."""
-        plan, batch = self.schedule.plan(phase.name), self.schedule.batch
-        out: list[dict[str, set[int]]] = [{} for _ in range(self.schedule.workers)]
-        for i, part in enumerate(phase.parts):
-            who = owners(phase, plan, i, batch)
-            who = who[:, ::8].ravel() if phase.kind != "attention" else np.repeat(who, plan.rows // 8)
-            for word, worker in enumerate(who):
-                for name in part.writes:
-                    out[int(worker)].setdefault(name, set()).add(word)
-        return out
+    def _without_ring(self, ops: list[Op]) -> list[Op]:
+        return ops if self.ring else [op for op in ops if not isinstance(op, Begin | End | Free)]
 
     def run(self) -> None:
-        threads = {w: self._worker(w) for w in range(self.schedule.workers)}
-        commits = self.random.choice((0.2, 0.02, 0.0))  # per turn; in any case when nobody gets on
-        self.clears_last = self.random.random() < 0.5
-        idle = 0
-        while threads:
-            worker = self.random.choice(sorted(threads))
-            for _ in range(self.random.choice((1, 1, 4, 40))):
-                try:
-                    moved = next(threads[worker])
-                except StopIteration:
-                    del threads[worker]
-                    moved = True
-                idle = 0 if moved else idle + 1
-                if not moved or worker not in threads:
-                    break
-            if self.random.random() < commits or idle > 5:
-                idle = 0 if self._commit_one() else idle
-            if idle > 60 * (len(threads) + 1):
-                raise Hang(f"workers {sorted(threads)} wait for ever")
+        """Raises Race, or Hang, or returns: every word ended as it should."""
+        ready = [a for a, (_, ops) in enumerate(self.agents) if ops]
+        blocked: list[int] = []
+        while ready or blocked:
+            if not ready:
+                if not self._commit_one():
+                    raise Hang(f"{len(blocked)} agents wait for ever")
+                ready, blocked = blocked, []
+            agent = self._pick(ready)
+            changed, stuck = self._turn(agent)
+            if stuck or self.at[agent] == len(self.agents[agent][1]):
+                ready.remove(agent)
+                blocked += [agent] if stuck else []
+            committed = self.random.random() < self.commits and self._commit_one()
+            if committed:
+                ready, blocked = ready + blocked, []
+            elif changed:  # for others
+                ready, blocked = ready + [a for a in blocked if a != agent], [a for a in blocked if a == agent]
+        for pending in self.pending:
+            self._flush(pending)
+        for word, instance in self.program.final.items():
+            if self.memory[word] != instance:
+                raise Race(f"{self.program.owner[word]} ends as {self.memory[word]}, not {instance}")
+
+    def _pick(self, ready: list[int]) -> int:
+        quick = [a for a in ready if a != self.slow] or ready
+        return self.random.choice(quick)
+
+    def _turn(self, agent: int) -> tuple[bool, bool]:
+        """Runs an agent for a while. Returns whether something changed for others, and whether it is stuck."""
+        worker, ops = self.agents[agent]
+        changed = False
+        for _ in range(self.random.choice(self.burst)):
+            if self.at[agent] == len(ops):
+                break
+            op = ops[self.at[agent]]
+            if not self._ready(worker, op):
+                return changed, True
+            self._do(worker, op)
+            self.at[agent] += 1
+            changed |= isinstance(op, Signal | Fence | Fill | Free)
+        return changed, False
+
+    def _ready(self, worker: int, op: Op) -> bool:
+        if isinstance(op, Wait):
+            return self.counts.get(op.phase, 0) >= op.count
+        if isinstance(op, Look):
+            return self._look(worker, op)
+        if isinstance(op, Fill):
+            free = op.unit < self.program.stages or op.unit - self.program.stages in self.freed[worker]
+            return free and (op.unit < self.program.window or self._full(worker, op.unit - self.program.window))
+        return not isinstance(op, Begin) or self._full(worker, op.unit)
+
+    def _full(self, worker: int, unit: int) -> bool:
+        """Whether a stage's barrier says that a unit has landed. It tells one use from the next only: past that, waiting is for ever."""
+        if unit + self.program.stages in self.landed[worker]:
+            raise Hang(f"unit {unit}'s stage has been filled again")
+        return unit in self.landed[worker]
+
+    def _look(self, worker: int, op: Look) -> bool:
+        mine = self.pending[worker]
+        for word in op.words:
+            seen = mine[word][-1] if word in mine else self.memory[word]
+            if seen == SENTINEL and op.waits:
+                return False
+            if seen != op.instance:
+                raise Race(f"{op.phase} on worker {worker}: {self.program.owner[word]} of instance {seen}, not {op.instance}")
+        return True
+
+    def _do(self, worker: int, op: Op) -> None:
+        if isinstance(op, Write):
+            for word in op.words:
+                self.pending[worker].setdefault(word, []).append(op.instance)
+        elif isinstance(op, Fence):
+            self._flush(self.pending[worker])
+        elif isinstance(op, Signal):
+            if op.release:
+                self._flush(self.pending[worker])
+            self.counts[op.phase] = self.counts.get(op.phase, 0) + 1
+        elif isinstance(op, Fill):
+            self.stage[worker][op.unit % self.program.stages] = op.unit
+            self.issued[worker].add(op.unit)
+        elif isinstance(op, Free):
+            self.freed[worker].add(op.unit)
+        elif isinstance(op, Begin | End) and self.stage[worker][op.unit % self.program.stages] != op.unit:
+            raise Race(f"worker {worker}: the stage of unit {op.unit} is being filled again")
+
+    def _flush(self, pending: dict[int, list[int]]) -> None:
+        for word, values in pending.items():
+            self.memory[word] = values[-1]
+        pending.clear()
 
     def _commit_one(self) -> bool:
+        """One step of the memory system: some stores become visible, or a copy lands."""
+        flying = [w for w, units in enumerate(self.issued) if units]
         full = [p for p in self.pending if p]
+        if flying and (not full or self.random.random() < 0.5):
+            worker = self.random.choice(flying)
+            unit = self.random.choice(sorted(self.issued[worker]))
+            self.issued[worker].discard(unit)
+            self.landed[worker].add(unit)
+            return True
         if not full:
             return False
         pending = self.random.choice(full)
         words = list(pending)
+        if self.held:
+            words = [w for w in words if self.program.owner[w] != self.held] or words
         if self.clears_last:
-            words = [w for w in words if pending[w][0] is not SENTINEL] or words
-        self._commit(pending, self.random.choice(words))
+            words = [w for w in words if pending[w][0] != SENTINEL] or words
+        for word in self.random.sample(words, self.random.choice((1, 1 + len(words) // 4))):
+            self.memory[word] = pending[word].pop(0)
+            if not pending[word]:
+                del pending[word]
         return True
-
-    def _commit(self, pending: dict[Word, list[int | None]], word: Word) -> None:
-        self.memory[word] = pending[word].pop(0)
-        if not pending[word]:
-            del pending[word]
-
-    def _fence(self, worker: int) -> None:
-        pending = self.pending[worker]
-        while pending:
-            self._commit(pending, next(iter(pending)))
-
-    def _worker(self, worker: int) -> Generator[bool]:
-        """Yields whether it got on."""
-        for segment in self.graph.segments:
-            for iteration in range(segment.repeats):
-                for name in segment.phases:
-                    if worker in self.schedule.plan(name).participants():
-                        yield from self._step(worker, _Step(self.graph.phase(name), iteration))
-
-    def _step(self, worker: int, step: _Step) -> Generator[bool]:
-        phase, plan = step.phase, self.schedule.plan(step.phase.name)
-        if self.schedule.preloads(phase):
-            yield from self._read(worker, step, phase.row_reads, self._own_rows(worker, phase))
-        for name, times in self._waits(step):
-            while self.count[name] < times * len(self.schedule.plan(name).participants()):
-                yield False
-        yield from self._read(worker, step, phase.reads, None)
-        if plan.fence:
-            self._fence(worker)
-        for _ in range(2 if phase.kind == "fold" else 1):  # the last block of a finish may overlap the one before
-            if plan.pieces > 1 or phase.kind == "map":
-                yield from self._read(worker, step, phase.reads, None)
-            yield from self._read(worker, step, phase.row_reads, self._own_rows(worker, phase))
-            yield from self._write(worker, step)
-        if any(self.schedule.tensor(t).handoff == "counter" for t in phase.writes):
-            self._fence(worker)
-        self.count[phase.name] += 1
-        yield True
-
-    def _waits(self, step: _Step) -> list[tuple[str, int]]:
-        out = []
-        for name in self.schedule.plan(step.phase.name).waits:
-            before = self.graph.phase(name)
-            if before.segment < step.phase.segment:
-                out += [(name, self.graph.iterations(before))] if step.iteration == 0 else []
-            else:
-                out.append((name, step.iteration + (self.position[name] < self.position[step.phase.name])))
-        return out
-
-    def _own_rows(self, worker: int, phase: Phase) -> dict[int, set[int]]:
-        """By width: the words of the rows that a worker finishes."""
-        out: dict[int, set[int]] = {}
-        for part in phase.parts:
-            out.setdefault(part.rows, set()).update(self.words[phase.name][worker].get(part.writes[0], set()))
-        return out
-
-    def _read(self, worker: int, step: _Step, tensors: tuple[str, ...], rows: dict[int, set[int]] | None) -> Generator[bool]:
-        for name in tensors:
-            tensor, plan = self.graph.tensors[name], self.schedule.tensor(name)
-            segment = home(self.graph, name)
-            n = read_instance(tensor, segment, step, self.graph.segments[segment].repeats)  # pyright: ignore[reportArgumentType]
-            wanted = rows.get(tensor.width, set()) if rows is not None else self._all(name)
-            for word in self.random.sample(sorted(wanted), len(wanted)):
-                at = name, n % plan.incarnations, word
-                while (seen := self._seen(worker, at)) is SENTINEL and plan.handoff == "data":
-                    yield False
-                if seen != n:
-                    raise Race(
-                        f"{step.phase.name} in iteration {step.iteration}, worker {worker}: {name} word {word} of instance {seen}, not {n}"
-                    )
-            yield True
-
-    def _all(self, name: str) -> set[int]:
-        return set().union(*(w.get(name, set()) for p in self.graph.phases for w in self.words[p.name]))
-
-    def _seen(self, worker: int, at: Word) -> int | None:
-        mine = self.pending[worker].get(at)
-        return mine[-1] if mine else self.memory.get(at, SENTINEL)
-
-    def _write(self, worker: int, step: _Step) -> Generator[bool]:
-        for name, words in self.words[step.phase.name][worker].items():
-            tensor, plan = self.graph.tensors[name], self.schedule.tensor(name)
-            segment = home(self.graph, name)
-            n = written_instance(tensor, segment, step)  # pyright: ignore[reportArgumentType]
-            clears = plan.handoff == "data" and plan.incarnations > 1 and step.phase.segment == segment
-            for word in sorted(words):
-                self._put(worker, (name, n % plan.incarnations, word), n)
-                if clears:
-                    self._put(worker, (name, (n + 1) % plan.incarnations, word), SENTINEL)
-        yield True
-
-    def _put(self, worker: int, at: Word, value: int | None) -> None:
-        self.pending[worker].setdefault(at, []).append(value)
 
 
 def simulate(graph: OpGraph, schedule: Schedule, seeds: int = 5) -> None:
     """Runs a schedule in several interleavings. Raises Race or Hang."""
+    program = Compiler(graph, schedule).program()
     for seed in range(seeds):
-        Simulator(graph, schedule, seed).run()
+        Simulator(program, seed, ring=seed % 4 == 0).run()

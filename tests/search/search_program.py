@@ -1,0 +1,218 @@
+"""A schedule as explicit programs: for each worker the operations of its compute role, in order, and those of its loader.
+
+This is the protocol that `mkdsl.lower` emits, written down a second time and without looking at the proof. A `Program` is plain data, so
+that tests may also break the protocol itself: signal early, clear late, free a stage that is still read.
+"""
+
+import dataclasses
+import math
+
+from mkdsl.graph import OpGraph, Phase
+from mkdsl.search import PhasePlan, Schedule
+
+SENTINEL = -1  # no instance
+
+
+class Miscompute(Exception):
+    """The workers' items or a phase's tiles do not make up the phase's outputs."""
+
+
+class Overflow(Exception):
+    """More memory than there is."""
+
+
+@dataclasses.dataclass(frozen=True)
+class Look:
+    """Reads words of an instance; where they validate themselves, until they are there."""
+
+    phase: str
+    words: tuple[int, ...]
+    instance: int
+    waits: bool
+
+
+@dataclasses.dataclass(frozen=True)
+class Wait:
+    phase: str
+    count: int
+
+
+@dataclasses.dataclass(frozen=True)
+class Fence:
+    """Own stores become visible before any later signal."""
+
+
+@dataclasses.dataclass(frozen=True)
+class Write:
+    words: tuple[int, ...]
+    instance: int
+
+
+@dataclasses.dataclass(frozen=True)
+class Signal:
+    phase: str
+    release: bool
+
+
+@dataclasses.dataclass(frozen=True)
+class Fill:
+    """The loader issues a unit into its stage."""
+
+    unit: int
+
+
+@dataclasses.dataclass(frozen=True)
+class Begin:
+    """Compute waits for a unit and begins to fold it."""
+
+    unit: int
+
+
+@dataclasses.dataclass(frozen=True)
+class End:
+    """Compute has read the last of a unit's stage."""
+
+    unit: int
+
+
+@dataclasses.dataclass(frozen=True)
+class Free:
+    unit: int
+
+
+Op = Look | Wait | Fence | Write | Signal | Fill | Begin | End | Free
+
+
+@dataclasses.dataclass
+class Program:
+    """What runs. owner: of each word of global memory, its tensor. final: words with the instance they must end up with."""
+
+    compute: list[list[Op]]
+    loaders: list[list[Op]]
+    owner: list[str]
+    final: dict[int, int]
+    stages: int
+    window: int
+
+
+class Compiler:
+    """Makes the program of a schedule, or raises where its tiles cannot be right whatever the order."""
+
+    def __init__(self, graph: OpGraph, schedule: Schedule) -> None:
+        self.graph, self.schedule = graph, schedule
+        self.place = {p.name: i for i, p in enumerate(graph.phases)}
+        self.busy = {p.name: [any(part[w][1] for part in plan.tasks) for w in range(schedule.workers)] for p, plan in self._plans()}
+        self.home = {t: max(p.segment for p in graph.phases if t in p.writes) for t in graph.tensors}
+        self.grain = math.gcd(*(plan.rows for _, plan in self._plans()), *(t.width for t in graph.tensors.values()))
+        self.owner: list[str] = []
+        self.base: dict[str, int] = {}
+        self.size: dict[str, int] = {}
+        for name, tensor in graph.tensors.items():
+            plan = schedule.tensor(name)
+            self.size[name] = schedule.batch * (plan.splits if tensor.heads else 1) * tensor.width // self.grain
+            self.base[name] = len(self.owner)
+            self.owner += [name] * (self.size[name] * (1 if tensor.output else plan.incarnations))
+        self.written = {p.name: [self._rows(p, plan, w) for w in range(schedule.workers)] for p, plan in self._plans()}
+
+    def _plans(self) -> list[tuple[Phase, PhasePlan]]:
+        return [(p, self.schedule.plan(p.name)) for p in self.graph.phases]
+
+    def _rows(self, phase: Phase, plan: PhasePlan, worker: int) -> list[list[int]]:
+        """Per part, the words of one slot that a worker writes."""
+        out = []
+        for part, ranges in zip(phase.parts, plan.tasks, strict=True):
+            first, n = ranges[worker]
+            words = range(first * plan.rows // self.grain, (first + n) * plan.rows // self.grain)
+            whole = part.rows // self.grain
+            sequences = self.schedule.batch if phase.kind == "fold" else 1
+            out.append([s * whole + word for s in range(sequences) for word in words])
+        return out
+
+    def words(self, tensor: str, instance: int, rows: list[int]) -> tuple[int, ...]:
+        slot = instance % self.schedule.tensor(tensor).incarnations
+        if (slot and self.graph.tensors[tensor].output) or any(not 0 <= r < self.size[tensor] for r in rows):
+            raise Overflow(f"{tensor} has no such row or slot {slot}")
+        start = self.base[tensor] + slot * self.size[tensor]
+        return tuple(start + r for r in rows)
+
+    def program(self) -> Program:
+        compute, loaders = [], []
+        for worker in range(self.schedule.workers):
+            ops: list[Op] = []
+            units = 0
+            for phase, iteration in self._steps():
+                if self.busy[phase.name][worker]:
+                    streamed = self._units(phase, worker)
+                    ops += self._step(phase, iteration, worker, range(units, units + streamed))
+                    units += streamed
+            compute.append(ops)
+            loaders.append([Fill(u) for u in range(units)])
+        return Program(compute, loaders, self.owner, self._final(), self.schedule.stages, self.schedule.window)
+
+    def _steps(self) -> list[tuple[Phase, int]]:
+        return [(self.graph.phase(n), i) for s in self.graph.segments for i in range(s.repeats) for n in s.phases]
+
+    def _units(self, phase: Phase, worker: int) -> int:
+        """One per item and matrix: how finely items are cut is nothing to the protocol of the ring."""
+        items = [part[worker][1] for part in self.schedule.plan(phase.name).tasks]
+        return 0 if phase.kind == "map" else sum(n * max(1, len(p.weights)) for n, p in zip(items, phase.parts, strict=True))
+
+    def _step(self, phase: Phase, iteration: int, worker: int, units: range) -> list[Op]:
+        plan, whole, rows = self.schedule.plan(phase.name), self._looks(phase, iteration), self._row_looks(phase, iteration, worker)
+        fence: list[Op] = [Fence()] if plan.fence else []
+        early = phase.kind == "fold" and all(self.schedule.tensor(t).handoff == "data" for t in phase.row_reads)
+        ops: list[Op] = [*(rows if early else []), *self._waits(phase, iteration), *whole, *fence]
+        ops += [op for u in units for op in (Begin(u), End(u), Free(u))]
+        for _ in range(2 if phase.kind == "fold" else 1):  # the last block of a finish may overlap the one before
+            ops += [*(whole if plan.pieces > 1 or phase.kind == "map" else []), *rows, *self._writes(phase, iteration, worker)]
+        kept = [t for t in phase.writes if not self.graph.tensors[t].output]
+        if kept:
+            ops.append(Signal(phase.name, any(self.schedule.tensor(t).handoff == "counter" for t in kept)))
+        return ops
+
+    def _waits(self, phase: Phase, iteration: int) -> list[Op]:
+        out: list[Op] = []
+        for name in self.schedule.plan(phase.name).waits:
+            before, workers = self.graph.phase(name), sum(self.busy[name])
+            if before.segment != phase.segment:
+                out += [Wait(name, workers * self.graph.iterations(before))] if iteration == 0 else []
+            else:
+                out.append(Wait(name, workers * (iteration + (self.place[name] < self.place[phase.name]))))
+        return out
+
+    def _looks(self, phase: Phase, iteration: int) -> list[Op]:
+        return [self._look(phase, t, iteration, list(range(self.size[t]))) for t in phase.reads]
+
+    def _row_looks(self, phase: Phase, iteration: int, worker: int) -> list[Op]:
+        out = []
+        for tensor in phase.row_reads:
+            found = [r for part, rows in zip(phase.parts, self.written[phase.name][worker], strict=True)
+                     if part.rows == self.graph.tensors[tensor].width for r in rows]  # fmt: skip
+            out.append(self._look(phase, tensor, iteration, sorted(set(found))))
+        return out
+
+    def _look(self, phase: Phase, tensor: str, iteration: int, rows: list[int]) -> Op:
+        home, carried = self.home[tensor], self.graph.tensors[tensor].carried
+        last = self.graph.segments[home].repeats if carried and phase.segment > home else 0
+        instance = iteration if phase.segment == home else last
+        return Look(phase.name, self.words(tensor, instance, rows), instance, self.schedule.tensor(tensor).handoff == "data")
+
+    def _writes(self, phase: Phase, iteration: int, worker: int) -> list[Op]:
+        ops: list[Op] = []
+        for part, rows in zip(phase.parts, self.written[phase.name][worker], strict=True):
+            for tensor in part.writes:
+                plan, inside = self.schedule.tensor(tensor), phase.segment == self.home[tensor]
+                instance = iteration + self.graph.tensors[tensor].carried if inside else 0
+                ops.append(Write(self.words(tensor, instance, rows), instance))
+                if inside and plan.handoff == "data" and plan.incarnations > 1:
+                    ops.append(Write(self.words(tensor, instance + 1, rows), SENTINEL))
+        return ops
+
+    def _final(self) -> dict[int, int]:
+        """Outputs and loop states end with their last instance."""
+        out = {}
+        for name, tensor in self.graph.tensors.items():
+            repeats = self.graph.segments[self.home[name]].repeats
+            instance = repeats if tensor.carried else repeats - 1
+            out |= dict.fromkeys(self.words(name, instance, list(range(self.size[name]))), instance)
+        return out
