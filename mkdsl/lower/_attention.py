@@ -99,14 +99,15 @@ class Item:
         return own, z, spread(value * mine, self.shape, 0, ACC)
 
     def fold_block(self, j: Any, carry: Any) -> Any:
-        """One unit: scores, online softmax, weighted values."""
+        """A block of keys and the same positions' values, a unit each: scores, online softmax, weighted values."""
         m_old, z, acc, i = carry
         plan, stages = self.m.schedule.plan(self.phase.name), self.m.schedule.stages
         first, _ = kv_blocks(self.m, self.phase, self.sequence, self.split)
-        slot = lax.rem(i, stages)
+        keys, values = lax.rem(i, stages), lax.rem(i + 1, stages)
         queries = self._queries()
-        plgpu.barrier_wait(self.m.refs["full"].at[slot])
-        scores = self._scores(slot, queries, (first + j * plan.splits) * plan.chunk, plan.chunk)
+        plgpu.barrier_wait(self.m.refs["full"].at[keys])
+        scores = self._scores(keys, queries, (first + j * plan.splits) * plan.chunk, plan.chunk)
+        self.m.free_stage(keys)
         m_new = m_old
         for s in scores:
             m_new = jnp.maximum(m_new, jnp.max(s, axis=0))
@@ -116,10 +117,11 @@ class Item:
             p = jnp.exp(s - spread(m_new, (64, self.columns), 1, ACC))
             z = z + jnp.sum(p, axis=0)
             self.ref("p")[pl.ds(64 * b, 64), :] = p.astype(bf16)
+        plgpu.barrier_wait(self.m.refs["full"].at[values])
         for b in range(len(scores)):
-            acc = self.m.mma(acc, self._values(slot, plan.chunk + 64 * b), self._probabilities(b))
-        self.m.free_stage(slot)
-        return m_new, z, acc, i + 1
+            acc = self.m.mma(acc, self._stage(values, 64 * b, transpose=True), self._probabilities(b))
+        self.m.free_stage(values)
+        return m_new, z, acc, i + 2
 
     def _queries(self) -> jax.Array:
         q = self.ref("q")
@@ -144,9 +146,6 @@ class Item:
             return block.T if transpose else block
         block = view.at[slot, pl.ds(row, 64)]
         return plgpu.load(block.transpose((1, 0)) if transpose else block, layout=LHS)
-
-    def _values(self, slot: Any, row: int) -> jax.Array:
-        return self._stage(slot, row, transpose=True)
 
     def _probabilities(self, b: int) -> jax.Array:
         p = self.ref("p").at[pl.ds(64 * b, 64), :]

@@ -4,6 +4,7 @@ A unit fills one stage with two copies. Before it is issued, its stage must be f
 bytes in flight are the latency of everybody's hand-offs.
 """
 
+import functools
 from collections.abc import Callable
 from typing import Any
 
@@ -145,16 +146,18 @@ def _kv_item(m: Machine, phase: Phase, item: Any, l: Any, i: Any) -> Any:
     sequence, head, split = kv_item(m, phase, item)
     first, n = kv_blocks(m, phase, sequence, split)
     caches = [m.graph.node(m.graph.node(c).inputs[0]).op for c in m.graph.node(m.graph.code[phase.name].parts[0][0][0]).inputs[1:3]]
-    view = m.refs[f"stage.{phase.name}"]
+    view, half = m.refs[f"stage.{phase.name}"], plan.chunk // 2
 
-    def block(j: Any, i: Any) -> Any:
-        positions = pl.ds((first + j * plan.splits) * plan.chunk, plan.chunk)
-
+    def unit(k: Any, i: Any, cache: Any) -> Any:
+        start = (first + k * plan.splits) * plan.chunk
         claim(m, i)
         slot = lax.rem(i, m.schedule.stages)
-        for half, cache in enumerate(caches):
-            source = m.refs[f"cache{cache.index}"].at[sequence, m.layer(cache, l), head, positions, :]
-            plgpu.copy_gmem_to_smem(source, view.at[slot, pl.ds(half * plan.chunk, plan.chunk)], m.refs["full"].at[slot])
+        for h in range(2):
+            source = m.refs[f"cache{cache.index}"].at[sequence, m.layer(cache, l), head, pl.ds(start + h * half, half), :]
+            plgpu.copy_gmem_to_smem(source, view.at[slot, pl.ds(h * half, half)], m.refs["full"].at[slot])
         return i + 1
+
+    def block(j: Any, i: Any) -> Any:
+        return functools.reduce(lambda i, cache: unit(j, i, cache), caches, i)
 
     return lax.fori_loop(0, n, block, i)

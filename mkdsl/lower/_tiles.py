@@ -76,7 +76,7 @@ class Tile:
 
 
 def kv_view(stages: int, stage_bytes: int, head_dim: int) -> object:
-    """A stage as a block of keys above a block of values: [positions, head_dim]."""
+    """A stage as a block of keys or of values: [positions, head_dim]."""
     transforms = swizzled((8, 64), 128)
     return plgpu.SMEM((stages, stage_bytes // (2 * head_dim), head_dim), jnp.bfloat16, transforms=transforms)
 

@@ -15,7 +15,7 @@ from mkdsl.search._schedule import Schedule
 from mkdsl.search._simulate import simulate
 from mkdsl.search._smem import fixed_extents, shared_memory
 
-TRIED = 4  # candidates of each phase that a refinement simulates
+TRIED = 3  # candidates of each phase that a refinement simulates
 GAIN = 1e-3  # of a step: what a refinement must gain, more than the simulator's grain
 
 
@@ -49,17 +49,22 @@ def timed(graph: OpGraph, schedule: Schedule, gpu: Profile) -> Schedule:
     return dataclasses.replace(schedule, predicted_us=round(timeline.us, 3), us=us)
 
 
+def rough_us(graph: OpGraph, batch: int, gpu: Profile, handoff: str, choice: Choice) -> float:
+    """The simulator's prediction for a choice, quick enough to rank many."""
+    return simulate(graph, draft(graph, batch, gpu, handoff, choice), gpu, drift=False).us
+
+
 def refined(graph: OpGraph, batch: int, gpu: Profile, handoff: str, choice: Choice) -> Choice:
     """The choice after one round over the phases, each of which takes the candidate under which the simulator predicts the fastest step.
 
     The cost model adds phases up; what a candidate does to the ring and to its neighbours only the simulator sees.
     """
-    best = timed(graph, draft(graph, batch, gpu, handoff, choice), gpu).predicted_us
+    best = rough_us(graph, batch, gpu, handoff, choice)
     for index, phase in enumerate(graph.phases):
         for candidate in _near(graph, batch, gpu, handoff, choice, phase):
             chosen = (*choice.found.candidates[:index], candidate, *choice.found.candidates[index + 1 :])
             other = dataclasses.replace(choice, found=Found(choice.found.cost, chosen))
-            us = timed(graph, draft(graph, batch, gpu, handoff, other), gpu).predicted_us
+            us = rough_us(graph, batch, gpu, handoff, other)
             if us < best * (1 - GAIN):
                 best, choice = us, other
     return choice

@@ -7,7 +7,7 @@ from mkdsl.graph import OpGraph
 from mkdsl.search import _cache
 from mkdsl.search._candidates import candidates, padded
 from mkdsl.search._cost import Model, Ring
-from mkdsl.search._draft import draft, refined, timed
+from mkdsl.search._draft import draft, refined, rough_us, timed
 from mkdsl.search._path import shortest_path
 from mkdsl.search._profile import Profile, profile
 from mkdsl.search._protocol import with_handoffs
@@ -16,7 +16,7 @@ from mkdsl.search._schedule import Schedule
 from mkdsl.search._verify import ScheduleError, verify_schedule
 
 HANDOFFS = ("data", "counter")
-FINALISTS = 3  # depths of each ring that are simulated
+FINALISTS = 2  # depths of each ring that are simulated
 UNLIMITED = 1 << 40  # bytes
 
 
@@ -55,7 +55,7 @@ def search(graph: OpGraph, *, batch: int, target: str | Profile, handoff: str = 
 
 def find(graph: OpGraph, batch: int, gpu: Profile, handoff: str) -> Schedule:
     """Searches, without a cache: the finalist that the simulator predicts to be the fastest (of several the first), refined."""
-    best = min(finalists(graph, batch, gpu, handoff), key=lambda c: timed(graph, draft(graph, batch, gpu, handoff, c), gpu).predicted_us)
+    best = min(finalists(graph, batch, gpu, handoff), key=lambda c: rough_us(graph, batch, gpu, handoff, c))
     best = refined(graph, batch, gpu, handoff, best)
     schedule = timed(graph, with_handoffs(graph, draft(graph, batch, gpu, handoff, best)), gpu)
     verify_schedule(graph, schedule, gpu)

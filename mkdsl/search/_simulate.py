@@ -50,7 +50,7 @@ class Timeline:
     phase_us: tuple[tuple[str, float], ...]
 
 
-def simulate(graph: OpGraph, schedule: Schedule, profile: Profile, *, whole: bool = False) -> Timeline:
+def simulate(graph: OpGraph, schedule: Schedule, profile: Profile, *, whole: bool = False, drift: bool = True) -> Timeline:
     """Plays a schedule.
 
     Args:
@@ -58,11 +58,12 @@ def simulate(graph: OpGraph, schedule: Schedule, profile: Profile, *, whole: boo
       schedule: the schedule; it need not be proven, but must not deadlock.
       profile: the GPU.
       whole: every iteration of every loop.
+      drift: workers that are alike keep different paces; without, a third of the time is needed.
 
     Raises:
       ValueError: workers wait for ever.
     """
-    return _Simulation(graph, schedule, profile, whole).run()
+    return _Simulation(graph, schedule, profile, whole, PACES if drift else (0.0,)).run()
 
 
 Wish = float | list[Action]
@@ -94,7 +95,8 @@ class Crew:
 
 
 class _Simulation:
-    def __init__(self, graph: OpGraph, schedule: Schedule, profile: Profile, whole: bool) -> None:
+    def __init__(self, graph: OpGraph, schedule: Schedule, profile: Profile, whole: bool, paces: tuple[float, ...]) -> None:
+        self.paces = paces
         self.graph, self.schedule, self.profile = graph, schedule, profile
         self.clock = Clock()
         self.memory = Memory(self.clock, profile.bandwidth * 1e-6)
@@ -126,7 +128,7 @@ class _Simulation:
             works = {name: workload.of(self.graph.phase(name), self.plans[name], n, splits) for name, n in by_name.items() if any(n)}
             steps = list(self._steps(works))
             units = [(step.work, at) for at, step in enumerate(steps) for _ in range(step.work.units)]
-            for third in filter(None, (workers[i :: len(PACES)] for i in range(len(PACES)))):
+            for third in filter(None, (workers[i :: len(self.paces)] for i in range(len(self.paces)))):
                 crews.append(Crew(len(crews), tuple(third), Source(len(third)), steps, units))
         return crews
 
@@ -156,7 +158,7 @@ class _Simulation:
         while crew.issued < len(crew.units) and crew.issued - crew.freed < s.stages and crew.issued - crew.landed < s.window:
             work, step = crew.units[crew.issued]
             crew.issued += 1
-            speed = 1 + self.profile.drift * PACES[(crew.number + step) % len(PACES)]  # nobody is always the slow one
+            speed = 1 + self.profile.drift * self.paces[(crew.number + step) % len(self.paces)]  # nobody is always the slow one
             in_flight = max(work.unit_bytes, min(work.unit_bytes * (crew.issued - crew.landed), self.saturated))
             self.memory.fetch(crew.source, work.streamed_bytes, speed, self._latency(in_flight), crew.landing)
 
