@@ -16,7 +16,7 @@ from mkdsl.graph import OpGraph, Phase
 from mkdsl.lower._attention import attention_phase
 from mkdsl.lower._fold import fold_phase
 from mkdsl.lower._layouts import grid
-from mkdsl.lower._loader import COMPUTE, LOADER, drain, load_phase
+from mkdsl.lower._loader import COMPUTE, LOADER, drain, finish, load_phase
 from mkdsl.lower._machine import Machine, bf16, f32, i32
 from mkdsl.lower._map import map_phase
 from mkdsl.lower._operands import Operand, task_table
@@ -40,7 +40,7 @@ class Scratch:
         return out
 
 
-def scratch(graph: OpGraph, schedule: Schedule, phases: Sequence[Phase]) -> Scratch:
+def scratch(graph: OpGraph, schedule: Schedule, phases: Sequence[Phase], *, tma: bool) -> Scratch:
     """What these phases need: the ring under all its views, the staged operand, finished rows, reductions, attention's scratch."""
     ring, staged, rows, side = {}, {}, {}, {}
     for phase in phases:
@@ -57,7 +57,7 @@ def scratch(graph: OpGraph, schedule: Schedule, phases: Sequence[Phase]) -> Scra
         if phase.kind == "attention":
             ring[f"stage.{phase.name}"] = kv_view(schedule.stages, schedule.stage_bytes, phase.head_dim)
     single = [("tasks", plgpu.SMEM((2, task_table(graph, schedule).shape[1]), i32))]
-    single += _barriers(schedule) if ring else []
+    single += _barriers(schedule.stages, 2 if tma else 1) if ring else []
     single += _reductions(graph, schedule, phases)
     unions = [_union(group) for group in (ring, staged, rows, side) if group]
     return Scratch((*unions, *_attention(schedule, phases), *(((name,), type) for name, type in single)))
@@ -67,9 +67,9 @@ def _union(views: dict[str, Any]) -> tuple[tuple[str, ...], Any]:
     return tuple(views), plgpu.RefUnion(*views.values()) if len(views) > 1 else next(iter(views.values()))
 
 
-def _barriers(schedule: Schedule) -> list[tuple[str, Any]]:
-    n = schedule.stages
-    return [("full", plgpu.Barrier(num_arrivals=2, num_barriers=n)), ("empty", plgpu.Barrier(num_barriers=n))]
+def _barriers(stages: int, arrivals: int) -> list[tuple[str, Any]]:
+    """`arrivals`: two copies by TMA, each of which arrives by itself, or the loader once."""
+    return [("full", plgpu.Barrier(num_arrivals=arrivals, num_barriers=stages)), ("empty", plgpu.Barrier(num_barriers=stages))]
 
 
 def _reductions(graph: OpGraph, schedule: Schedule, phases: Sequence[Phase]) -> list[tuple[str, Any]]:
@@ -97,13 +97,20 @@ def _attention(schedule: Schedule, phases: Sequence[Phase]) -> list[tuple[tuple[
 
 
 def make_kernel(
-    graph: OpGraph, schedule: Schedule, found: Sequence[Operand], phases: Sequence[Phase], *, interpret: bool, concurrent: bool
+    graph: OpGraph,
+    schedule: Schedule,
+    found: Sequence[Operand],
+    phases: Sequence[Phase],
+    *,
+    interpret: bool,
+    concurrent: bool,
+    tma: bool,
 ) -> Callable[..., None]:
     """The kernel of these phases. Called with the operands in order (written ones as refs), and, unless concurrent, the iteration [1]."""
-    room = scratch(graph, schedule, phases)
+    room = scratch(graph, schedule, phases, tma=tma)
 
     def body(*refs: Any) -> None:
-        m = Machine(graph, schedule, interpret, concurrent)
+        m = Machine(graph, schedule, interpret, concurrent, tma)
         m.refs = {o.name: r for o, r in zip(found, refs, strict=False)} | room.bind(refs[-len(room.unions) :])
         for phase in phases:
             if phase.kind == "fold":
@@ -134,8 +141,10 @@ def _role(m: Machine, phases: Sequence[Phase], role: int, run: Callable[..., Any
     else:
         for segment in m.graph.segments:
             i = _segment(m, segment, run, i)
-    if role == LOADER and m.interpret and "full" in m.refs:
-        drain(m, i)
+    if role == LOADER and "full" in m.refs:
+        finish(m, i)
+        if m.interpret:
+            drain(m, i)
 
 
 def _segment(m: Machine, segment: Any, run: Callable[..., Any], i: Any) -> Any:

@@ -62,6 +62,11 @@ class Profile:
     drift: float
     drift_us: float
 
+    @property
+    def tma(self) -> bool:
+        """Whether it has a tensor memory accelerator; without one, threads copy (`cp.async`)."""
+        return self.capability >= (9, 0)
+
     def to_json(self) -> dict[str, Any]:
         return dataclasses.asdict(self)
 
