@@ -16,7 +16,7 @@ from mkdsl.graph import OpGraph, Phase
 from mkdsl.lower._attention import attention_phase
 from mkdsl.lower._fold import fold_phase
 from mkdsl.lower._layouts import grid
-from mkdsl.lower._loader import COMPUTE, LOADER, drain, finish, load_phase
+from mkdsl.lower._loader import COMPUTE, LOADER, drain, land_last, load_phase
 from mkdsl.lower._machine import Machine, bf16, f32, i32
 from mkdsl.lower._map import map_phase
 from mkdsl.lower._operands import Operand, task_table
@@ -142,7 +142,7 @@ def _role(m: Machine, phases: Sequence[Phase], role: int, run: Callable[..., Any
         for segment in m.graph.segments:
             i = _segment(m, segment, run, i)
     if role == LOADER and "full" in m.refs:
-        finish(m, i)
+        land_last(m, i)
         if m.interpret:
             drain(m, i)
 

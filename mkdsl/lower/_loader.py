@@ -1,7 +1,8 @@
 """The loader: walks the worker's queue from first to last unit and never waits for activations.
 
 A unit fills one stage with two copies. Before it is issued, its stage must be free and the unit `window` places earlier must have landed:
-bytes in flight are the latency of everybody's hand-offs.
+bytes in flight are the latency of everybody's hand-offs. TMA copies where there is one, and says itself when a unit has landed; else the
+loader's own threads copy (`cp.async`), and say so.
 """
 
 from collections.abc import Callable
@@ -97,7 +98,7 @@ def claim(m: Machine, i: Any) -> None:
     """
     stages, window = m.schedule.stages, m.schedule.window
     if not m.tma:
-        pl.when(i >= window)(lambda: _landed(m, i - window, window - 1))
+        pl.when(i >= window)(lambda: _land(m, i - window, window - 1))
 
     @pl.when(i >= stages)
     def _() -> None:
@@ -115,17 +116,17 @@ def _copy(m: Machine, source: Any, there: Any, layout: tuple, slot: Any) -> None
         _ptx.copy_async(source, there, layout)
 
 
-def _landed(m: Machine, i: Any, later: int) -> None:
+def _land(m: Machine, i: Any, later: int) -> None:
     """Waits for unit i, behind which `later` units have been issued, and tells compute."""
     _ptx.wait_copies(2 * later)
     plgpu.barrier_arrive(m.refs["full"].at[lax.rem(i, m.schedule.stages)])
 
 
-def finish(m: Machine, units: Any) -> None:
-    """After the last unit: without TMA, the last `window` of them have yet to be waited for."""
+def land_last(m: Machine, units: Any) -> None:
+    """After all units: without TMA the last `window` of them have yet to land."""
     for later in reversed(range(0 if m.tma else m.schedule.window)):
         i = units - 1 - later
-        pl.when(i >= 0)(lambda i=i, later=later: _landed(m, i, later))
+        pl.when(i >= 0)(lambda i=i, later=later: _land(m, i, later))
 
 
 def drain(m: Machine, units: Any) -> None:

@@ -62,7 +62,7 @@ class Tile:
     @property
     def written(self) -> tuple:
         """The layout of a stage [rows, parts, chunk], or [rows, chunk] if there is one part: blocks of 8 rows of the mma."""
-        outer = {1: (8,), 8: (8,)}.get(self.parts, (8 // self.parts, self.parts))
+        outer = (8,) if self.parts in (1, 8) else (8 // self.parts, self.parts)
         return self.swizzle(*outer, self.width)
 
     def views(self, stages: int, stage_bytes: int) -> tuple:
