@@ -1,12 +1,15 @@
 """One model's decode step on the GPU at hand: checked against float32, then timed beside plain `jax.jit` in the same run.
 
     python benchmarks/decode_step.py llama-3.2-1b --batch 1 --context 512 [--form phased] [--handoff counter] [--launches 1000]
+        [--target a100] [--copies cp.async]
 
 Random weights and a random cache, positions near the end of the context. Kernel time is CUPTI's; a step is wall clock over 50 steps, the
-token of one feeding the next, cache donated.
+token of one feeding the next, cache donated. --target schedules for another GPU, which must have no more SMs than the one at hand, and
+--copies cp.async copies as GPUs without TMA do, so that their kernels can be checked on a newer one.
 """
 
 import argparse
+import dataclasses
 import time
 from typing import Any
 
@@ -18,7 +21,7 @@ from jax.experimental.mosaic.gpu import profiler
 from mkdsl.graph import build_graph
 from mkdsl.lower import lower
 from mkdsl.models import SHAPES, decode_step, init_cache, random_params
-from mkdsl.search import profile, search
+from mkdsl.search import PROFILES, search
 
 
 def shapes(tree):
@@ -56,8 +59,12 @@ def main():
     parser.add_argument("--form", default="mega", choices=("mega", "phased"))
     parser.add_argument("--handoff", default="data", choices=("data", "counter"))
     parser.add_argument("--launches", type=int, default=1000)
+    parser.add_argument("--target", default="h200", choices=PROFILES)
+    parser.add_argument("--copies", choices=("cp.async",), help="by default what the target has")
     a = parser.parse_args()
-    config, target = SHAPES[a.model], profile("H200")
+    config, target = SHAPES[a.model], PROFILES[a.target]
+    if a.copies:
+        target = dataclasses.replace(target, capability=(8, 0))
     step = decode_step(config)
     params = jax.jit(lambda key: random_params(config, key, jnp.bfloat16))(jax.random.key(0))
     empty = init_cache(config, a.context, batch=a.batch)
@@ -77,7 +84,8 @@ def main():
     longest, all_kernels = kernel_us(kernel, params, kv, token, pos)
     whole = step_us(jax.jit(program, donate_argnums=1), params, kv, token, pos)
     plain = step_us(jax.jit(jax.vmap(step, (None, 0, 0, 0)), donate_argnums=1), params, kv, token, pos)
-    print(f"{a.model} batch {a.batch} context {a.context} {a.form} {a.handoff} on {jax.devices()[0].device_kind}")
+    copies = "TMA" if program.tma else "cp.async"
+    print(f"{a.model} batch {a.batch} context {a.context} {a.form} {a.handoff} {copies} for {a.target} on {jax.devices()[0].device_kind}")
     print(f"  error against float32: {error(out[1]):.5f}; plain jax.jit in bf16: {error(reference(params, kv, token, pos)[1]):.5f}")
     print(f"  the same bits in {same} of {a.launches} launches")
     print(f"  kernel {longest:.1f} us, all kernels {all_kernels:.1f} us, step {whole:.1f} us; predicted {schedule.predicted_us:.0f} us")

@@ -16,7 +16,7 @@ from mkdsl.graph import OpGraph, Phase
 from mkdsl.lower._attention import attention_phase
 from mkdsl.lower._fold import fold_phase
 from mkdsl.lower._layouts import grid
-from mkdsl.lower._loader import COMPUTE, LOADER, drain, load_phase
+from mkdsl.lower._loader import COMPUTE, LOADER, drain, land_last, load_phase
 from mkdsl.lower._machine import Machine, bf16, f32, i32
 from mkdsl.lower._map import map_phase
 from mkdsl.lower._operands import Operand, task_table
@@ -41,7 +41,7 @@ class Scratch:
         return out
 
 
-def scratch(graph: OpGraph, schedule: Schedule, phases: Sequence[Phase]) -> Scratch:
+def scratch(graph: OpGraph, schedule: Schedule, phases: Sequence[Phase], *, tma: bool) -> Scratch:
     """What these phases need: the ring under all its views, reductions, barriers, and in one union what lives in one phase only."""
     ring, own = {}, []
     for phase in phases:
@@ -54,7 +54,7 @@ def scratch(graph: OpGraph, schedule: Schedule, phases: Sequence[Phase]) -> Scra
             ring[f"stage.{phase.name}"] = kv_view(schedule.stages, schedule.stage_bytes, phase.head_dim)
             own.append(_attention(phase, plan))
     single = [("tasks", plgpu.SMEM((2, task_table(graph, schedule).shape[1]), i32))]
-    single += _barriers(schedule) if ring else []
+    single += _barriers(schedule.stages, 2 if tma else 1) if ring else []
     single += _reductions(graph, schedule, phases)
     unions = [_union([{name: type} for name, type in ring.items()]), _union(own)] if ring else []
     return Scratch((*unions, *(((name,), type) for name, type in single)))
@@ -89,9 +89,9 @@ def _attention(phase: Phase, plan: PhasePlan) -> dict[str, Any]:
     return {f"{name}.{phase.name}": buffer for name, buffer in buffers.items()}
 
 
-def _barriers(schedule: Schedule) -> list[tuple[str, Any]]:
-    n = schedule.stages
-    return [("full", plgpu.Barrier(num_arrivals=2, num_barriers=n)), ("empty", plgpu.Barrier(num_barriers=n))]
+def _barriers(stages: int, arrivals: int) -> list[tuple[str, Any]]:
+    """`arrivals`: two copies by TMA, each of which arrives by itself, or the loader once."""
+    return [("full", plgpu.Barrier(num_arrivals=arrivals, num_barriers=stages)), ("empty", plgpu.Barrier(num_barriers=stages))]
 
 
 def _reductions(graph: OpGraph, schedule: Schedule, phases: Sequence[Phase]) -> list[tuple[str, Any]]:
@@ -104,13 +104,20 @@ def _reductions(graph: OpGraph, schedule: Schedule, phases: Sequence[Phase]) -> 
 
 
 def make_kernel(
-    graph: OpGraph, schedule: Schedule, found: Sequence[Operand], phases: Sequence[Phase], *, interpret: bool, concurrent: bool
+    graph: OpGraph,
+    schedule: Schedule,
+    found: Sequence[Operand],
+    phases: Sequence[Phase],
+    *,
+    interpret: bool,
+    concurrent: bool,
+    tma: bool,
 ) -> Callable[..., None]:
     """The kernel of these phases. Called with the operands in order (written ones as refs), and, unless concurrent, the iteration [1]."""
-    room = scratch(graph, schedule, phases)
+    room = scratch(graph, schedule, phases, tma=tma)
 
     def body(*refs: Any) -> None:
-        m = Machine(graph, schedule, interpret, concurrent)
+        m = Machine(graph, schedule, interpret, concurrent, tma)
         m.refs = {o.name: r for o, r in zip(found, refs, strict=False)} | room.bind(refs[-len(room.unions) :])
         for phase in phases:
             if phase.kind == "fold":
@@ -141,8 +148,10 @@ def _role(m: Machine, phases: Sequence[Phase], role: int, run: Callable[..., Any
     else:
         for segment in m.graph.segments:
             i = _segment(m, segment, run, i)
-    if role == LOADER and m.interpret and "full" in m.refs:
-        drain(m, i)
+    if role == LOADER and "full" in m.refs:
+        land_last(m, i)
+        if m.interpret:
+            drain(m, i)
 
 
 def _segment(m: Machine, segment: Any, run: Callable[..., Any], i: Any) -> Any:

@@ -1,7 +1,8 @@
 """The loader: walks the worker's queue from first to last unit and never waits for activations.
 
 A unit fills one stage with two copies. Before it is issued, its stage must be free and the unit `window` places earlier must have landed:
-bytes in flight are the latency of everybody's hand-offs.
+bytes in flight are the latency of everybody's hand-offs. TMA copies where there is one, and says itself when a unit has landed; else the
+loader's own threads copy (`cp.async`), and say so.
 """
 
 import functools
@@ -15,8 +16,9 @@ from jax import lax
 from jax.experimental import pallas as pl
 
 from mkdsl.graph import Phase
+from mkdsl.lower import _ptx
 from mkdsl.lower._machine import Machine, i32
-from mkdsl.lower._tiles import Tile
+from mkdsl.lower._tiles import KV_WRITTEN, Tile
 
 LOADER, COMPUTE = 1, 0
 
@@ -63,20 +65,20 @@ def _tiles(m: Machine, phase: Phase, part: int, first: Any, count: Any, piece: A
             h, u = lax.rem(k, 2), lax.div(k, 2)
             pl.when(h == 0)(lambda: claim(m, i))
             row = top + lax.div(u, tile.chunks) * tile.rows
-            _copy(m, phase, tile, fold, row, piece * tile.piece + lax.rem(u, tile.chunks) * tile.chunk, h, i)
+            _half(m, phase, tile, fold, row, piece * tile.piece + lax.rem(u, tile.chunks) * tile.chunk, h, i)
             return i + h
 
         i = lax.fori_loop(0, count * (2 * tile.chunks), half, i)
     return i
 
 
-def _copy(m: Machine, phase: Phase, tile: Tile, fold: int, row: Any, column: Any, h: Any, i: Any) -> None:
+def _half(m: Machine, phase: Phase, tile: Tile, fold: int, row: Any, column: Any, h: Any, i: Any) -> None:
     """One half of a unit: rows / 2 output rows, all their parts."""
     source, half, columns = m.refs[f"weight{fold}"], tile.rows // 2, pl.ds(column, tile.chunk)
     slot = lax.rem(i, m.schedule.stages)
     there = m.refs[f"stage.{phase.name}"][0].at[slot, pl.ds(pl.multiple_of(h * half, half), half)]
     rows = pl.ds(row + h * half, half)
-    plgpu.copy_gmem_to_smem(source.at[rows, columns] if tile.parts == 1 else source.at[rows, :, columns], there, m.refs["full"].at[slot])
+    _copy(m, source.at[rows, columns] if tile.parts == 1 else source.at[rows, :, columns], there, tile.written, slot)
 
 
 def for_groups(n: Any, limit: int, body: Callable[[Any, Any, Any], Any], init: Any) -> Any:
@@ -91,16 +93,41 @@ def for_groups(n: Any, limit: int, body: Callable[[Any, Any, Any], Any], init: A
 
 
 def claim(m: Machine, i: Any) -> None:
-    """Waits until unit i may be issued: its stage is free, and unit i - window has landed."""
+    """Waits until unit i may be issued: its stage is free, and unit i - window has landed.
+
+    Without TMA nobody else says that a unit has landed, so the loader does, before it waits for anybody.
+    """
     stages, window = m.schedule.stages, m.schedule.window
+    if not m.tma:
+        pl.when(i >= window)(lambda: _land(m, i - window, window - 1))
 
     @pl.when(i >= stages)
     def _() -> None:
         plgpu.barrier_wait(m.refs["empty"].at[lax.rem(i, stages)])
 
-    @pl.when(i >= window)
-    def _() -> None:
-        plgpu.barrier_wait(m.refs["full"].at[lax.rem(i - window, stages)])
+    if m.tma:
+        pl.when(i >= window)(lambda: plgpu.barrier_wait(m.refs["full"].at[lax.rem(i - window, stages)]))
+
+
+def _copy(m: Machine, source: Any, there: Any, layout: tuple, slot: Any) -> None:
+    """One of a unit's two copies, asynchronous; `layout`: of the stage."""
+    if m.tma:
+        plgpu.copy_gmem_to_smem(source, there, m.refs["full"].at[slot])
+    else:
+        _ptx.copy_async(source, there, layout)
+
+
+def _land(m: Machine, i: Any, later: int) -> None:
+    """Waits for unit i, behind which `later` units have been issued, and tells compute."""
+    _ptx.wait_copies(2 * later)
+    plgpu.barrier_arrive(m.refs["full"].at[lax.rem(i, m.schedule.stages)])
+
+
+def land_last(m: Machine, units: Any) -> None:
+    """After all units: without TMA the last `window` of them have yet to land."""
+    for later in reversed(range(0 if m.tma else m.schedule.window)):
+        i = units - 1 - later
+        pl.when(i >= 0)(lambda i=i, later=later: _land(m, i, later))
 
 
 def drain(m: Machine, units: Any) -> None:
@@ -154,7 +181,7 @@ def _kv_item(m: Machine, phase: Phase, item: Any, l: Any, i: Any) -> Any:
         slot = lax.rem(i, m.schedule.stages)
         for h in range(2):
             source = m.refs[f"cache{cache.index}"].at[sequence, m.layer(cache, l), head, pl.ds(start + h * half, half), :]
-            plgpu.copy_gmem_to_smem(source, view.at[slot, pl.ds(h * half, half)], m.refs["full"].at[slot])
+            _copy(m, source, view.at[slot, pl.ds(h * half, half)], KV_WRITTEN, slot)
         return i + 1
 
     def block(j: Any, i: Any) -> Any:

@@ -55,12 +55,14 @@ def _take(whole: jax.Array, index: Sequence[Any]) -> jax.Array:
 
 @dataclasses.dataclass
 class Machine:
-    """One kernel being emitted. `concurrent`: phases run in one launch and hand over through counters; else each launch is one phase."""
+    """One kernel being emitted. `concurrent`: phases run in one launch and hand over through counters; else each launch is one phase.
+    `tma`: TMA fills the ring, else the loader's threads do."""
 
     graph: OpGraph
     schedule: Schedule
     interpret: bool
     concurrent: bool
+    tma: bool
     refs: dict[str, Any] = dataclasses.field(default_factory=dict)
     settled: set[tuple[str, int]] = dataclasses.field(default_factory=set)  # (phase, reduction): summed over parts already
 

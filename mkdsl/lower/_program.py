@@ -1,6 +1,7 @@
 """`Program`: a schedule lowered to kernels, as a function of the decode step's arguments."""
 
 import dataclasses
+import functools
 from typing import Any
 
 import jax
@@ -12,7 +13,7 @@ from mkdsl.lower._kernel import make_kernel
 from mkdsl.lower._machine import i32
 from mkdsl.lower._operands import Inputs, operands
 from mkdsl.ops import Argmax
-from mkdsl.search import Schedule, verify_schedule
+from mkdsl.search import Profile, Schedule, verify_schedule
 
 
 @dataclasses.dataclass(frozen=True, eq=False)
@@ -20,12 +21,14 @@ class Program:
     """A decode step as kernels. Calling it is JAX-traceable: `program(params, kv, token, pos)`, with a leading batch axis on all but params.
 
     form: "mega" is one persistent kernel, "phased" one launch per phase from the same tile code.
+    tma: the ring is filled by TMA, else by `cp.async`.
     """
 
     graph: OpGraph
     schedule: Schedule
     form: str
     interpret: bool
+    tma: bool
     tree: Any
 
     def __call__(self, params: Any, kv: Any, token: jax.Array, pos: jax.Array) -> Any:
@@ -38,14 +41,12 @@ class Program:
 
     def _run(self, found: list[Any], refs: dict[str, Any]) -> None:
         args = [refs[o.name] for o in found]
+        make = functools.partial(make_kernel, self.graph, self.schedule, found, interpret=self.interpret, tma=self.tma)
         if self.form == "mega":
-            make_kernel(self.graph, self.schedule, found, self.graph.phases, interpret=self.interpret, concurrent=True)(*args)
+            make(self.graph.phases, concurrent=True)(*args)
             return
         for segment in self.graph.segments:
-            kernels = [
-                make_kernel(self.graph, self.schedule, found, [self.graph.phase(name)], interpret=self.interpret, concurrent=False)
-                for name in segment.phases
-            ]
+            kernels = [make([self.graph.phase(name)], concurrent=False) for name in segment.phases]
 
             def once(l: Any, carry: Any, kernels: list[Any] = kernels) -> Any:
                 for kernel in kernels:
@@ -75,7 +76,7 @@ class Program:
         raise ValueError(f"{node.where}: output {node.kind}{list(node.shape)}")  # verify_graph lets no such output through
 
 
-def lower(graph: OpGraph, schedule: Schedule, profile: Any, tree: Any, *, interpret: bool = False, form: str | None = None) -> Program:
+def lower(graph: OpGraph, schedule: Schedule, profile: Profile, tree: Any, *, interpret: bool = False, form: str | None = None) -> Program:
     """Verifies the schedule and returns its program.
 
     Args:
@@ -90,4 +91,5 @@ def lower(graph: OpGraph, schedule: Schedule, profile: Any, tree: Any, *, interp
       ScheduleError: the schedule is not safe.
     """
     verify_schedule(graph, schedule, profile)
-    return Program(graph, schedule, form or ("phased" if interpret else "mega"), interpret, tree)
+    tma = profile.tma or interpret  # interpret mode knows no other copy
+    return Program(graph, schedule, form or ("phased" if interpret else "mega"), interpret, tma, tree)

@@ -1,4 +1,5 @@
-"""What Pallas has no word for, as PTX: relaxed loads and counters, fences. Each has a plain meaning, used where nothing runs concurrently."""
+"""What Pallas has no word for, as PTX: relaxed loads and counters, fences, copies by threads. Each has a plain meaning, used where nothing
+runs concurrently."""
 
 import functools
 import math
@@ -12,7 +13,7 @@ import numpy as np
 from jax.experimental.mosaic.gpu import fragmented_array as fa
 from jax.experimental.mosaic.gpu import utils as mu
 from jaxlib.mlir import ir
-from jaxlib.mlir.dialects import arith, scf, vector
+from jaxlib.mlir.dialects import arith, llvm, nvvm, scf, vector
 
 SCALAR = plgpu.Layout.WG_SPLAT(())
 
@@ -187,3 +188,46 @@ def opaque(x: jax.Array) -> jax.Array:
         return fa.FragmentedArray.splat(moved, (), is_signed=True)
 
     return go(x)  # pyright: ignore[reportCallIssue]
+
+
+def copy_async(source: Any, there: Any, layout: tuple) -> None:
+    """Rows of global memory to shared memory, in the layout (tiling, swizzle) that TMA would write: `cp.async`, all threads of the warpgroup.
+
+    Done when `wait_copies` says so, in the order of issue.
+    """
+    tiling, swizzle = layout
+    columns, width = source.shape[-1], tiling.tiling[-1]
+    rows = math.prod(source.shape[:-1])
+
+    @plgpu.inline_mgpu(arg_types=(plgpu.RefType(), plgpu.RefType(layout)))
+    def go(ctx: Any, source: Any, there: Any) -> None:
+        blocks = mu.memref_reshape(there, (rows // 8, columns // width, 8, width))
+        threads = fa.tiled_copy_smem_gmem_layout(rows // 8, columns // width, swizzle.swizzle, 16)
+        size = 2 * threads.vector_length
+        cached = nvvm.LoadCacheModifierKind.CG if size == 16 else nvvm.LoadCacheModifierKind.CA
+        strides, base = _thread_start(source, threads)
+        for _, _, index, to in fa.FragmentedArray.transfer_tiled(blocks, swizzle.swizzle, threads, (rows, columns), optimized=False):
+            offset = sum(i * s for i, s in zip(index(), strides, strict=True))
+            nvvm.cp_async_shared_global(to, mu.getelementptr(base, [offset], ir.BF16Type.get()), size, cached)
+        nvvm.cp_async_commit_group()
+
+    go(source, there)  # pyright: ignore[reportCallIssue]
+
+
+def _thread_start(source: ir.Value, threads: fa.TiledLayout) -> tuple[list[int], ir.Value]:
+    """Strides of rows and columns, and where this thread's first vector lies; all parts of a row are rows of their own."""
+    strides = ir.MemRefType(source.type).get_strides_and_offset()[0][-2:]
+    tiled = [mu.c(s, ir.IntegerType.get_signless(32)) for s in threads.tiling.tile_strides(tuple(strides))[2:]]
+    offset = arith.addi(mu.dyn_dot(threads.warp_indices(), tiled), mu.dyn_dot(threads.lane_indices(), tiled))
+    pointer = llvm.addrspacecast(llvm.PointerType.get(address_space=1), mu.memref_ptr(source))
+    return strides, mu.getelementptr(pointer, [offset], ir.BF16Type.get())
+
+
+def wait_copies(later: int) -> None:
+    """Waits until all of this thread's `copy_async` but the last `later` are done."""
+
+    @plgpu.inline_mgpu()
+    def go(ctx: Any) -> None:
+        nvvm.cp_async_wait_group(later)
+
+    go()  # pyright: ignore[reportCallIssue]

@@ -59,15 +59,20 @@ class Tile:
     def swizzle(self, *tiling: int) -> tuple:
         return swizzled(tiling, 2 * self.width)
 
+    @property
+    def written(self) -> tuple:
+        """The layout of a stage [rows, parts, chunk], or [rows, chunk] if there is one part: blocks of 8 rows of the mma."""
+        outer = (8,) if self.parts in (1, 8) else (8 // self.parts, self.parts)
+        return self.swizzle(*outer, self.width)
+
     def views(self, stages: int, stage_bytes: int) -> tuple:
-        """(as one TMA copy writes stages, as the mma reads them): the same bytes, the tile in the first rows of each stage."""
+        """(as one copy writes stages, as the mma reads them): the same bytes, the tile in the first rows of each stage."""
         height = stage_bytes // (2 * self.chunk)
         read = plgpu.SMEM((stages, height, self.chunk), jnp.bfloat16, transforms=self.swizzle(8, self.width))
         if self.parts == 1:
             return read, read
-        tiling = (self.parts, self.width) if self.parts == 8 else (8 // self.parts, self.parts, self.width)
         shape = (stages, height // self.parts, self.parts, self.chunk)
-        return plgpu.SMEM(shape, jnp.bfloat16, transforms=self.swizzle(*tiling)), read
+        return plgpu.SMEM(shape, jnp.bfloat16, transforms=self.written), read
 
     def resident(self) -> object:
         """The staged operand: [groups, blocks, 8 columns, width], swizzled where tensor cores read it."""
@@ -77,10 +82,12 @@ class Tile:
 
 def kv_view(stages: int, stage_bytes: int, head_dim: int) -> object:
     """A stage as a block of keys or of values: [positions, head_dim]."""
-    transforms = swizzled((8, 64), 128)
-    return plgpu.SMEM((stages, stage_bytes // (2 * head_dim), head_dim), jnp.bfloat16, transforms=transforms)
+    return plgpu.SMEM((stages, stage_bytes // (2 * head_dim), head_dim), jnp.bfloat16, transforms=KV_WRITTEN)
 
 
 def swizzled(tiling: tuple[int, ...], bytes: int) -> tuple:
     """The layout of shared memory that TMA writes and the mma reads without bank conflicts."""
     return plgpu.TilingTransform(tiling), plgpu.SwizzleTransform(bytes)  # pyright: ignore[reportAbstractUsage]
+
+
+KV_WRITTEN = swizzled((8, 64), 128)

@@ -72,6 +72,11 @@ class Profile:
     drift_us: float
     measured: tuple[str, ...] = ()
 
+    @property
+    def tma(self) -> bool:
+        """Whether it has a tensor memory accelerator; without one, threads copy (`cp.async`)."""
+        return self.capability >= (9, 0)
+
     def to_json(self) -> dict[str, Any]:
         return dataclasses.asdict(self)
 
