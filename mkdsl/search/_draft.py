@@ -12,10 +12,11 @@ from mkdsl.search._profile import Profile
 from mkdsl.search._protocol import tensor_plans, with_producers
 from mkdsl.search._rings import Choice, Prices
 from mkdsl.search._schedule import Schedule
-from mkdsl.search._simulate import simulate
+from mkdsl.search._simulate import Timeline, simulate
 from mkdsl.search._smem import fixed_extents, shared_memory
 
-TRIED = 3  # candidates of each phase that a refinement simulates
+REFINED = 8  # phases that a refinement looks at, those that take most of a step
+TRIED = 3  # candidates of each that it simulates
 GAIN = 1e-3  # of a step: what a refinement must gain, more than the simulator's grain
 
 
@@ -49,24 +50,27 @@ def timed(graph: OpGraph, schedule: Schedule, gpu: Profile) -> Schedule:
     return dataclasses.replace(schedule, predicted_us=round(timeline.us, 3), us=us)
 
 
-def rough_us(graph: OpGraph, batch: int, gpu: Profile, handoff: str, choice: Choice) -> float:
+def rough(graph: OpGraph, batch: int, gpu: Profile, handoff: str, choice: Choice) -> Timeline:
     """The simulator's prediction for a choice, quick enough to rank many."""
-    return simulate(graph, draft(graph, batch, gpu, handoff, choice), gpu, drift=False).us
+    return simulate(graph, draft(graph, batch, gpu, handoff, choice), gpu, drift=False)
 
 
 def refined(graph: OpGraph, batch: int, gpu: Profile, handoff: str, choice: Choice) -> Choice:
-    """The choice after one round over the phases, each of which takes the candidate under which the simulator predicts the fastest step.
+    """The choice after one round over the phases that take most of a step, each of which takes the candidate under which the simulator
+    predicts the fastest step.
 
     The cost model adds phases up; what a candidate does to the ring and to its neighbours only the simulator sees.
     """
-    best = rough_us(graph, batch, gpu, handoff, choice)
-    for index, phase in enumerate(graph.phases):
+    timeline = rough(graph, batch, gpu, handoff, choice)
+    best, us = timeline.us, dict(timeline.phase_us)
+    for phase in sorted(graph.phases, key=lambda p: -us[p.name] * graph.iterations(p))[:REFINED]:
+        index = graph.phases.index(phase)
         for candidate in _near(graph, batch, gpu, handoff, choice, phase):
             chosen = (*choice.found.candidates[:index], candidate, *choice.found.candidates[index + 1 :])
             other = dataclasses.replace(choice, found=Found(choice.found.cost, chosen))
-            us = rough_us(graph, batch, gpu, handoff, other)
-            if us < best * (1 - GAIN):
-                best, choice = us, other
+            predicted = rough(graph, batch, gpu, handoff, other).us
+            if predicted < best * (1 - GAIN):
+                best, choice = predicted, other
     return choice
 
 

@@ -10,6 +10,7 @@ be in steady state, the rest is counted like the last ones, unless all are asked
 import collections
 import dataclasses
 import functools
+import itertools
 from collections.abc import Iterator
 from typing import NamedTuple
 
@@ -42,7 +43,7 @@ class Span(NamedTuple):
 @dataclasses.dataclass(frozen=True)
 class Timeline:
     """What the simulation says. `crews`: workers that are alike, by their numbers. us: of one step. phase_us: of one execution of each phase
-    in the steady state of its loop, from the last signal of the phase before to its own last signal."""
+    in the steady state of its loop, from the last signal of all phases before to its own last signal."""
 
     crews: tuple[tuple[int, ...], ...]
     spans: tuple[Span, ...]
@@ -240,7 +241,8 @@ class _Simulation:
         if asleep or any(self.waiting.values()):
             raise ValueError(f"workers wait for ever: {asleep}")
         ends = self._ends()
-        took = {key: end - before for (key, end), before in zip(ends.items(), (0.0, *ends.values()), strict=False)}
+        before = (0.0, *itertools.accumulate(ends.values(), max))  # phases side by side need not end in order
+        took = {key: max(0.0, end - latest) for (key, end), latest in zip(ends.items(), before, strict=False)}
         phase_us = [(p.name, self._steady(took, p)) for p in self.graph.phases]
         skipped = [n - repeats for n, repeats in zip((s.repeats for s in self.graph.segments), self.repeats, strict=True)]
         counted = sum(skipped[self.graph.phase(name).segment] * us for name, us in phase_us)

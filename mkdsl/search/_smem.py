@@ -6,6 +6,7 @@ the whole kernel plus the most that any phase has of its own, and it is reached 
 """
 
 import dataclasses
+import functools
 from collections.abc import Iterable
 
 from mkdsl.graph import OpGraph, Phase
@@ -37,14 +38,22 @@ class SharedMemory:
     extents: tuple[Extent, ...]
     phases: tuple[str, ...]
 
+    @functools.cached_property
+    def by_phase(self) -> dict[str, list[Extent]]:
+        """What lives in each phase only; under "" what lives for the whole kernel."""
+        out: dict[str, list[Extent]] = {name: [] for name in ("", *self.phases)}
+        for e in self.extents:
+            out[e.phase].append(e)
+        return out
+
     def live(self, phase: str) -> tuple[Extent, ...]:
         """What lives while a phase runs."""
-        return tuple(e for e in self.extents if e.phase in ("", phase))
+        return (*self.by_phase[""], *self.by_phase[phase])
 
     def bytes_in(self, phase: str) -> int:
         return sum(e.total for e in self.live(phase))
 
-    @property
+    @functools.cached_property
     def peak(self) -> str:
         """The phase in which most is live; of several the first."""
         return max(self.phases, key=self.bytes_in)
@@ -55,9 +64,9 @@ class SharedMemory:
         return self.bytes_in(self.peak)
 
     def __str__(self) -> str:
-        lines = [_line(e.name, e.bytes, e.depth, e.total) for e in self.extents if not e.phase]
+        lines = [_line(e.name, e.bytes, e.depth, e.total) for e in self.by_phase[""]]
         for phase in self.phases:
-            own = [e for e in self.extents if e.phase == phase]
+            own = self.by_phase[phase]
             lines += [f"  in {phase}: {self.bytes_in(phase)} bytes{', the peak' if phase == self.peak else ''}"] if own else []
             lines += ["  " + _line(e.name, e.bytes, e.depth, e.total) for e in own]
         return "\n".join(lines)

@@ -18,11 +18,10 @@ import pytest
 
 from mkdsl.gpu import jit
 from mkdsl.models import SHAPES, abstract_params, decode_step, init_cache
-from mkdsl.search import PROFILES, ScheduleError
+from mkdsl.search import PROFILES
 
 TOOL = pathlib.Path(__file__).parents[3] / "shared" / "tools" / "aot_check.py"
 LIMIT = 112 * 1024  # bytes of code that Hopper's instruction caches hold under load; not known of others
-TOO_LARGE = [("l20", "llama-3.1-8b", 8), ("l20", "qwen3-8b", 8), ("l40s", "llama-3.1-8b", 8)]  # for 99 KiB of shared memory
 CASES = [(target, model, batch) for target in PROFILES for model in SHAPES for batch in (1, 8)]
 QUICK = [("h200", 1), ("h200", 8), ("a100", 1), ("l20", 1)]  # of all models but one between two of its family
 
@@ -59,7 +58,7 @@ def assemble(target, model, batch, cache):
 
 
 @pytest.mark.skipif(not TOOL.exists() or not shutil.which("ptxas"), reason="aot_check.py or ptxas is absent")
-@pytest.mark.parametrize(("target", "model", "batch"), [pytest.param(*c, marks=marks(*c)) for c in CASES if c not in TOO_LARGE])
+@pytest.mark.parametrize(("target", "model", "batch"), [pytest.param(*c, marks=marks(*c)) for c in CASES])
 def test_kernel_assembles(target, model, batch, assembler, tmp_path):
     gpu = PROFILES[target]
     report, seconds = assembler(gpu.capability).submit(assemble, target, model, batch, str(tmp_path)).result()  # a cold search
@@ -72,9 +71,3 @@ def test_kernel_assembles(target, model, batch, assembler, tmp_path):
     assert report["smem_bytes"] <= gpu.smem_bytes
     assert "brx" not in ptx
     assert seconds < 30
-
-
-@pytest.mark.parametrize(("target", "model", "batch"), TOO_LARGE)
-def test_what_no_schedule_fits_is_refused(target, model, batch):
-    with pytest.raises(ScheduleError, match=f"does not fit {target}'s 101376 bytes"):
-        trace(target, model, batch).schedule()

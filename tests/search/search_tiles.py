@@ -51,7 +51,7 @@ def _attention(s: Schedule, phase: Phase, plan: PhasePlan) -> None:
     _require(plan.chunk >= 64 and plan.chunk % 64 == 0, phase, "no whole block of scores")
     _require(plan.splits >= 1 and phase.k // plan.chunk * plan.chunk == phase.k, phase, "positions that nobody folds")
     _require(plan.rows == phase.heads // phase.kv_heads * phase.head_dim, phase, "rows of an item")
-    if 2 * plan.chunk * phase.head_dim * phase.itemsize > s.stage_bytes or s.stage_bytes % (16 * phase.head_dim):
+    if plan.chunk * phase.head_dim * phase.itemsize > s.stage_bytes or s.stage_bytes % (16 * phase.head_dim):
         raise Overflow(f"{phase.name}: a unit reaches into the next stage")
     if s.tensor(phase.writes[0]).splits != plan.splits:
         raise Overflow(f"{phase.name}: results in slots that are not there, or slots that nobody fills")
