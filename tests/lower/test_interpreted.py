@@ -28,9 +28,9 @@ def float32(tree):
     return jax.tree.map(lambda a: a.astype(jnp.float32) if jnp.issubdtype(a.dtype, jnp.floating) else a, tree)
 
 
-def compare(step, params, kv, token, pos, batch, tolerance=0.02):
+def compare(step, params, kv, token, pos, batch, tolerance=0.02, target=SMALL):
     """Runs the interpreted kernel and checks logits and cache; the last position of a batch of 16 lies past the cache."""
-    got = mk.jit(step, batch=batch, target=SMALL, interpret=True)(params, kv, token, pos)
+    got = mk.jit(step, batch=batch, target=target, interpret=True)(params, kv, token, pos)
     want = jax.jit(jax.vmap(step, (None, 0, 0, 0)))(float32(params), float32(kv), token, pos)
     error = jnp.linalg.norm(got[1] - want[1], axis=1) / jnp.linalg.norm(want[1], axis=1)
     assert float(error.max()) < tolerance
@@ -50,6 +50,14 @@ def test_model_families(name, batch):
     kv = random_kv(init_cache(config, 128, batch=batch))
     pos = np.asarray([70, 0, 127, 64, 1, 2, 3, 63, 65, 9, 10, 11, 90, 100, 126, 5][:batch], np.int32)
     compare(decode_step(config), params, kv, np.arange(batch, dtype=np.int32) + 3, pos, batch)
+
+
+def test_a_gpu_without_tma():
+    """Its schedule, with a ring of less shared memory; interpret mode has one copy for all GPUs."""
+    target, config = dataclasses.replace(profile("L20"), name="l20 with 4 SMs", workers=4), dataclasses.replace(LLAMA, layers=1)
+    kv = random_kv(init_cache(config, 128, batch=2))
+    params = random_params(config, jax.random.key(1), jnp.bfloat16)
+    compare(decode_step(config), params, kv, np.asarray([3, 4]), np.asarray([70, 127]), 2, target=target)
 
 
 @mk.tile

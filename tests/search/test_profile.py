@@ -23,6 +23,7 @@ def test_what_is_known_of_gpus():
         "h200": 232448, "h100": 232448, "b200": 232448, "a100": 166912, "l20": 101376, "l40s": 101376,
     }  # fmt: skip
     assert all(0.5 < p.bandwidth / s < 1 for p, s in zip(PROFILES.values(), (4.8e12, 3.35e12, 2.039e12, 864e9, 864e9, 8e12), strict=True))
+    assert [n for n, p in PROFILES.items() if not p.tma] == ["a100", "l20", "l40s"]
     json.dumps([p.to_json() for p in PROFILES.values()])
 
 
