@@ -7,7 +7,7 @@ from mkdsl.graph import OpGraph
 from mkdsl.search import _cache
 from mkdsl.search._candidates import candidates, padded
 from mkdsl.search._cost import Model, Ring
-from mkdsl.search._draft import draft, refined, rough, timed
+from mkdsl.search._draft import draft, rough, timed
 from mkdsl.search._path import shortest_path
 from mkdsl.search._profile import Profile, profile
 from mkdsl.search._protocol import with_handoffs
@@ -54,9 +54,8 @@ def search(graph: OpGraph, *, batch: int, target: str | Profile, handoff: str = 
 
 
 def find(graph: OpGraph, batch: int, gpu: Profile, handoff: str) -> Schedule:
-    """Searches, without a cache: the finalist that the simulator predicts to be the fastest (of several the first), refined."""
+    """Searches, without a cache: the finalist that the simulator predicts to be the fastest; of several the first."""
     best = min(finalists(graph, batch, gpu, handoff), key=lambda c: rough(graph, batch, gpu, handoff, c).us)
-    best = refined(graph, batch, gpu, handoff, best)
     schedule = timed(graph, with_handoffs(graph, draft(graph, batch, gpu, handoff, best)), gpu)
     verify_schedule(graph, schedule, gpu)
     return schedule
