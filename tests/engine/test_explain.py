@@ -18,9 +18,34 @@ def test_explains_a_built_in_shape():
 def test_explains_as_json():
     out = CliRunner().invoke(app, ["explain", "smollm2-135m", "--batch", "2", "--context", "128", "--json"])
     numbers = json.loads(out.output)
-    assert set(numbers) == {"smem_peak_bytes", "predicted_us", "search_seconds", "verify_seconds", "tasks", "phases"}
+    assert set(numbers) == {
+        "smem_peak_bytes", "smem_peak_phase", "predicted_us", "floor_us", "search_seconds", "verify_seconds", "tasks", "phases",
+    }  # fmt: skip
     assert numbers["phases"] == 1 + 30 * 5 + 1
     assert 0 < numbers["smem_peak_bytes"] <= 227 * 1024
+
+
+def test_without_k_splitting():
+    """The paper's claim, in the model: at batch 16 the peak at least halves, and predicted time does not rise by more than 2 %."""
+    split, whole = (
+        json.loads(CliRunner().invoke(app, ["explain", "qwen3-1.7b", "--target", "l20", "--batch", "16", "--json", *o]).output)
+        for o in ([], ["--no-k-split"])
+    )
+    assert 2 * split["smem_peak_bytes"] <= whole["smem_peak_bytes"]
+    assert split["smem_peak_bytes"] <= 99 * 1024
+    assert split["predicted_us"] <= 1.02 * whole["predicted_us"]
+
+
+def test_the_predicted_timeline_is_a_trace(tmp_path):
+    file = tmp_path / "trace.json"
+    out = CliRunner().invoke(app, ["explain", "smollm2-135m", "--context", "128", "--trace", str(file)])
+    assert out.exit_code == 0, out.output
+    events = json.loads(file.read_text())["traceEvents"]
+    slices = [e for e in events if e["ph"] == "X"]
+    assert {e["tid"] for e in events} == set(range(132))
+    assert {"wo", "wg·wu", "wait", "fold"} <= {e["name"] for e in slices}
+    assert all(e["dur"] >= 0 for e in slices)
+    assert max(e["args"]["iteration"] for e in slices if e["name"] == "wo") == 29
 
 
 def test_unknown_model_is_refused():

@@ -88,7 +88,7 @@ def test_shared_memory_of_llama_1b():
     sizes = {(e.phase, e.name): (e.bytes, e.depth) for e in memory.extents if e.phase not in ("wq+wk+wv", "embed")}
     assert sizes == {
         ("", "ring"): (16384, 13), ("", "statistics"): (4096, 1), ("", "tasks"): (1024, 1), ("", "reserve"): (4096, 1),
-        ("attention", "queries"): (1024, 1), ("attention", "scores"): (1024, 1), ("attention", "result"): (2048, 1),
+        ("attention", "queries"): (1024, 1), ("attention", "scores"): (2048, 1), ("attention", "result"): (2048, 1),
         ("attention", "own scores"): (1024, 1), ("attention", "own k, v"): (1024, 1),
         ("wo", "resident"): (4096, 1), ("wo", "finished"): (1024, 1), ("wo", "added"): (1024, 1),
         ("wg·wu", "resident"): (4096, 1), ("wg·wu", "finished"): (4096, 1),
@@ -133,13 +133,16 @@ def test_report():
         "h200, batch 3 (padded to 4), 132 workers",
         "5 x",
         "waits for",
-        "shared memory of a worker:",
+        "shared memory of a worker, over the schedule:",
         "ring: ",
-        "fences in: ",
-        "wq data x2",
+        "fence",
+        "hand-off",
+        "bound by",
+        "what came second (us more a step):",
+        ", the peak",
     ):
         assert want in text
     assert re.search(r"predicted: \d+ us a step; floor \d+ us \(streamed bytes at 4.61 TB/s\)", text)
     rows = [line for line in text.splitlines() if re.match(r"  (map|wq\+wk\+wv|attention|wo|wg·wu|wd|embed) ", line)]
-    assert len(rows) == 7
+    assert len(rows) >= 2 * 7  # what was chosen, and where time goes
     assert str(schedule).startswith("h200, batch 3: ") and "wd: " in str(schedule)
