@@ -114,6 +114,21 @@ def test_decoders_that_are_not_in_the_repository(layer, cap):
     compare(own_decoder(layer, cap), own_params(), kv, np.asarray([3, 99]), np.asarray([50, 13]), 2)
 
 
+def test_two_stacks_of_layers():
+    """Two loops in one kernel: what the first carries out, the second carries on."""
+    params, kv = own_params(layers=2), random_kv(tuple(jnp.zeros((2, 4, 1, 64, 64), jnp.bfloat16) for _ in range(2)))
+
+    def step(params, kv, token, pos):
+        x = mk.embed(params["embed"], token)
+        x, first = mk.layers(sandwich_layer, x, params["layers"], kv["first"], pos)
+        x, second = mk.layers(parallel_layer, x, params["more"], kv["second"], pos)
+        logits = mk.linear(params["head"], mk.rms_norm(x))
+        return mk.argmax(logits), logits, {"first": first, "second": second}
+
+    caches = {"first": tuple(a[:, :2] for a in kv), "second": tuple(a[:, 2:] for a in kv)}
+    compare(step, params | {"more": own_params(layers=2, wide=192)["layers"]}, caches, np.asarray([3, 99]), np.asarray([50, 13]), 2)
+
+
 def test_past_the_cache_everything_is_nan_and_nothing_is_written():
     config = dataclasses.replace(LLAMA, layers=1)
     params, kv = random_params(config, jax.random.key(1), jnp.bfloat16), random_kv(init_cache(config, 64, batch=1))
