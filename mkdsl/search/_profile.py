@@ -28,21 +28,22 @@ class Profile:
       smem_bytes: most shared memory of one CTA (public).
       bandwidth: bytes/s that all workers together read from device memory (H200: measured ceiling).
       stream: (KiB in flight per worker, fraction of `bandwidth` reached) (H200: measured).
-      l2_rate: bytes/s that one worker reads of activations from L2 under the stream (H200: from the timeline, where 24 KiB more of
-        partials took 1.1 us longer to arrive).
+      l2_rate: bytes/s that one worker reads of activations from L2 under the stream (H200: between the timeline's 22 GB/s and the probe's
+        94, what fits kernels that read in rounds).
       clock_hz: boost clock (public); only used to scale what is assumed for other GPUs.
       handoff: (KiB in flight per worker, us) from the last worker's store to a reader's data, relaxed (H200: measured).
       released: the same behind a release/acquire counter (H200: measured).
       issue_us: from a unit's landing to the issue of the one that waits for it (H200: window 1 against 2).
-      unit_us: a unit's barriers and loop (H200: assumed); mma_us: 32 KiB past 8 columns, shared memory to accumulators; column_us: for
+      unit_us: a unit's barriers and loop (H200: fitted to the prototype's table, as are stage_us, finish_us and attention_us); mma_us: 32 KiB past 8 columns, shared memory to accumulators; column_us: for
         every further column (H200: q/k/v's timeline gives 0.3 us a unit; about 1.0 us at 128 columns).
       row_bytes: a box row shorter than this is bound by TMA's issue rate: 128-byte rows run 40 % slower (H200: measured).
       stage_us: from a fold's data to its first mma; finish_us: from its last unit to the signal, the last mma's latency included; group_us:
         one more group's finish (timeline).
       piece_us: one more piece of a resident, staged while compute waits for L2 (H200: the wait for data in o's timeline).
-      attention_us: an attention item's short dependent steps; block_us: one more cache block, besides its bytes (timeline).
+      attention_us: an attention item's short dependent steps; block_us: one more cache block, besides its bytes (H200: 4
+        splits against 2 of one model).
       map_us: latency of a map, one item (assumed: a fold's without its mma).
-      drift: workers drift apart by this fraction of a phase's stream, at most drift_us; the last one counts (H200: timeline).
+      drift: memory serves some workers faster and some slower by this fraction; the cost model counts at most drift_us a phase (timeline).
       measured: in a profile that `mkdsl probe` wrote, the fields that it measured; the others are taken over from a built-in profile.
     """
 
