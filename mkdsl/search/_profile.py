@@ -34,8 +34,9 @@ class Profile:
       handoff: (KiB in flight per worker, us) from the last worker's store to a reader's data, relaxed (H200: measured).
       released: the same behind a release/acquire counter (H200: measured).
       issue_us: from a unit's landing to the issue of the one that waits for it (H200: window 1 against 2).
-      unit_us: a unit's barriers and loop (H200: fitted to the prototype's table, as are stage_us, finish_us and attention_us); mma_us: 32 KiB past 8 columns, shared memory to accumulators; column_us: for
-        every further column (H200: q/k/v's timeline gives 0.3 us a unit; about 1.0 us at 128 columns).
+      unit_us: a unit's barriers and loop (H200: fitted to the prototype's table, as are stage_us, finish_us and attention_us); mma_us: 32 KiB
+        past 8 columns, shared memory to accumulators; column_us: for every further column (H200: q/k/v's timeline gives 0.3 us a unit; about
+        1.0 us at 128 columns).
       row_bytes: a box row shorter than this is bound by TMA's issue rate: 128-byte rows run 40 % slower (H200: measured).
       stage_us: from a fold's data to its first mma; finish_us: from its last unit to the signal, the last mma's latency included; group_us:
         one more group's finish (timeline).
