@@ -57,7 +57,7 @@ def _schedule(console: rich.console.Console, model: Model) -> Schedule:
     with console.status("searching"):
         schedule, seconds = timed(lambda: search(graph, batch=1, target=gpu, cache=False))
     typer.echo(explain(graph, schedule, gpu))
-    typer.echo("(times in the table are the cost model's, predicted)")
+    typer.echo("(times in the tables are the simulator's, predicted)")
     console.rule("3. Its proof")
     _, proof = timed(lambda: verify_schedule(graph, schedule, gpu))
     console.print(

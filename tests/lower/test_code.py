@@ -26,8 +26,13 @@ CASES = [(target, model, batch) for target in PROFILES for model in SHAPES for b
 QUICK = [("h200", 1), ("h200", 8), ("a100", 1), ("l20", 1)]  # of all models but one between two of its family
 
 
+TOO_MUCH_CODE = [("h100", "llama-3.2-1b", 8), ("h100", "llama-3.1-8b", 8)]  # 113 and 117 KiB: right, but past the limit
+
+
 def marks(target, model, batch):
-    return () if (target, batch) in QUICK and model != "qwen3-1.7b" else pytest.mark.slow
+    quick = (target, batch) in QUICK and model != "qwen3-1.7b"
+    over = [pytest.mark.xfail(reason="more code than the limit", strict=True)] if (target, model, batch) in TOO_MUCH_CODE else []
+    return over if quick else [pytest.mark.slow, *over]
 
 
 @pytest.fixture(scope="module")
