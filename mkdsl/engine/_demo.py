@@ -91,7 +91,7 @@ def _interpreted(console: rich.console.Console, model: Model, prompt: list[int])
 
 
 def _without_gpu(console: rich.console.Console, schedule: Schedule) -> None:
-    """What a GPU would do, and how fast by the cost model."""
+    """What a GPU would do, and how fast by the simulator."""
     console.rule("With a GPU")
     console.print(
         f"predicted on an H200: {schedule.predicted_us:.0f} us of kernel time a token, without the host's part of a step.",

@@ -5,13 +5,12 @@ from collections.abc import Iterator
 from typing import NamedTuple
 
 from mkdsl.graph import OpGraph
-from mkdsl.search._candidates import candidates
 from mkdsl.search._cost import Model, Ring
 from mkdsl.search._draft import timed
 from mkdsl.search._path import shortest_path
 from mkdsl.search._profile import Profile
 from mkdsl.search._protocol import with_handoffs
-from mkdsl.search._rings import Prices
+from mkdsl.search._rings import Prices, numbered
 from mkdsl.search._schedule import PhasePlan, Schedule
 from mkdsl.search._smem import fixed_extents
 from mkdsl.search._verify import ScheduleError
@@ -31,10 +30,8 @@ def next_best(graph: OpGraph, schedule: Schedule, gpu: Profile) -> Iterator[Alte
     """Per phase, the best path under the same ring that does not take the chosen candidate there."""
     s, ring = schedule, Ring(schedule.stage_bytes, schedule.window)
     left = gpu.smem_bytes - s.stages * s.stage_bytes - sum(e.total for e in fixed_extents(graph, s.padded_batch))
-    choices = {}
-    for p in graph.phases:
-        found = candidates(graph, p, batch=s.batch, stage_bytes=s.stage_bytes, workers=gpu.workers, smem_bytes=gpu.smem_bytes)
-        choices[p.name] = [(i, c) for i, c in enumerate(found) if c.bytes <= left]
+    all_of = numbered(graph, s.batch, gpu, ring)
+    choices = {name: [(i, c) for i, c in found if c.bytes <= left] for name, found in all_of.items()}
     released = any(t.handoff == "counter" for t in s.tensors)
     price = Prices(graph, Model(graph, s.batch, gpu, ring, released=released, padded_batch=s.padded_batch))
     capacity = ring.capacity(gpu, s.stages)

@@ -22,6 +22,9 @@ RINGS = (
 )
 
 
+Choices = dict[str, list[tuple[int, Candidate]]]  # per phase, its candidates with their numbers
+
+
 @dataclasses.dataclass(frozen=True)
 class Choice:
     """What the search decided: the ring, its depth, and a candidate per phase."""
@@ -31,12 +34,15 @@ class Choice:
     found: Found
 
 
+def numbered(graph: OpGraph, batch: int, gpu: Profile, ring: Ring) -> Choices:
+    """All candidates of all phases under a ring."""
+    options = {"batch": batch, "stage_bytes": ring.stage_bytes, "workers": gpu.workers, "smem_bytes": gpu.smem_bytes}
+    return {p.name: list(enumerate(candidates(graph, p, **options))) for p in graph.phases}
+
+
 def cheapest(graph: OpGraph, batch: int, gpu: Profile, handoff: str, ring: Ring) -> list[Choice]:
     """The best candidates for each depth of a ring that is worth a search, the cheapest depth first; of equally cheap ones the deepest."""
-    all_of = {
-        p.name: candidates(graph, p, batch=batch, stage_bytes=ring.stage_bytes, workers=gpu.workers, smem_bytes=gpu.smem_bytes)
-        for p in graph.phases
-    }
+    all_of = numbered(graph, batch, gpu, ring)
     price = Prices(graph, Model(graph, batch, gpu, ring, released=handoff == "counter", padded_batch=padded(batch)))
     out = []
     for stages, choices in _depths(graph, batch, gpu, ring, all_of):
@@ -60,16 +66,13 @@ class Prices:
         return self.known[key]
 
 
-Choices = dict[str, list[tuple[int, Candidate]]]  # per phase, its candidates with their numbers
-
-
-def _depths(graph: OpGraph, batch: int, gpu: Profile, ring: Ring, all_of: dict[str, list[Candidate]]) -> Iterator[tuple[int, Choices]]:
+def _depths(graph: OpGraph, batch: int, gpu: Profile, ring: Ring, all_of: Choices) -> Iterator[tuple[int, Choices]]:
     """(stages, candidates for which that leaves room) worth a search: a shallower ring only if it admits more candidates."""
     room = gpu.smem_bytes - sum(e.total for e in fixed_extents(graph, padded(batch)))
     before = 0
     for stages in range(room // ring.stage_bytes, max(2, ring.window) - 1, -1):
         left = room - stages * ring.stage_bytes
-        choices = {name: [(i, c) for i, c in enumerate(found) if c.bytes <= left] for name, found in all_of.items()}
+        choices = {name: [(i, c) for i, c in found if c.bytes <= left] for name, found in all_of.items()}
         admitted = sum(map(len, choices.values()))
         if all(choices.values()) and admitted > before:
             before = admitted

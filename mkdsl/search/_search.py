@@ -11,7 +11,7 @@ from mkdsl.search._draft import draft, rough, timed
 from mkdsl.search._path import shortest_path
 from mkdsl.search._profile import Profile, profile
 from mkdsl.search._protocol import with_handoffs
-from mkdsl.search._rings import RINGS, Choice, Prices, cheapest
+from mkdsl.search._rings import RINGS, Choice, Prices, cheapest, numbered
 from mkdsl.search._schedule import Schedule
 from mkdsl.search._verify import ScheduleError, verify_schedule
 
@@ -77,16 +77,14 @@ def without_k_split(graph: OpGraph, schedule: Schedule, gpu: Profile) -> tuple[S
     """What a schedule would be without K-splitting: every resident whole, no fold split over workers, under the same ring, whatever shared
     memory that takes. Returns it with a profile of as much."""
     lifted = dataclasses.replace(gpu, smem_bytes=UNLIMITED)
-    ring, handoff = Ring(schedule.stage_bytes, schedule.window), "data"
-    choices = {}
-    for p in graph.phases:
-        found = candidates(graph, p, batch=schedule.batch, stage_bytes=ring.stage_bytes, workers=gpu.workers, smem_bytes=lifted.smem_bytes)
-        choices[p.name] = [(i, c) for i, c in enumerate(found) if c.plan.pieces == c.plan.splits == 1]
+    ring = Ring(schedule.stage_bytes, schedule.window)
+    all_of = numbered(graph, schedule.batch, gpu=lifted, ring=ring)
+    choices = {name: [(i, c) for i, c in found if c.plan.pieces == c.plan.splits == 1] for name, found in all_of.items()}
     price = Prices(graph, Model(graph, schedule.batch, gpu, ring, released=False, padded_batch=schedule.padded_batch))
     best = shortest_path(graph, choices, price, ring.capacity(gpu, schedule.stages)) if all(choices.values()) else None
     if best is None:
         raise ScheduleError(_no_room(graph, schedule.batch, lifted))
-    whole = draft(graph, schedule.batch, lifted, handoff, Choice(ring, schedule.stages, best))
+    whole = draft(graph, schedule.batch, lifted, "data", Choice(ring, schedule.stages, best))
     return timed(graph, with_handoffs(graph, whole), lifted), lifted
 
 

@@ -103,9 +103,7 @@ class _Simulation:
         self.memory = Memory(self.clock, profile.bandwidth * 1e-6)
         self.saturated = KIB * next((x for x, reached in profile.stream if reached >= SATURATED), profile.stream[-1][0])
         self.repeats = [s.repeats if whole else min(s.repeats, STEADY) for s in graph.segments]
-        self.position = {p.name: i for i, p in enumerate(graph.phases)}
-        self.plans = {p.name: p for p in schedule.phases}
-        self.participants = {name: len(plan.participants()) for name, plan in self.plans.items()}
+        self.participants = {p.name: len(p.participants()) for p in schedule.phases}
         released = {t.name for t in schedule.tensors if t.handoff == "counter"}
         self.released = {p.name for p in graph.phases if released.intersection(p.writes)}
         self.latencies: dict[float, float] = {}
@@ -126,7 +124,9 @@ class _Simulation:
         crews: list[Crew] = []
         for counts, workers in alike.items():
             by_name = {p.name: n for p, n in zip(self.schedule.phases, counts, strict=True)}
-            works = {name: workload.of(self.graph.phase(name), self.plans[name], n, splits) for name, n in by_name.items() if any(n)}
+            works = {
+                name: workload.of(self.graph.phase(name), self.schedule.plan(name), n, splits) for name, n in by_name.items() if any(n)
+            }
             steps = list(self._steps(works))
             units = [(step.work, at) for at, step in enumerate(steps) for _ in range(step.work.units)]
             for third in filter(None, (workers[i :: len(self.paces)] for i in range(len(self.paces)))):
@@ -142,11 +142,11 @@ class _Simulation:
                         yield Step(phase, iteration, works[name], tuple(self._waits(phase, iteration)))
 
     def _waits(self, phase: Phase, iteration: int) -> Iterator[tuple[str, int]]:
-        for before in map(self.graph.phase, self.plans[phase.name].waits):
+        for before in map(self.graph.phase, self.schedule.plan(phase.name).waits):
             if before.segment < phase.segment:
                 if iteration == 0:
                     yield before.name, self.repeats[before.segment] - 1
-            elif self.position[before.name] < self.position[phase.name]:
+            elif self.graph.order[before.name] < self.graph.order[phase.name]:
                 yield before.name, iteration
             elif iteration > 0:
                 yield before.name, iteration - 1
@@ -254,7 +254,7 @@ class _Simulation:
         for span in self.spans:
             key = span.phase, span.iteration
             ends[key] = max(ends[key], span.signalled)
-        order = sorted(ends, key=lambda key: (self.graph.phase(key[0]).segment, key[1], self.position[key[0]]))
+        order = sorted(ends, key=lambda key: (self.graph.phase(key[0]).segment, key[1], self.graph.order[key[0]]))
         return {key: ends[key] for key in order}
 
     def _steady(self, took: dict[tuple[str, int], float], phase: Phase) -> float:
