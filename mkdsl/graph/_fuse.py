@@ -133,10 +133,16 @@ class Fuser:
         if id in self.outputs or any(u.kind == "argmax" for u in outside):
             names.append(self._declare_output(label, id))
         if any(u.kind != "argmax" for u in outside) and not self._available(id):  # else its users compute it from what is there
-            staged = all(u.kind == "fold" and u.op == LINEAR and u.inputs[1] == id for u in outside)
-            self.tensor_of[id] = self._declare(Tensor(name=label, width=self.node(id).width, dtype="bfloat16" if staged else "float32"))
+            self.tensor_of[id] = self._declare(Tensor(name=label, width=self.node(id).width, rounds=self._rounded(id, cone)))
             names.append(self.tensor_of[id])
         return names
+
+    def _rounded(self, id: int, cone: set[int]) -> bool:
+        """Whether all who use a value outside its cone do so as the resident of a linear fold, which is bfloat16."""
+        users = [self.node(u) for u in self.dag.successors(id) if u not in cone]
+        folded = [u.kind == "fold" and u.op == LINEAR and u.inputs[1] == id for u in users]
+        reshaped = [u.kind == "reshape" and self._rounded(u.id, cone) for u in users]
+        return id not in self.outputs and all(f or r for f, r in zip(folded, reshaped, strict=True))
 
     def _zip(self, group: list[int], written: dict[int, list[str]], cone: set[int]) -> list[tuple[tuple[int, ...], list[int]]]:
         """Splits sibling folds into parts: those whose results meet in a written value are zipped row by row."""
@@ -166,7 +172,8 @@ class Fuser:
         inputs = self._attention_inputs(node)
         kv_heads, context, head_dim = self.node(node.inputs[1]).shape
         reads = self._tensors(inputs)
-        name = self._declare(Tensor(name="attention", width=node.width, heads=node.width // head_dim))
+        rounds = self._rounded(id, {id})
+        name = self._declare(Tensor(name="attention", width=node.width, heads=node.width // head_dim, rounds=rounds))
         self.tensor_of[id] = name
         phase = Phase(
             name=self._unique("attention"), kind="attention", segment=segment, k=context, heads=node.width // head_dim, kv_heads=kv_heads,

@@ -58,12 +58,13 @@ class Tensor:
     """An activation that crosses phases: [batch, width] in global memory.
 
     `carried`: the layers' loop state, written in iteration i to be read in i + 1. `output`: handed to the caller, float32.
-    `heads` > 0: attention's result, which a schedule may leave in splits to be merged by its readers.
+    `heads` > 0: attention's result, which a schedule may leave in splits to be merged by its readers. `rounds`: all its readers round it to
+    bfloat16, so that it may cross as that.
     """
 
     name: str
     width: int
-    dtype: str = "float32"
+    rounds: bool = False
     carried: bool = False
     output: bool = False
     heads: int = 0

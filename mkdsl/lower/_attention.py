@@ -75,6 +75,7 @@ class Item:
         own.prepare(inputs[1:])
         plan = self.m.schedule.plan(self.phase.name)
         self.m.wait(self.phase, plan, self.l)  # again for a second item, which then costs one look
+        self.m.stamp(self.phase, self.l, "known")
         if plan.fence:
             self.m.fence()
         fetch(wanted)
@@ -182,7 +183,7 @@ class Item:
         def rows(inc: Any) -> Request:
             return Request(self.m.refs[name], (inc, self.split, self.sequence), None, (heads, pl.ds(0, self.phase.head_dim)), layout)
 
-        self.m.hand_over(name, self.l, rows, out, clears=clears)
+        self.m.hand_over(name, self.l, rows, out.astype(self.m.schedule.tensor(name).dtype), clears=clears)
         if self.m.schedule.tensor(name).splits > 1:
             self._hand_over_lse(name, m_ + jnp.log(z), heads, clears)
 
@@ -204,8 +205,10 @@ def attention_phase(m: Machine, phase: Phase, l: Any, i: Any) -> Any:
     def one(t: Any, i: Any) -> Any:
         item = Item(m, phase, l, *kv_item(m, phase, first + t))
         carry = item.first_carry(item.prepare())
+        m.stamp(phase, l, "read")
         _, blocks = kv_blocks(m, phase, item.sequence, item.split)
         m_, z, acc, i = lax.fori_loop(0, blocks, item.fold_block, (*carry, i))
+        m.stamp(phase, l, "folded")
         item.append()
         item.hand_over(m_, z, acc)
         return i

@@ -124,7 +124,7 @@ def store(m: Machine, frame: Rows, part: int, written: tuple[int, ...]) -> None:
     """Writes the finished values to their tensors."""
     for id, name in zip(written, frame.phase.parts[part].writes, strict=True):
         tensor = m.graph.tensors[name]
-        value = plgpu.layout_cast(frame.evaluate(id), frame.layout)
+        value = plgpu.layout_cast(frame.evaluate(id), frame.layout).astype(m.schedule.tensor(name).dtype)
         inside = m.home(name) == frame.phase.segment
         instance = (frame.l + 1 if tensor.carried else frame.l) if inside else 0
         m.hand_over(name, instance, lambda inc, name=name: frame.at(name, inc), value, clears=inside)

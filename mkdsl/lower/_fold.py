@@ -11,6 +11,7 @@ from jax import lax
 from jax.experimental import pallas as pl
 
 from mkdsl.graph import Phase
+from mkdsl.lower import _ptx
 from mkdsl.lower._finish import finish_part, preload
 from mkdsl.lower._frames import iota
 from mkdsl.lower._layouts import ACC, LHS, RHS
@@ -33,9 +34,11 @@ def fold_phase(m: Machine, phase: Phase, l: Any, i: Any) -> Any:
     if early:
         preload(m, phase, l)
     m.wait(phase, plan, l)
+    m.stamp(phase, l, "known")
     if not early:
         preload(m, phase, l)
     prologue.run()
+    m.stamp(phase, l, "read")
     return (_grouped if m.grouped(phase) else _at_once)(m, phase, prologue, l, i)
 
 
@@ -45,6 +48,7 @@ def _at_once(m: Machine, phase: Phase, prologue: Prologue, l: Any, i: Any) -> An
     tasks = [m.tasks(phase, part, COMPUTE) for part in range(len(parts))]
     slots = [len(folds) * n for (folds, _), (_, n) in zip(parts, tasks, strict=True)]
     i = _fold_slots(m, phase, prologue, sum(slots[1:], slots[0]), i)
+    m.stamp(phase, l, "folded")
     base: Any = 0
     for part, (first, n) in enumerate(tasks):
         finish_part(m, phase, part, first, 0, n, base, l)
@@ -60,6 +64,7 @@ def _grouped(m: Machine, phase: Phase, prologue: Prologue, l: Any, i: Any) -> An
 
         def group(a: Any, count: Any, i: Any, first: Any = first, part: int = part, matrices: int = len(folds)) -> Any:
             i = _fold_slots(m, phase, prologue, matrices * count, i)
+            m.stamp(phase, l, "folded")
             finish_part(m, phase, part, first, a, count, 0, l)
             return i
 
@@ -70,18 +75,16 @@ def _grouped(m: Machine, phase: Phase, prologue: Prologue, l: Any, i: Any) -> An
 def _fold_slots(m: Machine, phase: Phase, prologue: Prologue, count: Any, i: Any) -> Any:
     """Folds the next `count` tiles of the ring, each into its slot of finished rows."""
     tile, rows, plan = prologue.tile, m.refs[f"rows.{phase.name}"], m.schedule.plan(phase.name)
-    layout = ACC if m.batch >= 8 else ACC.reduce(1)
     own = m.graph.node(m.graph.code[phase.name].parts[0][0][0]).op
 
     def one_tile(s: Any, i: Any, operand: list[jax.Array] | None) -> Any:
         if tile.tensor_cores:
-            accs, i = _accumulate(m, phase, tile, operand, i)
-            values = _sum_parts(m, tile, accs)
+            sums, i = _accumulate(m, phase, tile, operand, i)
+            _store_sums(m, tile, rows, s, sums)
         else:
             each, i = fold_own(m, phase, tile, own, i)
-            values = _together(m, each)
-        for where, value in zip(_slot(m, s), values, strict=True):
-            rows[where] = value if tile.pieces == 1 else value + plgpu.load(rows.at[where], layout=layout, optimized=False)
+            for where, value in zip(_slot(m, s), _together(m, each), strict=True):
+                rows[where] = value
         if plan.fence:
             pl.when(s == 0)(m.fence)  # between two tiles, where the stream is what everybody waits for
         return i
@@ -171,17 +174,19 @@ def _left(m: Machine, tile: Tile, whole: jax.Array | None, read: Any, slot: Any,
     return plgpu.load(read.at[slot, pl.ds(0, ROWS), pl.ds(start, tile.width)], layout=LHS)
 
 
-def _sum_parts(m: Machine, tile: Tile, accs: list[jax.Array]) -> list[jax.Array]:
-    """Each mma row's own part. Row r * parts + p meets x's part p only in column (sequence, p): [64] per sequence, or [64, 8] per eight."""
-    if m.batch >= 8 and tile.parts == 1:
-        return accs
-    row, column = (iota(m, (ROWS, 8), axis, ACC) for axis in (0, 1))
-    mine = lax.rem(row, tile.parts)
-    each = []
-    for b in range(m.batch):
-        group, at = divmod(b * tile.parts, 8)
-        each.append(jnp.sum(jnp.where(column == mine + at, accs[group], 0.0), axis=1))
-    return _together(m, each)
+def _store_sums(m: Machine, tile: Tile, rows: Any, s: Any, sums: list[jax.Array]) -> None:
+    """Finished mma rows to their slot, or their sums so far. Row r * parts + p has met x's part p only in column (sequence, p)."""
+    add = tile.pieces > 1
+    if not m.interpret:
+        where = rows.at[s] if m.batch >= 8 else rows.at[:, s]
+        _ptx.store_own_parts(sums, where, parts=tile.parts, sequences=m.batch, add=add)
+        return
+    columns = jnp.concatenate(sums, axis=1)[:, : m.batch * tile.parts].reshape(ROWS, m.batch, tile.parts)
+    mine = lax.broadcasted_iota(i32, columns.shape, 2) == lax.rem(lax.broadcasted_iota(i32, columns.shape, 0), tile.parts)
+    own = jnp.sum(jnp.where(mine, columns, 0.0), axis=2)
+    for n, where in enumerate(_slot(m, s)):
+        value = own[:, 8 * n : 8 * n + 8] if m.batch >= 8 else own[:, n]
+        rows[where] = value + rows[where] if add else value
 
 
 def _together(m: Machine, each: list[jax.Array]) -> list[jax.Array]:

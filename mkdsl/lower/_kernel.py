@@ -169,11 +169,13 @@ def _load(m: Machine, phase: Phase, l: Any, i: Any) -> Any:
 
 def _compute(m: Machine, phase: Phase, l: Any, i: Any) -> Any:
     def go(i: Any) -> Any:
+        m.stamp(phase, l, "arrived")
         if phase.kind == "map":
             map_phase(m, phase, l)
         else:
             i = (fold_phase if phase.kind == "fold" else attention_phase)(m, phase, l, i)
         m.signal(phase)
+        m.stamp(phase, l, "signalled")
         return i
 
     plan = m.schedule.plan(phase.name)

@@ -16,7 +16,7 @@ from jax import lax
 from jax.experimental import pallas as pl
 
 from mkdsl.graph import Phase
-from mkdsl.lower import _ptx
+from mkdsl.lower import _copies
 from mkdsl.lower._machine import Machine, i32
 from mkdsl.lower._tiles import KV_WRITTEN, Tile
 
@@ -114,12 +114,12 @@ def _copy(m: Machine, source: Any, there: Any, layout: tuple, slot: Any) -> None
     if m.tma:
         plgpu.copy_gmem_to_smem(source, there, m.refs["full"].at[slot])
     else:
-        _ptx.copy_async(source, there, layout)
+        _copies.copy_async(source, there, layout)
 
 
 def _land(m: Machine, i: Any, later: int) -> None:
     """Waits for unit i, behind which `later` units have been issued, and tells compute."""
-    _ptx.wait_copies(2 * later)
+    _copies.wait_copies(2 * later)
     plgpu.barrier_arrive(m.refs["full"].at[lax.rem(i, m.schedule.stages)])
 
 

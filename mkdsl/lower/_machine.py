@@ -143,8 +143,8 @@ class Machine:
             request.target()[...] = value
 
     def hand_over(self, tensor: str, written: Any, request: Callable[[Any], Request], value: jax.Array, *, clears: bool) -> None:
-        """Writes a tensor's rows (instance `written`) and clears them in the next incarnation, where former readers are done."""
-        value = value.astype(self.graph.tensors[tensor].dtype)
+        """Writes a tensor's rows (instance `written`) and clears them in the next incarnation, where former readers are done. `value` has the
+        dtype that they cross as."""
         here = request(self.incarnation(tensor, written))
         self.store(here, value)
         plan = self.schedule.tensor(tensor)
@@ -210,8 +210,27 @@ class Machine:
         if self.concurrent:
             _ptx.fence()
 
+    def stamp(self, phase: Phase, l: Any, moment: str) -> None:
+        """Notes when this worker's compute got there, if times are asked for."""
+        if "stamps" in self.refs:
+            at = (
+                lax.axis_index("sm") * (step_count(self.graph) * len(MOMENTS)) + self._step(phase, l) * len(MOMENTS) + MOMENTS.index(moment)
+            )
+            _ptx.stamp(self.refs["stamps"].at[pl.ds(at, 1)])
+
+    def _step(self, phase: Phase, l: Any) -> Any:
+        before = sum(s.repeats * len(s.phases) for s in self.graph.segments[: phase.segment])
+        phases = self.graph.segments[phase.segment].phases
+        return before + l * len(phases) + phases.index(phase.name)
+
 
 COUNTER_STRIDE = 32  # words: one counter per cache line
+MOMENTS = ("arrived", "known", "read", "folded", "signalled")  # of one execution of a phase, as the simulator's spans have them
+
+
+def step_count(graph: OpGraph) -> int:
+    """Executions of phases in one decode step."""
+    return sum(s.repeats * len(s.phases) for s in graph.segments)
 
 
 def spread(v: jax.Array, shape: tuple[int, ...], axis: int, layout: Any) -> jax.Array:

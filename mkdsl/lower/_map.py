@@ -17,11 +17,14 @@ def map_phase(m: Machine, phase: Phase, l: Any) -> None:
     """One execution of a map; an item is `plan.rows` features of one sequence."""
     plan, code = m.schedule.plan(phase.name), m.graph.code[phase.name]
     m.wait(phase, plan, l)
+    m.stamp(phase, l, "known")
     if plan.fence:
         m.fence()
     if code.stats:
         width = m.graph.node(m.graph.node(code.stats[0]).inputs[0]).width
         Prologue(m, phase, code, Tile(8, plan.parts, width // plan.parts, 1, width, m.batch), l).run()
+    m.stamp(phase, l, "read")
+    m.stamp(phase, l, "folded")
     for part, (_, written) in enumerate(code.parts):
         first, n = m.tasks(phase, part, COMPUTE)
         blocks = phase.parts[part].rows // plan.rows

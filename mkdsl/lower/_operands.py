@@ -9,7 +9,7 @@ import numpy as np
 from jax import lax
 
 from mkdsl.graph import Node, OpGraph, Tensor
-from mkdsl.lower._machine import COUNTER_STRIDE, bf16, i32
+from mkdsl.lower._machine import COUNTER_STRIDE, i32
 from mkdsl.search import Schedule
 
 
@@ -103,10 +103,14 @@ def _caches(graph: OpGraph) -> list[Operand]:
 def _tensors(graph: OpGraph, schedule: Schedule) -> list[Operand]:
     out = []
     for tensor in graph.tensors.values():
-        out.append(Operand(tensor.name, lambda _, t=tensor: _empty(schedule, t, tensor_shape(schedule, t)), written=True))
+        out.append(
+            Operand(
+                tensor.name, lambda _, t=tensor: _empty(schedule, t, tensor_shape(schedule, t), schedule.tensor(t.name).dtype), written=True
+            )
+        )
         if tensor.heads and schedule.tensor(tensor.name).splits > 1:
             shape = tensor_shape(schedule, tensor)[:-1]
-            out.append(Operand(f"{tensor.name}.lse", lambda _, t=tensor, s=shape: _empty(schedule, t, s), written=True))
+            out.append(Operand(f"{tensor.name}.lse", lambda _, t=tensor, s=shape: _empty(schedule, t, s, "float32"), written=True))
     return out
 
 
@@ -120,11 +124,11 @@ def tensor_shape(schedule: Schedule, tensor: Tensor) -> tuple[int, ...]:
     return plan.incarnations, schedule.padded_batch, tensor.width
 
 
-def _empty(schedule: Schedule, tensor: Tensor, shape: tuple[int, ...]) -> jax.Array:
+def _empty(schedule: Schedule, tensor: Tensor, shape: tuple[int, ...], dtype: str) -> jax.Array:
     """Nothing yet: the sentinel in every word, and zeros for the sequences that only pad the batch."""
     if tensor.output:
         return lax.empty(shape, jnp.float32)
-    dtype, word = (bf16, jnp.uint16) if tensor.dtype == "bfloat16" else (jnp.float32, jnp.uint32)
+    word = {"bfloat16": jnp.uint16, "float32": jnp.uint32}[dtype]
     ones = lax.bitcast_convert_type(jnp.full(shape, jnp.iinfo(word).max, word), dtype)
     if schedule.batch == schedule.padded_batch:
         return ones

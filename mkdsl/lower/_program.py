@@ -2,6 +2,7 @@
 
 import dataclasses
 import functools
+import math
 from typing import Any
 
 import jax
@@ -10,8 +11,8 @@ from jax import lax
 
 from mkdsl.graph import Node, OpGraph
 from mkdsl.lower._kernel import make_kernel
-from mkdsl.lower._machine import i32
-from mkdsl.lower._operands import Inputs, operands
+from mkdsl.lower._machine import MOMENTS, i32, step_count
+from mkdsl.lower._operands import Inputs, Operand, operands
 from mkdsl.ops import Argmax
 from mkdsl.search import Profile, Schedule, verify_schedule
 
@@ -32,14 +33,26 @@ class Program:
     tree: Any
 
     def __call__(self, params: Any, kv: Any, token: jax.Array, pos: jax.Array) -> Any:
-        inputs = Inputs(jax.tree.leaves(params), jax.tree.leaves(kv), token, pos)
+        return self._call(operands(self.graph, self.schedule), params, kv, token, pos)[0]
+
+    def timed(self, params: Any, kv: Any, token: jax.Array, pos: jax.Array) -> tuple[Any, jax.Array]:
+        """The same in a kernel that notes times. The second result is int32 [workers, steps, 5]: nanoseconds by the GPU's clock, low 32 bits,
+        at which a worker's compute arrived at a step, knew that its input is there, had read it, had folded its (last) units, and had
+        signalled. Steps are executions of phases in program order; those that a worker skips are zeros. Only on a GPU, in mega form."""
         found = operands(self.graph, self.schedule)
+        shape = self.schedule.workers, step_count(self.graph), len(MOMENTS)
+        stamps = Operand("stamps", lambda _: jnp.zeros(math.prod(shape), i32), written=True)
+        outs, refs = self._call([*found, stamps], params, kv, token, pos)
+        return outs, refs["stamps"][...].reshape(shape)
+
+    def _call(self, found: list[Operand], params: Any, kv: Any, token: jax.Array, pos: jax.Array) -> tuple[Any, dict[str, Any]]:
+        inputs = Inputs(jax.tree.leaves(params), jax.tree.leaves(kv), token, pos)
         refs = {o.name: jax.new_ref(o.build(inputs)) if o.written else o.build(inputs) for o in found}
         self._run(found, refs)
         outs = [self._output(self.graph.node(id), refs, inputs) for id in self.graph.outputs]
-        return jax.tree.unflatten(self.tree, outs)
+        return jax.tree.unflatten(self.tree, outs), refs
 
-    def _run(self, found: list[Any], refs: dict[str, Any]) -> None:
+    def _run(self, found: list[Operand], refs: dict[str, Any]) -> None:
         args = [refs[o.name] for o in found]
         make = functools.partial(make_kernel, self.graph, self.schedule, found, interpret=self.interpret, tma=self.tma)
         if self.form == "mega":

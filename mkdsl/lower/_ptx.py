@@ -1,4 +1,4 @@
-"""What Pallas has no word for, as PTX: relaxed loads and counters, fences, copies by threads. Each has a plain meaning, used where nothing
+"""What Pallas has no word for, as PTX: relaxed loads and counters, fences. Each has a plain meaning, used where nothing
 runs concurrently."""
 
 import functools
@@ -13,7 +13,9 @@ import numpy as np
 from jax.experimental.mosaic.gpu import fragmented_array as fa
 from jax.experimental.mosaic.gpu import utils as mu
 from jaxlib.mlir import ir
-from jaxlib.mlir.dialects import arith, llvm, nvvm, scf, vector
+from jaxlib.mlir.dialects import arith, memref, scf, vector
+
+from mkdsl.lower._layouts import ACC
 
 SCALAR = plgpu.Layout.WG_SPLAT(())
 
@@ -93,7 +95,7 @@ def _load_all(items: Sequence[Item], refs: Sequence[ir.Value]) -> tuple[list[fa.
             return vector.bitcast(vector_type, vector.from_elements(ir.VectorType.get((1,), half), [got]))
         words = _load_words(pointer, bits * vector_type.shape[0] // 32, word)
         for w in words:
-            missing.extend(_is_missing(w, word, bits))
+            missing.extend(is_missing(w, bits))
         return vector.bitcast(vector_type, vector.from_elements(ir.VectorType.get((len(words),), word), words))
 
     arrays = [_load_tiled(i, r, load) for i, r in zip(items, refs, strict=True)]
@@ -116,13 +118,15 @@ def _load_words(pointer: ir.Value, n: int, word: ir.Type) -> list[ir.Value]:
     return words
 
 
-def _is_missing(w: ir.Value, word: ir.Type, bits: int) -> list[ir.Value]:
+def is_missing(w: ir.Value, bits: int) -> list[ir.Value]:
+    """Whether the word, or either of the two values in it, has all its bits set: conditions of which any will do."""
+
     def constant(value: int) -> ir.Value:
-        return arith.constant(word, ir.IntegerAttr.get(word, value))
+        return arith.constant(w.type, ir.IntegerAttr.get(w.type, value))
 
     if bits == 32:
         return [arith.cmpi(arith.CmpIPredicate.eq, w, constant(-1))]
-    return [  # either half of a pair
+    return [
         arith.cmpi(arith.CmpIPredicate.uge, w, constant(-65536)),
         arith.cmpi(arith.CmpIPredicate.eq, arith.andi(w, constant(65535)), constant(65535)),
     ]
@@ -146,6 +150,18 @@ def count_up(counter: Any, *, release: bool) -> None:
         mu.inline_ptx(f"red.{order}.gpu.global.add.u32 [$0], 1;", mu.memref_ptr(ref), predicate=one, has_side_effects=True)
 
     go(counter)  # pyright: ignore[reportCallIssue]
+
+
+def stamp(where: Any) -> None:
+    """Writes the GPU's time, the low 32 bits of nanoseconds, once all threads of the warpgroup are here."""
+
+    @plgpu.inline_mgpu(arg_types=(plgpu.RefType(),))
+    def go(ctx: Any, ref: Any) -> None:
+        mu.warpgroup_barrier()
+        one = mu.single_thread_predicate(mu.ThreadSubset.WARPGROUP)
+        mu.inline_ptx("st.global.u32 [$0], $1;", mu.memref_ptr(ref), mu.globaltimer("low"), predicate=one, has_side_effects=True)
+
+    go(where)  # pyright: ignore[reportCallIssue]
 
 
 def wait_for(counter: Any, target: Any, *, acquire: bool) -> None:
@@ -190,44 +206,37 @@ def opaque(x: jax.Array) -> jax.Array:
     return go(x)  # pyright: ignore[reportCallIssue]
 
 
-def copy_async(source: Any, there: Any, layout: tuple) -> None:
-    """Rows of global memory to shared memory, in the layout (tiling, swizzle) that TMA would write: `cp.async`, all threads of the warpgroup.
+def store_own_parts(sums: Sequence[jax.Array], rows: Any, *, parts: int, sequences: int, add: bool) -> None:
+    """Stores the part of each mma row that met its own part of the resident: of row r, column (sequence, r % parts).
 
-    Done when `wait_copies` says so, in the order of issue.
+    Args:
+      sums: groups of 8 columns, [64, 8] each in the accumulator's layout; column n belongs to part n % parts of sequence n // parts.
+      rows: where to, float32 in shared memory: [64, sequences] or, of fewer than 8 sequences, [sequences, 64].
+      parts, sequences: of the columns; what is left of 8 are copies.
+      add: to what is there.
     """
-    tiling, swizzle = layout
-    columns, width = source.shape[-1], tiling.tiling[-1]
-    rows = math.prod(source.shape[:-1])
 
-    @plgpu.inline_mgpu(arg_types=(plgpu.RefType(), plgpu.RefType(layout)))
-    def go(ctx: Any, source: Any, there: Any) -> None:
-        blocks = mu.memref_reshape(there, (rows // 8, columns // width, 8, width))
-        threads = fa.tiled_copy_smem_gmem_layout(rows // 8, columns // width, swizzle.swizzle, 16)
-        size = 2 * threads.vector_length
-        cached = nvvm.LoadCacheModifierKind.CG if size == 16 else nvvm.LoadCacheModifierKind.CA
-        strides, base = _thread_start(source, threads)
-        for _, _, index, to in fa.FragmentedArray.transfer_tiled(blocks, swizzle.swizzle, threads, (rows, columns), optimized=False):
-            offset = sum(i * s for i, s in zip(index(), strides, strict=True))
-            nvvm.cp_async_shared_global(to, mu.getelementptr(base, [offset], ir.BF16Type.get()), size, cached)
-        nvvm.cp_async_commit_group()
+    @plgpu.inline_mgpu(arg_types=(*(ACC for _ in sums), plgpu.RefType()))
+    def go(ctx: Any, *args: Any) -> None:
+        *arrays, ref = args
+        mu.warpgroup_barrier()
+        places: list[Any] = list(arrays[0].layout.thread_idxs((64, 8)))  # of a register's first element; rows 8 apart
+        for lane in range(arrays[0].layout.vector_length):
+            with mu.when(_is_own(places[0], lane, parts, sequences)):
+                for group, array in enumerate(arrays):
+                    for (row, column), register in zip(places, array.registers.flat, strict=True):
+                        sequence = arith.divui(arith.addi(column, mu.c(8 * group + lane, column.type)), mu.c(parts, column.type))
+                        at = [row, sequence] if sequences >= 8 else [sequence, row]
+                        value = vector.extract(register, dynamic_position=[], static_position=[lane])
+                        memref.store(arith.addf(value, memref.load(ref, at)) if add else value, ref, at)
+        mu.warpgroup_barrier()
 
-    go(source, there)  # pyright: ignore[reportCallIssue]
-
-
-def _thread_start(source: ir.Value, threads: fa.TiledLayout) -> tuple[list[int], ir.Value]:
-    """Strides of rows and columns, and where this thread's first vector lies; all parts of a row are rows of their own."""
-    strides = ir.MemRefType(source.type).get_strides_and_offset()[0][-2:]
-    tiled = [mu.c(s, ir.IntegerType.get_signless(32)) for s in threads.tiling.tile_strides(tuple(strides))[2:]]
-    offset = arith.addi(mu.dyn_dot(threads.warp_indices(), tiled), mu.dyn_dot(threads.lane_indices(), tiled))
-    pointer = llvm.addrspacecast(llvm.PointerType.get(address_space=1), mu.memref_ptr(source))
-    return strides, mu.getelementptr(pointer, [offset], ir.BF16Type.get())
+    go(*sums, rows)
 
 
-def wait_copies(later: int) -> None:
-    """Waits until all of this thread's `copy_async` but the last `later` are done."""
-
-    @plgpu.inline_mgpu()
-    def go(ctx: Any) -> None:
-        nvvm.cp_async_wait_group(later)
-
-    go()  # pyright: ignore[reportCallIssue]
+def _is_own(place: tuple[ir.Value, ir.Value], lane: int, parts: int, sequences: int) -> ir.Value:
+    """Whether a column belongs to a row's own part. The same for rows 8 apart and for all groups of columns, since parts divide 8."""
+    (row, column), part = place, mu.c(parts, place[0].type)
+    column = arith.addi(column, mu.c(lane, row.type))
+    own = arith.cmpi(arith.CmpIPredicate.eq, arith.remui(column, part), arith.remui(row, part))
+    return arith.andi(own, arith.cmpi(arith.CmpIPredicate.ult, column, mu.c(parts * sequences, row.type)))

@@ -10,13 +10,13 @@ import jax.numpy as jnp
 from jax.experimental import pallas as pl
 
 from mkdsl.graph import Code, Phase
+from mkdsl.lower import _copies
 from mkdsl.lower._frames import COMBINE, Cell, fetch
 from mkdsl.lower._layouts import grid
 from mkdsl.lower._machine import Machine, Request, bf16, f32, spread
 from mkdsl.lower._tiles import Tile
 
-REGISTERS = 64  # per thread for loads in flight, if that is the whole vector: more would spill next to the mma's operands
-PER_ITERATION = 32  # and where it takes a loop: less code
+REGISTERS = 64  # per thread for loads in flight: more would spill next to the mma's operands
 
 
 class Sweep(NamedTuple):
@@ -53,7 +53,7 @@ class Prologue:
     def _plan(self) -> list[list[Sweep]]:
         """Sweeps by depth: each depth's need the reductions of the one before."""
         depth = {r: self._depth(r) for r in self.code.stats}
-        resident = self.code.resident if self.tile.pieces == 1 else None
+        resident = self.code.resident if self.tile.pieces == 1 and not self._copied() else None
         resident_depth = -1 if resident is None else self._depth(resident)
         out = []
         for level in range(max([resident_depth, *depth.values()], default=-1) + 1):
@@ -80,12 +80,40 @@ class Prologue:
                 self.settle()
             for sweep in sweeps:
                 self._sweep(sweep, 0)
+        if self.tile.pieces == 1 and self._copied():
+            self._copy(0)
         if self.unsettled and self.tile.pieces > 1 and self.code.resident is not None and self._depth(self.code.resident):
             self.settle()
 
     def stage(self, piece: Any) -> None:
         """One piece of a resident that is staged in several."""
-        self._sweep(Sweep(self.tile, (), self.code.resident), piece * self.tile.blocks)
+        if self._copied():
+            self._copy(piece)
+        else:
+            self._sweep(Sweep(self.tile, (), self.code.resident), piece * self.tile.blocks)
+
+    def _copied(self) -> bool:
+        """Whether the resident is a tensor as others wrote it, which needs no registers on its way to shared memory."""
+        m, name = self.m, self._stored()
+        if m.interpret or name is None or not self.tile.tensor_cores or m.schedule.tensor(name).dtype != "bfloat16":
+            return False
+        return m.schedule.tensor(name).splits == 1 and _copies.stageable(m.batch * self.tile.parts, self.tile.blocks, self.tile.width)
+
+    def _stored(self) -> str | None:
+        """The tensor that is the resident, but for its shape."""
+        id = self.code.resident
+        while id is not None and id not in self.m.graph.tensor_of:
+            node = self.m.graph.node(id)
+            id = node.inputs[0] if node.kind == "reshape" else None
+        return None if id is None else self.m.graph.tensor_of[id]
+
+    def _copy(self, piece: Any) -> None:
+        m, tile, name = self.m, self.tile, self._stored() or ""
+        inc = m.incarnation(name, m.instance(name, self.phase, self.l))
+        whole = m.refs[name].reshape(m.refs[name].shape[0], m.batch * tile.parts, tile.k // tile.parts)
+        source = whole.at[inc, :, pl.ds(piece * tile.piece, tile.piece)]
+        checked = m.concurrent and m.schedule.tensor(name).handoff == "data"
+        _copies.stage(source, m.refs[f"resident.{self.phase.name}"], tile.swizzle(8, tile.width), self_validating=checked)
 
     def _width(self, reduction: int) -> int:
         return self.m.graph.node(self.m.graph.node(reduction).inputs[0]).width
@@ -113,12 +141,13 @@ class Prologue:
         """Blocks per iteration, as many as the registers allow."""
         tensors = [self.m.schedule.tensor(self.m.graph.tensor_of[i]) for i in self._leaves(sweep.roots)]
         rows = self.m.batch * sweep.tile.parts
-        each = max(1, sweep.tile.width // 16) * sweep.tile.groups * max(1, sum(t.splits for t in tensors))
+        words = sum(t.itemsize / 4 if t.splits == 1 else 2 * t.splits for t in tensors)  # splits with their weights
+        each = max(1.0, sweep.tile.width / 16 * sweep.tile.groups * words)
         each *= rows if rows < 8 else 1  # fewer than 8 rows are loaded one by one
         blocks = sweep.tile.blocks
         if blocks * each <= REGISTERS:
             return blocks
-        return max(d for d in range(1, blocks + 1) if blocks % d == 0 and (d == 1 or d * each <= PER_ITERATION))
+        return max(d for d in range(1, blocks + 1) if blocks % d == 0 and (d == 1 or d * each <= REGISTERS))
 
     def _kept(self, tile: Tile) -> list[Cell]:
         if tile.k not in self.cells:

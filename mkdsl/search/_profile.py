@@ -28,15 +28,15 @@ class Profile:
       smem_bytes: most shared memory of one CTA (public).
       bandwidth: bytes/s that all workers together read from device memory (H200: measured ceiling).
       stream: (KiB in flight per worker, fraction of `bandwidth` reached) (H200: measured).
-      l2_rate: bytes/s that one worker reads of activations from L2 under the stream (H200: between the timeline's 22 GB/s and the probe's
-        94, what fits kernels that read in rounds).
+      l2_rate: bytes/s that one worker reads of activations from L2 under the stream (H200: kernels' timelines give 18 to 25 GB/s,
+        where all workers read the same; the probe, with less to read, 94).
       clock_hz: boost clock (public); only used to scale what is assumed for other GPUs.
       handoff: (KiB in flight per worker, us) from the last worker's store to a reader's data, relaxed (H200: measured).
       released: the same behind a release/acquire counter (H200: measured).
       issue_us: from a unit's landing to the issue of the one that waits for it (H200: window 1 against 2).
       unit_us: a unit's barriers and loop (H200: fitted to the prototype's table, as are stage_us, finish_us and attention_us); mma_us: 32 KiB
-        past 8 columns, shared memory to accumulators; column_us: for every further column (H200: q/k/v's timeline gives 0.3 us a unit; about
-        1.0 us at 128 columns).
+        past 8 columns, shared memory to accumulators; column_us: for every further column (H200: 16 KiB units take 0.3 us at 32 columns and
+        0.9 at 64, by kernels' timelines).
       row_bytes: a box row shorter than this is bound by TMA's issue rate: 128-byte rows run 40 % slower (H200: measured).
       stage_us: from a fold's data to its first mma; finish_us: from its last unit to the signal, the last mma's latency included; group_us:
         one more group's finish (timeline).
@@ -120,14 +120,14 @@ _H200 = Profile(
     smem_bytes=227 * KIB,
     bandwidth=4.61e12,
     stream=((8, 0.408), (16, 0.689), (24, 0.845), (32, 0.927), (40, 0.957), (48, 0.973), (64, 0.983), (160, 1.0)),
-    l2_rate=40e9,
+    l2_rate=25e9,
     clock_hz=1.98e9,
     handoff=((0, 1.0), (16, 1.2), (24, 1.4), (32, 1.6), (40, 1.9), (48, 2.2), (64, 2.9), (96, 4.6), (160, 4.9)),
     released=((0, 1.4), (32, 2.9), (64, 4.6), (160, 4.2)),
     issue_us=0.05,
     unit_us=0.02,
     mma_us=0.22,
-    column_us=0.0058,
+    column_us=0.015,
     row_bytes=180,
     stage_us=0.4,
     finish_us=0.35,

@@ -12,7 +12,7 @@ from collections.abc import Iterable, Sequence
 from mkdsl.graph import OpGraph, Phase, Tensor
 from mkdsl.search._order import Execution
 from mkdsl.search._races import EARLY, Accesses, Violation, home, overtakings
-from mkdsl.search._schedule import Schedule, TensorPlan
+from mkdsl.search._schedule import Schedule, TensorPlan, narrowest
 from mkdsl.search._verify import ScheduleError
 
 MOST_CHOICES = 1000  # of phases that fence, to try one by one
@@ -25,7 +25,9 @@ def tensor_plans(graph: OpGraph, handoff: str, splits: dict[str, int]) -> tuple[
     for tensor in graph.tensors.values():
         looped = not tensor.output and (tensor.carried or graph.segments[home(graph, tensor.name)].repeats > 1)
         incarnations = 3 if _read_while_written(graph, tensor) else 2 if looped else 1
-        out.append(TensorPlan(name=tensor.name, handoff=handoff, incarnations=incarnations, splits=splits.get(tensor.name, 1)))
+        n = splits.get(tensor.name, 1)
+        dtype = narrowest(tensor, n)
+        out.append(TensorPlan(name=tensor.name, handoff=handoff, incarnations=incarnations, splits=n, dtype=dtype))
     return tuple(out)
 
 

@@ -64,7 +64,7 @@ def _tensors(graph: OpGraph, schedule: Schedule) -> list[str]:
     rows = [("tensor", "hand-off", "slots", "splits", "dtype")]
     for t in schedule.tensors:
         of = graph.tensors[t.name]
-        rows.append((t.name, "output" if of.output else t.handoff, str(t.incarnations), str(t.splits), of.dtype))
+        rows.append((t.name, "output" if of.output else t.handoff, str(t.incarnations), str(t.splits), t.dtype))
     return _table(rows, 4)
 
 

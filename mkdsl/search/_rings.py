@@ -41,13 +41,18 @@ def numbered(graph: OpGraph, batch: int, gpu: Profile, ring: Ring) -> Choices:
 
 
 def cheapest(graph: OpGraph, batch: int, gpu: Profile, handoff: str, ring: Ring) -> list[Choice]:
-    """The best candidates for each depth of a ring that is worth a search, the cheapest depth first; of equally cheap ones the deepest."""
+    """The best candidates for each depth of a ring that is worth a search, the cheapest depth first; of equally cheap ones the deepest.
+    Where the best splits an attention over workers, also the best that splits none: its hand-off has fewer bytes, and only the simulator
+    sees how unevenly workers are loaded."""
     all_of = numbered(graph, batch, gpu, ring)
     price = Prices(graph, Model(graph, batch, gpu, ring, released=handoff == "counter", padded_batch=padded(batch)))
     out = []
     for stages, choices in _depths(graph, batch, gpu, ring, all_of):
-        found = shortest_path(graph, choices, price, ring.capacity(gpu, stages))
-        out += [Choice(ring, stages, found)] if found is not None else []
+        for some in (choices, {name: [(i, c) for i, c in found if c.plan.splits == 1] for name, found in choices.items()}):
+            found = shortest_path(graph, some, price, ring.capacity(gpu, stages)) if all(some.values()) else None
+            out += [Choice(ring, stages, found)] if found is not None else []
+            if found is None or all(c.plan.splits == 1 for c in found.candidates):
+                break
     return sorted(out, key=lambda choice: choice.found.cost)
 
 

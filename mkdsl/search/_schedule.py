@@ -4,8 +4,9 @@ import dataclasses
 import functools
 from typing import Any
 
-from mkdsl.graph import Phase
+from mkdsl.graph import Phase, Tensor
 
+ITEMSIZE = {"bfloat16": 2, "float32": 4}
 Range = tuple[int, int]  # first item, count
 
 
@@ -53,6 +54,11 @@ class PhasePlan:
         return tuple(w for w in range(len(self.tasks[0])) if any(part[w][1] for part in self.tasks))
 
 
+def narrowest(tensor: Tensor, splits: int) -> str:
+    """The dtype of fewest bytes in which a tensor may cross without a bit of the result changing."""
+    return "bfloat16" if tensor.rounds and splits == 1 else "float32"
+
+
 @dataclasses.dataclass(frozen=True, kw_only=True)
 class TensorPlan:
     """How a tensor crosses phases.
@@ -62,12 +68,18 @@ class TensorPlan:
     incarnations: copies used in turn by successive instances (iterations); with "data", whoever writes a row in one incarnation clears
       the same row in the next.
     splits: partial carries in slots of their own, merged by the readers in slot order (attention only).
+    dtype: "bfloat16" only of what all readers round to that (`Tensor.rounds`), and not of partial carries, which are merged first.
     """
 
     name: str
     handoff: str = "data"
     incarnations: int = 2
     splits: int = 1
+    dtype: str = "float32"
+
+    @property
+    def itemsize(self) -> int:
+        return ITEMSIZE[self.dtype]
 
 
 @dataclasses.dataclass(frozen=True, kw_only=True)

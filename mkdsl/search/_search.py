@@ -17,6 +17,7 @@ from mkdsl.search._verify import ScheduleError, verify_schedule
 
 HANDOFFS = ("data", "counter")
 FINALISTS = 2  # depths of each ring that are simulated
+CLOSEST = 3  # of the finalists, by a simulation without drift, that are simulated with it
 UNLIMITED = 1 << 40  # bytes
 
 
@@ -55,8 +56,10 @@ def search(graph: OpGraph, *, batch: int, target: str | Profile, handoff: str = 
 
 def find(graph: OpGraph, batch: int, gpu: Profile, handoff: str) -> Schedule:
     """Searches, without a cache: the finalist that the simulator predicts to be the fastest; of several the first."""
-    best = min(finalists(graph, batch, gpu, handoff), key=lambda c: rough(graph, batch, gpu, handoff, c).us)
-    schedule = timed(graph, with_handoffs(graph, draft(graph, batch, gpu, handoff, best)), gpu)
+    ranked = sorted(finalists(graph, batch, gpu, handoff), key=lambda c: rough(graph, batch, gpu, handoff, c).us)
+    drafts = [timed(graph, draft(graph, batch, gpu, handoff, choice), gpu) for choice in ranked[:CLOSEST]]
+    best = min(drafts, key=lambda s: s.predicted_us)
+    schedule = timed(graph, with_handoffs(graph, best), gpu)
     verify_schedule(graph, schedule, gpu)
     return schedule
 
@@ -67,10 +70,18 @@ def finalists(graph: OpGraph, batch: int, gpu: Profile, handoff: str) -> list[Ch
     Raises:
       ScheduleError: under no ring does anything fit.
     """
-    found = [choice for ring in RINGS for choice in cheapest(graph, batch, gpu, handoff, ring)[:FINALISTS]]
+    found = [choice for ring in RINGS for choice in _first(cheapest(graph, batch, gpu, handoff, ring))]
     if not found:
         raise ScheduleError(_no_room(graph, batch, gpu))
     return found
+
+
+def _first(choices: list[Choice]) -> list[Choice]:
+    """The cheapest few that split an attention, and as many that do not."""
+    split = [any(c.plan.splits > 1 for c in choice.found.candidates) for choice in choices]
+    return [c for c, s in zip(choices, split, strict=True) if s][:FINALISTS] + [c for c, s in zip(choices, split, strict=True) if not s][
+        :FINALISTS
+    ]
 
 
 def without_k_split(graph: OpGraph, schedule: Schedule, gpu: Profile) -> tuple[Schedule, Profile]:

@@ -119,7 +119,8 @@ class _Simulation:
         alike: dict[tuple[tuple[int, ...], ...], list[int]] = collections.defaultdict(list)
         for worker in range(self.schedule.workers):
             alike[tuple(tuple(part[worker][1] for part in p.tasks) for p in self.schedule.phases)].append(worker)
-        workload = Workload(self.graph, self.schedule.batch, self.schedule.padded_batch, self.profile)
+        dtypes = {t.name: t.dtype for t in self.schedule.tensors}
+        workload = Workload(self.graph, self.schedule.batch, self.schedule.padded_batch, self.profile, dtypes)
         splits = {t.name: t.splits for t in self.schedule.tensors}
         crews: list[Crew] = []
         for counts, workers in alike.items():

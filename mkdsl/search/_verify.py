@@ -207,6 +207,8 @@ def _check_waits(graph: OpGraph, phase: Phase, plan: PhasePlan) -> None:
 def _check_tensor(graph: OpGraph, schedule: Schedule, tensor: Tensor) -> None:
     plan, name = schedule.tensor(tensor.name), tensor.name
     _require(plan.handoff in ("data", "counter"), f"{name}: handed over by {plan.handoff!r}, neither data nor counter")
+    wide = plan.dtype == "float32" or (plan.dtype == "bfloat16" and tensor.rounds and plan.splits == 1)
+    _require(wide, f"{name}: crosses as {plan.dtype} in {plan.splits} splits, but is read as float32")
     writers = graph.writers[name]
     _require(bool(writers), f"{name}: nothing writes it")
     splits = schedule.plan(writers[0].name).splits if tensor.heads else 1

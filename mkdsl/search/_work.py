@@ -4,9 +4,9 @@ import dataclasses
 import math
 from collections.abc import Sequence
 
-from mkdsl.graph import OpGraph, Phase
+from mkdsl.graph import OpGraph, Phase, Tensor
 from mkdsl.search._profile import KIB, Profile
-from mkdsl.search._schedule import PhasePlan
+from mkdsl.search._schedule import ITEMSIZE, PhasePlan, narrowest
 from mkdsl.search._smem import columns
 
 UNIT = 32 * KIB  # bytes: what the profile's per-unit times are of
@@ -43,8 +43,10 @@ class Work:
 class Workload:
     """The work of one graph's phases on one GPU for one batch."""
 
-    def __init__(self, graph: OpGraph, batch: int, padded_batch: int, profile: Profile) -> None:
+    def __init__(self, graph: OpGraph, batch: int, padded_batch: int, profile: Profile, dtypes: dict[str, str] | None = None) -> None:
+        """`dtypes`: what each tensor crosses as; by default the narrowest that it may."""
         self.graph, self.batch, self.padded_batch, self.profile = graph, batch, padded_batch, profile
+        self.dtypes = dtypes or {}
 
     def of(self, phase: Phase, plan: PhasePlan, counts: Sequence[int], splits: dict[str, int]) -> Work:
         """Of a worker with `counts` items of each part; `splits` of the attention tensors that the phase reads."""
@@ -52,8 +54,11 @@ class Workload:
 
     def _read(self, phase: Phase, splits: dict[str, int], share: float = 1.0) -> float:
         tensors = [self.graph.tensors[name] for name in phase.reads]
-        total = sum(self.batch * t.width * (2 if t.dtype == "bfloat16" else 4) * splits.get(t.name, 1) for t in tensors)
+        total = sum(self.batch * t.width * self._itemsize(t, splits.get(t.name, 1)) * splits.get(t.name, 1) for t in tensors)
         return max(0.0, total * share - HANDED) / self.profile.l2_rate * 1e6
+
+    def _itemsize(self, tensor: Tensor, splits: int) -> int:
+        return ITEMSIZE[self.dtypes.get(tensor.name) or narrowest(tensor, splits)]
 
     def _fold(self, phase: Phase, plan: PhasePlan, counts: Sequence[int], splits: dict[str, int]) -> Work:
         p, unit_bytes = self.profile, 64 * plan.chunk * phase.itemsize

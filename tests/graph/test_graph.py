@@ -42,7 +42,7 @@ def test_what_crosses_phases(llama):
     assert llama.phase("wd").row_reads == ("wo",)
     assert llama.phase("wd").writes == ("x",)
     assert llama.tensors["x"].carried
-    assert llama.tensors["wg·wu"].dtype == "bfloat16"
+    assert llama.tensors["wg·wu"].rounds and llama.tensors["attention"].rounds and not llama.tensors["wo"].rounds
     assert llama.tensors["embed.out"].output
 
 

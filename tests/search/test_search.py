@@ -21,7 +21,7 @@ from mkdsl.search._cost import Cost, Model, Ring, advance
 from mkdsl.search._draft import draft, timed
 from mkdsl.search._path import STARTS, compatible, shortest_path
 from mkdsl.search._rings import RINGS
-from mkdsl.search._search import finalists, find, without_k_split
+from mkdsl.search._search import FINALISTS, finalists, find, without_k_split
 from mkdsl.search._smem import shared_memory
 
 H200 = profile("h200")
@@ -64,6 +64,13 @@ def test_the_finalist_that_is_predicted_to_be_the_fastest_wins():
     assert schedule.predicted_us == pytest.approx(best.predicted_us, rel=0.02)  # more waits, no other difference
     times = sum(us * n for us, n in zip(dict(schedule.us).values(), (1, 16, 16, 16, 16, 16, 1), strict=True))
     assert times == pytest.approx(schedule.predicted_us, rel=0.01)
+
+
+def test_the_finalists_split_attention_and_do_not():
+    found = finalists(llama_1b(), 1, H200, "data")
+    for ring in {choice.ring for choice in found}:
+        split = [any(c.plan.splits > 1 for c in choice.found.candidates) for choice in found if choice.ring == ring]
+        assert 1 <= split.count(True) <= FINALISTS and 1 <= split.count(False) <= FINALISTS
 
 
 def test_counters_are_predicted_slower():

@@ -90,6 +90,17 @@ def test_ring_and_workers(good, changes, match):
     refused(dataclasses.replace(good, **changes), match)
 
 
+def test_what_a_tensor_crosses_as(good):
+    """bfloat16 only where that changes no bit: of what all readers round, and not of partial carries."""
+    name, splits = "attention", good.tensor("attention").splits
+    refused(with_tensor(good, "wo", dtype="bfloat16"), "wo: crosses as bfloat16 in 1 splits, but is read as float32")
+    refused(with_tensor(good, "wg·wu", dtype="float16"), "wg·wu: crosses as float16")
+    verify_schedule(tiny(), with_tensor(good, "wg·wu", dtype="float32"), FEW)
+    assert (good.tensor(name).dtype == "bfloat16") == (splits == 1)
+    if splits > 1:
+        refused(with_tensor(good, name, dtype="bfloat16"), f"{name}: crosses as bfloat16 in {splits} splits")
+
+
 def test_another_graphs_schedule(good):
     refused(good, r"the graph's phases are \['map', .*\], the schedule's", parallel())
 
