@@ -1,13 +1,14 @@
 """Decode step -> `OpGraph`."""
 
+import dataclasses
 from collections.abc import Callable
 from typing import Any
 
 import jax
 
-from mkdsl.graph._fuse import Fuser
+from mkdsl.graph._fuse import Fuser, orders
 from mkdsl.graph._rewrite import pull_out_scalars
-from mkdsl.graph._trace import trace
+from mkdsl.graph._trace import Tracer, trace
 from mkdsl.graph._types import OpGraph, Segment
 from mkdsl.graph._verify import verify_graph
 
@@ -28,15 +29,18 @@ def build_graph(f: Callable[..., Any], params: Any, kv: Any, token: Any, pos: An
     """
     tracer, outputs, tree = trace(f, params, kv, token, pos)
     pull_out_scalars(tracer)
-    fuser = Fuser(tracer, outputs)
-    fuser.run()
+    context = min((leaf.shape[-2] for leaf in jax.tree.leaves(kv)), default=0)
+    graph, *others = (_graph(tracer, fuser, context) for fuser in orders(tracer, outputs))
+    return dataclasses.replace(graph, others=tuple(others)), tree
+
+
+def _graph(tracer: Tracer, fuser: Fuser, context: int) -> OpGraph:
     segments = []
     for s, repeats in enumerate(tracer.repeats):
         segments.append(Segment(phases=tuple(p.name for p in fuser.phases if p.segment == s), repeats=repeats))
-    contexts = {leaf.shape[-2] for leaf in jax.tree.leaves(kv)}
     graph = OpGraph(
         tracer.dag, tuple(fuser.phases), tuple(segments), fuser.tensors, fuser.code, fuser.tensor_of, fuser.output_of,
-        tuple(fuser.outputs), min(contexts, default=0),
+        tuple(fuser.outputs), context,
     )  # fmt: skip
     verify_graph(graph)
-    return graph, tree
+    return graph

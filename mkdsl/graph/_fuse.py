@@ -1,7 +1,8 @@
 """Values -> fused phases: which folds run together, what their prologues and finishes absorb, which values cross phases.
 
 A value crosses phases (becomes a `Tensor`) only where it must: at the edge of what a fold's finish can compute from its own rows.
-Everything else is recomputed by whoever needs it, in a prologue or a finish.
+Everything else is recomputed by whoever needs it, in a prologue or a finish. Where phases do not depend on each other they may come in any
+order, and the one that comes last absorbs what joins them; `orders` has the choices.
 """
 
 from collections.abc import Iterable, Sequence
@@ -14,6 +15,23 @@ from mkdsl.ops import LINEAR
 
 ROWWISE = frozenset(("map", "broadcast", "reshape"))
 GIVEN = frozenset(("param", "cache", "literal", "token", "pos"))
+
+
+MOST_ORDERS = 8
+
+
+def orders(tracer: Tracer, outputs: Sequence[int]) -> "list[Fuser]":
+    """All orders of phases, the program's first; if there are many, those that depart from it least and latest."""
+    out: list[Fuser] = []
+    scripts: list[tuple[int, ...]] = [()]
+    while scripts and len(out) < MOST_ORDERS:
+        script = scripts.pop(0)
+        fuser = Fuser(tracer, outputs).run(script)
+        out.append(fuser)
+        taken = tuple(which for which, _ in fuser.taken)
+        for step in reversed(range(len(script), len(taken))):
+            scripts += [(*taken[:step], other) for other in range(1, fuser.taken[step][1])]
+    return out
 
 
 class Fuser:
@@ -29,6 +47,7 @@ class Fuser:
         self.targets: dict[tuple[int, int], list[str]] = {}  # (node, segment) -> carried tensors it is written to
         self.phases: list[Phase] = []
         self.code: dict[str, Code] = {}
+        self.taken: list[tuple[int, int]] = []
         for j, (carry, init, final) in enumerate(tracer.carries):
             self._declare_carry(
                 "x" if len(tracer.carries) == 1 else f"x{j}", carry, tracer.replaced.get(init, init), tracer.replaced.get(final, final)
@@ -45,19 +64,31 @@ class Fuser:
         self.targets.setdefault((init, segment - 1), []).append(name)
         self.targets.setdefault((final, segment), []).append(name)
 
-    def run(self) -> None:
+    def run(self, script: Sequence[int] = ()) -> "Fuser":
+        """Fuses everything. Where several phases could come next it takes the one that `script` says, the first after its end; `taken` has
+        (which, of how many) for every step."""
         for segment in range(len(self.repeats)):
             waiting = [i for i in self.order if self.node(i).segment == segment and self.node(i).kind in ("fold", "attention")]
             while waiting:
-                ready = next(i for i in waiting if self._ready(i))
-                group = [i for i in waiting if i == ready or (self._siblings(i, ready) and self._ready(i))]
-                if self.node(ready).kind == "attention":
-                    group = [ready]
-                    self._attention(segment, ready)
+                ready = self._groups(waiting)
+                which = script[len(self.taken)] if len(self.taken) < len(script) else 0
+                self.taken.append((which, len(ready)))
+                group = ready[which]
+                if self.node(group[0]).kind == "attention":
+                    self._attention(segment, group[0])
                 else:
                     self._folds(segment, group)
                 waiting = [i for i in waiting if i not in group]
             self._leftovers(segment)
+        return self
+
+    def _groups(self, waiting: list[int]) -> list[list[int]]:
+        """What could be the next phase: each an attention, or folds that stream past the same resident."""
+        out: list[list[int]] = []
+        for id in filter(self._ready, waiting):
+            home = next((group for group in out if self._siblings(id, group[0])), None)
+            out.append([id]) if home is None else home.append(id)
+        return out
 
     # What can be computed where.
 

@@ -2,7 +2,7 @@
 
 import dataclasses
 import functools
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from typing import Any
 
 import networkx as nx
@@ -146,7 +146,8 @@ class OpGraph:
     """A decode step as fused phases.
 
     `dag` holds every value (node attribute "node"); `phases` are in program order; `code` says by node id what each computes;
-    `tensor_of` maps a node to the tensor that holds it for later phases, `output_of` to the one handed to the caller.
+    `tensor_of` maps a node to the tensor that holds it for later phases, `output_of` to the one handed to the caller. `others`: the same step
+    with its phases in other orders.
     """
 
     dag: nx.DiGraph
@@ -158,6 +159,11 @@ class OpGraph:
     output_of: dict[int, str]
     outputs: tuple[int, ...]
     context: int
+    others: tuple["OpGraph", ...] = ()
+
+    def in_order(self, phases: Sequence[str]) -> "OpGraph":
+        """The graph whose phases come in this order; itself if there is none such."""
+        return next((g for g in (self, *self.others) if tuple(g.order) == tuple(phases)), self)
 
     def node(self, id: int) -> Node:
         return self.dag.nodes[id]["node"]
@@ -201,6 +207,7 @@ class OpGraph:
             "segments": [dataclasses.asdict(s) for s in self.segments],
             "tensors": [dataclasses.asdict(t) for t in self.tensors.values()],
             "context": self.context,
+            "others": [g.to_json() for g in self.others],
         }
 
     def __str__(self) -> str:

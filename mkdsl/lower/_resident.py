@@ -47,7 +47,9 @@ class Prologue:
 
     def __post_init__(self) -> None:
         self.unsettled: list[int] = []
-        self.cells: dict[int, list[Cell]] = {}  # by width: vectors that fit in registers are loaded once for all sweeps
+        self.cells: dict[
+            tuple[int, int], list[Cell]
+        ] = {}  # by width, and of blocks: vectors that fit in registers are loaded once for all sweeps
         self.sweeps = self._plan()
 
     def _plan(self) -> list[list[Sweep]]:
@@ -61,10 +63,14 @@ class Prologue:
             staged = resident if level == resident_depth else None
             widths = {self._width(r) for r in reductions} | ({self.tile.k} if staged is not None else set())
             out.append([
-                Sweep(self.tile.over(w), tuple(r for r in reductions if self._width(r) == w), staged if w == self.tile.k else None)
+                Sweep(self._tile(w, staged), tuple(r for r in reductions if self._width(r) == w), staged if w == self.tile.k else None)
                 for w in sorted(widths, reverse=True)
             ])  # fmt: skip
         return out
+
+    def _tile(self, width: int, staged: int | None) -> Tile:
+        """What is staged is swept in the resident's own blocks."""
+        return self.tile if staged is not None and width == self.tile.k else self.tile.over(width)
 
     def prepare(self) -> None:
         """Loads weights of the first sweeps, where they fit in registers, before anybody waits."""
@@ -150,9 +156,10 @@ class Prologue:
         return max(d for d in range(1, blocks + 1) if blocks % d == 0 and (d == 1 or d * each <= REGISTERS))
 
     def _kept(self, tile: Tile) -> list[Cell]:
-        if tile.k not in self.cells:
-            self.cells[tile.k] = self._cells(tile, 0, tile.blocks)
-        return self.cells[tile.k]
+        key = tile.k, tile.width
+        if key not in self.cells:
+            self.cells[key] = self._cells(tile, 0, tile.blocks)
+        return self.cells[key]
 
     def _cells(self, t: Tile, first: Any, blocks: int) -> list[Cell]:
         out = []

@@ -107,6 +107,11 @@ class Schedule:
         """Whether a fold asks for the older rows that its finish adds before it waits: only words that prove themselves can be."""
         return phase.kind == "fold" and all(self.tensor(t).handoff == "data" for t in phase.row_reads)
 
+    @property
+    def order(self) -> tuple[str, ...]:
+        """The phases in program order: one of the graph's orders."""
+        return tuple(p.name for p in self.phases)
+
     def plan(self, phase: str) -> PhasePlan:
         return self._plans[phase]
 

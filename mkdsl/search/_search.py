@@ -55,13 +55,16 @@ def search(graph: OpGraph, *, batch: int, target: str | Profile, handoff: str = 
 
 
 def find(graph: OpGraph, batch: int, gpu: Profile, handoff: str) -> Schedule:
-    """Searches, without a cache: the finalist that the simulator predicts to be the fastest; of several the first."""
+    """Searches, without a cache: of the finalists of all orders of phases the one that the simulator predicts to be the fastest."""
+    best = min((s for g in (graph, *graph.others) for s in _closest(g, batch, gpu, handoff)), key=lambda s: s.predicted_us)
+    verify_schedule(graph, best, gpu)
+    return best
+
+
+def _closest(graph: OpGraph, batch: int, gpu: Profile, handoff: str) -> list[Schedule]:
+    """The few finalists that look fastest, with hand-offs that are safe: what those cost may decide."""
     ranked = sorted(finalists(graph, batch, gpu, handoff), key=lambda c: rough(graph, batch, gpu, handoff, c).us)
-    drafts = [timed(graph, draft(graph, batch, gpu, handoff, choice), gpu) for choice in ranked[:CLOSEST]]
-    best = min(drafts, key=lambda s: s.predicted_us)
-    schedule = timed(graph, with_handoffs(graph, best), gpu)
-    verify_schedule(graph, schedule, gpu)
-    return schedule
+    return [timed(graph, with_handoffs(graph, draft(graph, batch, gpu, handoff, choice)), gpu) for choice in ranked[:CLOSEST]]
 
 
 def finalists(graph: OpGraph, batch: int, gpu: Profile, handoff: str) -> list[Choice]:
@@ -87,7 +90,7 @@ def _first(choices: list[Choice]) -> list[Choice]:
 def without_k_split(graph: OpGraph, schedule: Schedule, gpu: Profile) -> tuple[Schedule, Profile]:
     """What a schedule would be without K-splitting: every resident whole, no fold split over workers, under the same ring, whatever shared
     memory that takes. Returns it with a profile of as much."""
-    lifted = dataclasses.replace(gpu, smem_bytes=UNLIMITED)
+    graph, lifted = graph.in_order(schedule.order), dataclasses.replace(gpu, smem_bytes=UNLIMITED)
     ring = Ring(schedule.stage_bytes, schedule.window)
     all_of = numbered(graph, schedule.batch, gpu=lifted, ring=ring)
     choices = {name: [(i, c) for i, c in found if c.plan.pieces == c.plan.splits == 1] for name, found in all_of.items()}

@@ -64,7 +64,7 @@ def simulate(graph: OpGraph, schedule: Schedule, profile: Profile, *, whole: boo
     Raises:
       ValueError: workers wait for ever.
     """
-    return _Simulation(graph, schedule, profile, whole, PACES if drift else (0.0,)).run()
+    return _Simulation(graph.in_order(schedule.order), schedule, profile, whole, PACES if drift else (0.0,)).run()
 
 
 Wish = float | list[Action]

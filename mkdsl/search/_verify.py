@@ -36,6 +36,7 @@ def verify_schedule(graph: OpGraph, schedule: Schedule, profile: Profile) -> Non
       ScheduleError: something does not hold.
     """
     _check_types(schedule)
+    graph = graph.in_order(schedule.order)
     _check_names(graph, schedule)
     _check_ring(schedule, profile)
     for phase in graph.phases:
@@ -86,8 +87,10 @@ _FIELDS = {
 
 def _check_names(graph: OpGraph, schedule: Schedule) -> None:
     _require([p.name for p in graph.phases] == list(graph.order), "the graph's phases are not listed in the order of its segments")
+    _require(
+        list(graph.order) == list(schedule.order), f"the graph's phases are {list(graph.order)}, the schedule's {list(schedule.order)}"
+    )
     for what, wanted, found in (
-        ("phases", [p.name for p in graph.phases], [p.name for p in schedule.phases]),
         ("tensors", list(graph.tensors), [t.name for t in schedule.tensors]),
         ("timed phases", [p.name for p in graph.phases], [name for name, _ in schedule.us]),
     ):

@@ -63,6 +63,37 @@ def test_what_is_only_staged_crosses_in_bfloat16():
     assert {t.name for t in graph.tensors.values() if t.rounds} == {"attention", "wg·wu"}
 
 
+def test_phases_that_do_not_depend_on_each_other_come_in_any_order():
+    """Attention and MLP side by side: whichever fold comes last adds the residual and the other's result."""
+
+    def layer(x, p, kv, pos):
+        h = mk.rms_norm(x)
+        q, k, v = (mk.heads(mk.linear(p[w], h), n) for w, n in (("wq", 2), ("wk", 1), ("wv", 1)))
+        kv = mk.append(kv, k, v, pos)
+        return x + mk.linear(p["wo"], mk.attention(q, kv, pos)) + mk.linear(p["wd"], jax.nn.relu(mk.linear(p["wu"], h))), kv
+
+    def step(params, kv, token, pos):
+        x = mk.embed(params["embed"], token)
+        x, kv = mk.layers(layer, x, params["layers"], kv, pos)
+        return mk.linear(params["embed"], x), kv
+
+    leaf = lambda *shape: jax.ShapeDtypeStruct(shape, jnp.bfloat16)  # noqa: E731
+    layers = {name: leaf(2, *shape) for name, shape in {"wq": (128, 64), "wk": (64, 64), "wv": (64, 64), "wo": (64, 128)}.items()}
+    params = {"embed": leaf(128, 64), "layers": layers | {"wu": leaf(2, 192, 64), "wd": leaf(2, 64, 192)}}
+    kv = tuple(leaf(2, 1, 64, 64) for _ in range(2))
+    graph = build_graph(step, params, kv, SCALAR, SCALAR)[0]
+    loops = [g.segments[1].phases[1:] for g in (graph, *graph.others)]
+    assert set(loops) == {("attention", "wd", "wo"), ("attention", "wo", "wd"), ("wd", "attention", "wo")}
+    assert len(loops) == 3
+    for g in (graph, *graph.others):
+        last = g.phase(g.segments[1].phases[-1])
+        assert last.writes == ("x",)
+        assert last.row_reads == {"wd": ("wo",), "wo": ("wd", "x")}[last.name]
+        assert graph.in_order(tuple(g.order)) is g or g is graph
+    assert graph.in_order(("wd",)) is graph
+    assert not shape_graph("llama-3.2-1b").others
+
+
 def test_residuals_are_read_by_rows():
     graph = shape_graph("llama-3.2-1b")
     assert (graph.phase("wo").reads, graph.phase("wo").row_reads) == (("attention",), ("x",))

@@ -9,7 +9,7 @@ import pytest
 
 import mkdsl as mk
 from mkdsl.models import DecoderConfig, decode_step, init_cache, random_params
-from mkdsl.search import profile
+from mkdsl.search import profile, search
 
 SMALL = dataclasses.replace(profile("H200"), name="h200 with 4 SMs", workers=4)
 LLAMA = DecoderConfig(
@@ -112,6 +112,20 @@ def own_params(layers=1, hidden=192, wide=320, vocab=128):
 def test_decoders_that_are_not_in_the_repository(layer, cap):
     kv = random_kv(tuple(jnp.zeros((2, 1, 1, 64, 64), jnp.bfloat16) for _ in range(2)))
     compare(own_decoder(layer, cap), own_params(), kv, np.asarray([3, 99]), np.asarray([50, 13]), 2)
+
+
+@pytest.mark.parametrize("which", [0, 1])
+def test_phases_in_other_orders(which):
+    """Attention and MLP side by side: a schedule may have either first, and either may add the residual."""
+    step, params = own_decoder(parallel_layer, None), own_params()
+    kv = random_kv(tuple(jnp.zeros((2, 1, 1, 64, 64), jnp.bfloat16) for _ in range(2)))
+    args = params, kv, np.asarray([3, 99]), np.asarray([50, 13])
+    traced = mk.jit(step, batch=2, target=SMALL, interpret=True).trace(*args)
+    schedule = search(dataclasses.replace(traced.graph.others[which], others=()), batch=2, target=SMALL)
+    assert schedule.order != tuple(traced.graph.order)
+    got = traced.lower(schedule=schedule).compile()(*args)
+    want = jax.jit(jax.vmap(step, (None, 0, 0, 0)))(float32(params), float32(kv), *args[2:])[1]
+    assert float(jnp.linalg.norm(got[1] - want) / jnp.linalg.norm(want)) < 0.02
 
 
 def test_two_stacks_of_layers():

@@ -73,6 +73,16 @@ def test_the_finalists_split_attention_and_do_not():
         assert 1 <= split.count(True) <= FINALISTS and 1 <= split.count(False) <= FINALISTS
 
 
+@pytest.mark.parametrize("batch", [1, 8])
+def test_of_all_orders_the_one_that_is_predicted_to_be_the_fastest_wins(batch):
+    graph = parallel()
+    alone = {tuple(g.order): find(dataclasses.replace(g, others=()), batch, H200, "data") for g in (graph, *graph.others)}
+    best = find(graph, batch, H200, "data")
+    assert len(alone) == 3
+    assert best == min(alone.values(), key=lambda s: s.predicted_us)
+    assert best == alone[best.order]
+
+
 def test_counters_are_predicted_slower():
     """Measured: 726 us against 674 (docs/measurements.md)."""
     data, counters = (search(llama_1b(), batch=1, target="h200", handoff=h).predicted_us for h in ("data", "counter"))
