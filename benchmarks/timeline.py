@@ -2,9 +2,9 @@
 
     python benchmarks/timeline.py llama-3.2-1b --batch 8 --context 512 [--target h200]
 
-For each phase of a loop, the median over workers and over the iterations but the first two, in microseconds: waiting for the input, reading it, folding,
-finishing; and `us`, from the last signal of the phase before to its own last signal. The stamps cost time themselves: the line above says
-how much.
+For each phase, the median over workers and over the iterations of its loop but the first two, in microseconds: waiting for the
+input, reading it, folding, finishing; and `us`, from the last signal of the phase before to its own last signal. The stamps cost time
+themselves: the line above says how much.
 """
 
 import argparse
@@ -77,8 +77,8 @@ def main():
     print(
         f"  {'phase':<14}{'wait':>7}{'read':>7}{'fold':>7}{'finish':>7}{'us':>7}   predicted:{'wait':>7}{'read':>7}{'fold':>7}{'finish':>7}{'us':>7}"
     )
-    expected = predicted(graph, schedule, profile)
-    for name, row in measured(graph, stamps).items():
+    expected = predicted(program.graph, schedule, profile)
+    for name, row in measured(program.graph, stamps).items():
         print(f"  {name:<14}" + "".join(f"{x:7.1f}" for x in row) + " " * 13 + "".join(f"{x:7.1f}" for x in expected[name]))
 
 

@@ -20,6 +20,11 @@ class Source(NamedTuple):
     gpu: Profile
 
 
+def each_order(graph: OpGraph) -> tuple[OpGraph, ...]:
+    """The graph in each of its orders, as a graph that has no other."""
+    return tuple(dataclasses.replace(g, others=()) for g in (graph, *graph.others))
+
+
 def with_workers(workers: int) -> Profile:
     return dataclasses.replace(H200, workers=workers)
 
@@ -37,7 +42,7 @@ def decoders() -> tuple[Source, ...]:
     split = llama(hidden=128, layers=3, heads=8, kv_heads=1, head_dim=64, inner=128, vocab=128, context=1024)
     multi_query = llama(hidden=192, layers=4, heads=3, kv_heads=1, head_dim=64, inner=192, vocab=64, context=64, window=32)
     found = [_source(wide, 6, 1, handoff) for handoff in ("data", "counter")]
-    for graph in (tiny(2), tiny(3), split, multi_query, parallel(), sandwich()):
+    for graph in (tiny(2), tiny(3), split, multi_query, *each_order(parallel()), sandwich()):
         found += [_source(graph, w, 1 + w % 2, h) for w in (3, 4, 5, 6) for h in ("data", "counter")]
     return tuple(found)
 

@@ -10,6 +10,7 @@ from hypothesis import strategies as st
 from search_graphs import graphs, llama, make_graph, parallel, sandwich, tiny
 from search_mutations import with_plan, with_tensor
 from search_simulator import Hang, Race, simulate
+from search_sources import each_order
 
 from mkdsl.graph import OpGraph, Part, Phase, Tensor
 from mkdsl.search import Schedule, ScheduleError, profile, verify_schedule
@@ -217,8 +218,21 @@ def test_a_phase_or_tensor_twice(good):
     refused(dataclasses.replace(good, tensors=(*good.tensors, good.tensors[-1])), "the graph's tensors are")
 
 
-def test_the_order_in_which_a_schedule_lists_its_phases_is_nothing(good):
-    verify_schedule(tiny(), dataclasses.replace(good, phases=good.phases[::-1], tensors=good.tensors[::-1]), FEW)
+def test_the_order_in_which_a_schedule_lists_its_tensors_is_nothing(good):
+    verify_schedule(tiny(), dataclasses.replace(good, tensors=good.tensors[::-1]), FEW)
+
+
+def test_an_order_of_phases_that_the_graph_does_not_have(good):
+    refused(dataclasses.replace(good, phases=good.phases[::-1]), r"the graph's phases are \['map', .*\], the schedule's \['embed'")
+
+
+def test_every_order_that_the_graph_has():
+    """And what is safe in one order need not be in another."""
+    for graph in each_order(parallel()):
+        schedule = schedule_of(graph)
+        verify_schedule(parallel(), schedule, FEW)
+        simulate(parallel(), schedule)
+        assert schedule.order == tuple(graph.order)
 
 
 # Coverage.
@@ -333,11 +347,11 @@ def test_one_incarnation_behind_counters():
 
 
 def test_two_incarnations_where_three_are_needed():
-    schedule = schedule_of(parallel())
-    assert schedule.tensor("x").incarnations == 3
-    refused(
-        with_tensor(schedule, "x", incarnations=2), r"wo in iteration 0 on worker \d clears x's slot of instance 0, which wo", parallel()
-    )
+    schedules = [schedule_of(graph) for graph in each_order(parallel())]
+    assert {s.order[-2]: s.tensor("x").incarnations for s in schedules} == {"wo": 3, "wd": 2}  # who adds x last reads it as it writes it
+    for schedule in (s for s in schedules if s.tensor("x").incarnations == 3):
+        fewer = with_tensor(schedule, "x", incarnations=2)
+        refused(fewer, r"wo in iteration 0 on worker \d clears x's slot of instance 0, which wo", parallel())
 
 
 def test_a_worker_that_may_run_ahead_of_its_own_event():
@@ -428,7 +442,7 @@ def test_the_simulation_does_find_what_the_proof_refuses():
     with pytest.raises(Race):
         simulate(tiny(2), with_plan(counters, "wo", waits=()), 20)
     with pytest.raises((Race, Hang)):
-        simulate(parallel(), with_tensor(schedule_of(parallel()), "x", incarnations=2), 20)
+        simulate(parallel(), with_tensor(schedule_of(each_order(parallel())[0]), "x", incarnations=2), 20)
     with pytest.raises((Race, Hang)):
         unfenced = dataclasses.replace(data, phases=tuple(dataclasses.replace(p, fence=False) for p in data.phases))
         simulate(tiny(3), unfenced, 60)
