@@ -1,6 +1,5 @@
 """What else could have been chosen, and what it would cost: for each phase the next best candidate, for each tensor the other hand-off."""
 
-import dataclasses
 from collections.abc import Iterator
 from typing import NamedTuple
 
@@ -9,11 +8,10 @@ from mkdsl.search._cost import Model, Ring
 from mkdsl.search._draft import timed
 from mkdsl.search._path import shortest_path
 from mkdsl.search._profile import Profile
-from mkdsl.search._protocol import with_handoffs
+from mkdsl.search._protocol import other_handoffs
 from mkdsl.search._rings import Prices, numbered
 from mkdsl.search._schedule import PhasePlan, Schedule
 from mkdsl.search._smem import fixed_extents
-from mkdsl.search._verify import ScheduleError
 
 DECISIONS = ("rows", "parts", "chunk", "pieces", "splits", "group")
 
@@ -52,16 +50,8 @@ def _difference(chosen: PhasePlan, other: PhasePlan) -> str:
     return ", ".join(f"{d} {getattr(other, d)}" for d in DECISIONS if getattr(other, d) != getattr(chosen, d))
 
 
-def other_handoffs(graph: OpGraph, schedule: Schedule, gpu: Profile) -> Iterator[Alternative]:
+def next_handoffs(graph: OpGraph, schedule: Schedule, gpu: Profile) -> Iterator[Alternative]:
     """Per tensor, the schedule with its other hand-off, where that can be made safe."""
-    for tensor in schedule.tensors:
-        if graph.tensors[tensor.name].output:
-            continue
-        other = "counter" if tensor.handoff == "data" else "data"
-        tensors = tuple(dataclasses.replace(t, handoff=other) if t is tensor else t for t in schedule.tensors)
-        try:
-            changed = timed(graph, with_handoffs(graph, dataclasses.replace(schedule, tensors=tensors)), gpu)
-        except ScheduleError:
-            continue
-        if changed.tensor(tensor.name).handoff == other:
-            yield Alternative(tensor.name, other, changed.predicted_us - schedule.predicted_us)
+    for tensor, changed in other_handoffs(graph, schedule):
+        us = timed(graph, changed, gpu).predicted_us - schedule.predicted_us
+        yield Alternative(tensor, changed.tensor(tensor).handoff, us)

@@ -4,10 +4,11 @@ Starts from as few waits and fences as reads suggest, and adds what the proof in
 """
 
 import bisect
+import contextlib
 import dataclasses
 import itertools
 import math
-from collections.abc import Iterable, Sequence
+from collections.abc import Iterable, Iterator, Sequence
 
 from mkdsl.graph import OpGraph, Phase, Tensor
 from mkdsl.search._order import Execution
@@ -74,6 +75,19 @@ def with_handoffs(graph: OpGraph, schedule: Schedule) -> Schedule:
         added = [v for v in missing if v.kind != EARLY and _add_wait(waits, v)]
         if not added:
             schedule = _by_counter(schedule, missing[0].tensor)
+
+
+def other_handoffs(graph: OpGraph, schedule: Schedule) -> Iterator[tuple[str, Schedule]]:
+    """(tensor, the schedule in which it is handed over the other way), of those for which that can be made safe."""
+    for tensor in schedule.tensors:
+        if graph.tensors[tensor.name].output:
+            continue
+        other = "counter" if tensor.handoff == "data" else "data"
+        tensors = tuple(dataclasses.replace(t, handoff=other) if t is tensor else t for t in schedule.tensors)
+        with contextlib.suppress(ScheduleError):
+            changed = with_handoffs(graph, dataclasses.replace(schedule, tensors=tensors))
+            if changed.tensor(tensor.name).handoff == other:
+                yield tensor.name, changed
 
 
 def _by_counter(schedule: Schedule, name: str) -> Schedule:

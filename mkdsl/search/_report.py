@@ -4,7 +4,7 @@ import statistics
 from collections.abc import Sequence
 
 from mkdsl.graph import OpGraph, Phase
-from mkdsl.search._alternatives import Alternative, next_best, other_handoffs
+from mkdsl.search._alternatives import Alternative, next_best, next_handoffs
 from mkdsl.search._cost import floor_us
 from mkdsl.search._profile import KIB, Profile
 from mkdsl.search._schedule import PhasePlan, Schedule
@@ -96,7 +96,7 @@ def _bound(us: float, memory: float, compute: float) -> str:
 
 
 def _second(graph: OpGraph, schedule: Schedule, profile: Profile) -> list[str]:
-    found: Sequence[Alternative] = (*next_best(graph, schedule, profile), *other_handoffs(graph, schedule, profile))
+    found: Sequence[Alternative] = (*next_best(graph, schedule, profile), *next_handoffs(graph, schedule, profile))
     return _table([("of", "instead", "us"), *((a.of, a.what, f"{a.us:+.1f}") for a in found)], 1)
 
 

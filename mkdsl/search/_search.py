@@ -10,9 +10,10 @@ from mkdsl.search._cost import Model, Ring
 from mkdsl.search._draft import draft, rough, timed
 from mkdsl.search._path import shortest_path
 from mkdsl.search._profile import Profile, profile
-from mkdsl.search._protocol import with_handoffs
+from mkdsl.search._protocol import other_handoffs, with_handoffs
 from mkdsl.search._rings import RINGS, Choice, Prices, cheapest, numbered
 from mkdsl.search._schedule import Schedule
+from mkdsl.search._simulate import simulate
 from mkdsl.search._verify import ScheduleError, verify_schedule
 
 HANDOFFS = ("data", "counter")
@@ -28,7 +29,8 @@ def search(graph: OpGraph, *, batch: int, target: str | Profile, handoff: str = 
       graph: the decode step's phases.
       batch: sequences decoded together, 1 to 16.
       target: a GPU's name, a key of `PROFILES`; a file that `mkdsl probe` wrote, ending in .json; or a profile.
-      handoff: how all tensors cross phases: "data" (self-validating words) or "counter" (release/acquire counters).
+      handoff: how tensors cross phases: "data" (self-validating words, where the proof and the simulator have nothing better), or "counter"
+        (release/acquire counters, all of them).
       cache: look on disk first, and keep the result there.
 
     Returns:
@@ -57,8 +59,18 @@ def search(graph: OpGraph, *, batch: int, target: str | Profile, handoff: str = 
 def find(graph: OpGraph, batch: int, gpu: Profile, handoff: str) -> Schedule:
     """Searches, without a cache: of the finalists of all orders of phases the one that the simulator predicts to be the fastest."""
     best = min((s for g in (graph, *graph.others) for s in _closest(g, batch, gpu, handoff)), key=lambda s: s.predicted_us)
+    if handoff == "data":
+        best = _with_best_handoffs(graph.in_order(best.order), best, gpu)
     verify_schedule(graph, best, gpu)
     return best
+
+
+def _with_best_handoffs(graph: OpGraph, schedule: Schedule, gpu: Profile) -> Schedule:
+    """Changes one tensor's hand-off after the other while the simulator says that this is faster."""
+    quick = simulate(graph, schedule, gpu, drift=False).us
+    changed = [s for _, s in other_handoffs(graph, schedule) if simulate(graph, s, gpu, drift=False).us < quick]
+    best = min((timed(graph, s, gpu) for s in changed), key=lambda s: s.predicted_us, default=schedule)
+    return _with_best_handoffs(graph, best, gpu) if best.predicted_us < schedule.predicted_us else schedule
 
 
 def _closest(graph: OpGraph, batch: int, gpu: Profile, handoff: str) -> list[Schedule]:
