@@ -8,7 +8,7 @@ from mkdsl.search._cost import Model, Ring
 from mkdsl.search._draft import timed
 from mkdsl.search._path import shortest_path
 from mkdsl.search._profile import Profile
-from mkdsl.search._protocol import other_handoffs
+from mkdsl.search._protocol import made_safe, other_handoffs
 from mkdsl.search._rings import Prices, numbered
 from mkdsl.search._schedule import PhasePlan, Schedule
 from mkdsl.search._smem import fixed_extents
@@ -53,5 +53,6 @@ def _difference(chosen: PhasePlan, other: PhasePlan) -> str:
 def next_handoffs(graph: OpGraph, schedule: Schedule, gpu: Profile) -> Iterator[Alternative]:
     """Per tensor, the schedule with its other hand-off, where that can be made safe."""
     for tensor, changed in other_handoffs(graph, schedule):
-        us = timed(graph, changed, gpu).predicted_us - schedule.predicted_us
-        yield Alternative(tensor, changed.tensor(tensor).handoff, us)
+        safe = made_safe(graph, tensor, changed)
+        if safe is not None:
+            yield Alternative(tensor, safe.tensor(tensor).handoff, timed(graph, safe, gpu).predicted_us - schedule.predicted_us)

@@ -78,23 +78,29 @@ def with_handoffs(graph: OpGraph, schedule: Schedule) -> Schedule:
 
 
 def other_handoffs(graph: OpGraph, schedule: Schedule) -> Iterator[tuple[str, Schedule]]:
-    """(tensor, the schedule in which it is handed over the other way), of those for which that can be made safe."""
+    """(tensor, the schedule in which it is handed over the other way), with waits and fences as they were: fit to be simulated only."""
     for tensor in schedule.tensors:
-        if graph.tensors[tensor.name].output:
-            continue
-        other = "counter" if tensor.handoff == "data" else "data"
-        tensors = tuple(dataclasses.replace(t, handoff=other) if t is tensor else t for t in schedule.tensors)
-        with contextlib.suppress(ScheduleError):
-            changed = with_handoffs(graph, dataclasses.replace(schedule, tensors=tensors))
-            if changed.tensor(tensor.name).handoff == other:
-                yield tensor.name, changed
+        if not graph.tensors[tensor.name].output:
+            yield tensor.name, _handed_over(schedule, tensor.name, "counter" if tensor.handoff == "data" else "data")
+
+
+def made_safe(graph: OpGraph, name: str, schedule: Schedule) -> Schedule | None:
+    """`with_handoffs`, if that is possible without changing how a tensor is handed over."""
+    with contextlib.suppress(ScheduleError):
+        safe = with_handoffs(graph, schedule)
+        return safe if safe.tensor(name).handoff == schedule.tensor(name).handoff else None
+
+
+def _handed_over(schedule: Schedule, name: str, handoff: str) -> Schedule:
+    tensors = tuple(dataclasses.replace(t, handoff=handoff) if t.name == name else t for t in schedule.tensors)
+    return dataclasses.replace(schedule, tensors=tensors)
 
 
 def _by_counter(schedule: Schedule, name: str) -> Schedule:
-    tensors = tuple(dataclasses.replace(t, handoff="counter") if t.name == name else t for t in schedule.tensors)
-    if tensors == schedule.tensors:
+    changed = _handed_over(schedule, name, "counter")
+    if changed == schedule:
         raise ScheduleError(f"no wait, fence or counter makes the hand-off of {name} safe")
-    return dataclasses.replace(schedule, tensors=tensors)
+    return changed
 
 
 def _without_implied_waits(graph: OpGraph, schedule: Schedule) -> Schedule:

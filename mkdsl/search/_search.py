@@ -10,7 +10,7 @@ from mkdsl.search._cost import Model, Ring
 from mkdsl.search._draft import draft, rough, timed
 from mkdsl.search._path import shortest_path
 from mkdsl.search._profile import Profile, profile
-from mkdsl.search._protocol import other_handoffs, with_handoffs
+from mkdsl.search._protocol import made_safe, other_handoffs, with_handoffs
 from mkdsl.search._rings import RINGS, Choice, Prices, cheapest, numbered
 from mkdsl.search._schedule import Schedule
 from mkdsl.search._simulate import simulate
@@ -66,10 +66,11 @@ def find(graph: OpGraph, batch: int, gpu: Profile, handoff: str) -> Schedule:
 
 
 def _with_best_handoffs(graph: OpGraph, schedule: Schedule, gpu: Profile) -> Schedule:
-    """Changes one tensor's hand-off after the other while the simulator says that this is faster."""
+    """Changes one tensor's hand-off after the other, always the one that gains most, while the simulator says that this is faster."""
     quick = simulate(graph, schedule, gpu, drift=False).us
-    changed = [s for _, s in other_handoffs(graph, schedule) if simulate(graph, s, gpu, drift=False).us < quick]
-    best = min((timed(graph, s, gpu) for s in changed), key=lambda s: s.predicted_us, default=schedule)
+    promising = [(name, s) for name, s in other_handoffs(graph, schedule) if simulate(graph, s, gpu, drift=False).us < quick]
+    safe = [s for name, changed in promising if (s := made_safe(graph, name, changed)) is not None]
+    best = min((timed(graph, s, gpu) for s in safe), key=lambda s: s.predicted_us, default=schedule)
     return _with_best_handoffs(graph, best, gpu) if best.predicted_us < schedule.predicted_us else schedule
 
 
