@@ -19,6 +19,7 @@ from mkdsl.lower._heads import Halves, Heads, head_leaves
 from mkdsl.lower._layouts import ACC, LHS, RHS, grid
 from mkdsl.lower._loader import COMPUTE, kv_blocks, kv_item
 from mkdsl.lower._machine import Machine, Request, bf16, f32, spread, zeros
+from mkdsl.search import SHARING
 
 MASKED = -1e30
 TINY = 1e-30  # keeps an empty split's division finite
@@ -188,14 +189,16 @@ class Item:
             self._hand_over_lse(name, m_ + jnp.log(z), heads, clears)
 
     def _hand_over_lse(self, name: str, lse: jax.Array, heads: Any, clears: bool) -> None:
+        shape = self.group, self.phase.head_dim // SHARING
+        layout = grid(*shape)
         self.ref("score")[...] = lse
-        layout = grid(1, self.group).reduce(0)
-        value = self.m.load(Request(self.ref("score"), (), None, (pl.ds(0, self.group),), layout))
+        value = self.m.load(Request(self.ref("score"), (), None, (pl.ds(0, self.group),), layout.reduce(1)))
 
         def rows(inc: Any) -> Request:
-            return Request(self.m.refs[f"{name}.lse"], (inc, self.split, self.sequence), None, (heads,), layout)
+            view, index = (self.phase.heads, shape[1]), (heads, pl.ds(0, shape[1]))
+            return Request(self.m.refs[f"{name}.lse"], (inc, self.split, self.sequence), view, index, layout)
 
-        self.m.hand_over(name, self.l, rows, value, clears=clears)
+        self.m.hand_over(name, self.l, rows, spread(value, shape, 0, layout), clears=clears)
 
 
 def attention_phase(m: Machine, phase: Phase, l: Any, i: Any) -> Any:

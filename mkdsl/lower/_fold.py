@@ -11,7 +11,6 @@ from jax import lax
 from jax.experimental import pallas as pl
 
 from mkdsl.graph import Phase
-from mkdsl.lower import _ptx
 from mkdsl.lower._finish import finish_part, preload
 from mkdsl.lower._frames import iota
 from mkdsl.lower._layouts import ACC, LHS, RHS
@@ -19,6 +18,7 @@ from mkdsl.lower._loader import COMPUTE, for_groups
 from mkdsl.lower._machine import Machine, i32, spread, zeros
 from mkdsl.lower._own_fold import fold_own
 from mkdsl.lower._resident import Prologue
+from mkdsl.lower._stores import store_own_parts
 from mkdsl.lower._tiles import ROWS, Tile
 
 
@@ -179,7 +179,7 @@ def _store_sums(m: Machine, tile: Tile, rows: Any, s: Any, sums: list[jax.Array]
     add = tile.pieces > 1
     if not m.interpret:
         where = rows.at[s] if m.batch >= 8 else rows.at[:, s]
-        _ptx.store_own_parts(sums, where, parts=tile.parts, sequences=m.batch, add=add)
+        store_own_parts(sums, where, parts=tile.parts, sequences=m.batch, add=add)
         return
     columns = jnp.concatenate(sums, axis=1)[:, : m.batch * tile.parts].reshape(ROWS, m.batch, tile.parts)
     mine = lax.broadcasted_iota(i32, columns.shape, 2) == lax.rem(lax.broadcasted_iota(i32, columns.shape, 0), tile.parts)

@@ -1,8 +1,7 @@
 """Evaluates values of the DAG on tiles. A frame says which piece of every vector is looked at, and in which layout.
 
 `Rows`: some features of some sequences, [sequences, features]: finishes and maps.
-`Cell`: 8 rows of the mma's columns, [8, features]: prologues. Row n of a fold with P parts holds part n % P of sequence n // P.
-Where there are fewer than 8 such rows they repeat, which costs nothing and keeps every row valid data.
+`Cell`: up to 8 of the mma's columns as rows, [rows, features]: prologues. Row n of a fold with P parts holds part n % P of sequence n // P.
 """
 
 import dataclasses
@@ -20,6 +19,7 @@ from jax.experimental import pallas as pl
 from mkdsl.graph import Node, Phase, UnsupportedError
 from mkdsl.lower._layouts import grid
 from mkdsl.lower._machine import Machine, Request, f32, spread
+from mkdsl.search import SHARING
 
 COMBINE = {
     "reduce_sum": (jnp.add, jnp.sum, 0.0),
@@ -182,9 +182,10 @@ def embedding_row(m: Machine, node: Node, sequence: Any) -> tuple[Any, Any]:
 
 @dataclasses.dataclass
 class Cell(Frame):
-    """Columns [block * width, + width) of rows [8 group, 8 group + 8) of a vector seen as [batch * parts, k / parts]."""
+    """Columns [block * width, + width) of rows [height * group, + height) of a vector seen as [batch * parts, k / parts]."""
 
     parts: int = 8
+    height: int = 8
     group: int = 0
     block: Any = 0
     width: int = 64
@@ -194,14 +195,15 @@ class Cell(Frame):
 
     @property
     def shape(self) -> tuple[int, int]:
-        return 8, self.width
+        return self.height, self.width
 
     def _rows(self, ref: Any, lead: tuple[Any, ...], rows: int) -> list[Request]:
-        """Requests for 8 rows of ref[lead] seen as [rows, k / parts]: one, or one for each of fewer rows."""
+        """Requests for the frame's rows of ref[lead] seen as [rows, k / parts]: one, or one for each of fewer rows."""
         columns = pl.ds(self.block * self.width, self.width)
         view = (rows, self.k // self.parts)
-        if rows >= 8:
-            return [Request(ref, lead, view, (pl.ds(8 * (self.group % (rows // 8)), 8), columns), self.layout)]
+        if rows >= self.height:
+            first = self.height * (self.group % (rows // self.height))
+            return [Request(ref, lead, view, (pl.ds(first, self.height), columns), self.layout)]
         return [Request(ref, lead, view, (r, columns), self.layout.reduce(0)) for r in range(rows)]
 
     def _stack(self, rows: list[jax.Array]) -> jax.Array:
@@ -229,11 +231,13 @@ class Cell(Frame):
         return values + [self._lse(name, inc, s, rows) for s in range(splits)] if splits > 1 else values
 
     def _lse(self, name: str, inc: Any, split: int, rows: int) -> Request:
-        """Log-sum-exp of the one head that each of at least 8 rows' columns lie in."""
-        tensor = self.m.graph.tensors[name]
-        per_row = tensor.heads // self.parts
-        head = (self.block * self.width) // (tensor.width // tensor.heads)
-        return Request(self.m.refs[f"{name}.lse"], (inc, split), (rows, per_row), (pl.ds(8 * self.group, 8), head), self.layout.reduce(1))
+        """Log-sum-exps of the heads in which each row's columns lie."""
+        view, column = (rows, self.k // self.parts // SHARING), self.block * self.width // SHARING
+        return Request(self.m.refs[f"{name}.lse"], (inc, split), view, (self._span(), column), self.layout.reduce(1))
+
+    def _span(self) -> Any:
+        """Which rows of all this frame's are; a vector of one is a scalar."""
+        return pl.ds(self.height * self.group, self.height) if self.height > 1 else self.group
 
     def combine(self, id: int, loaded: list[jax.Array]) -> Any:
         name = self.m.graph.tensor_of[id]
@@ -248,7 +252,7 @@ class Cell(Frame):
             top = jnp.maximum(top, e)
         weights = [jnp.exp(e - top) for e in lse]
         total = sum(weights[1:], weights[0])
-        merged = [v * spread(w / total, self.shape, 0, self.layout) for v, w in zip(values, weights, strict=True)]
+        merged = [v * self.full(PerToken(w / total)) for v, w in zip(values, weights, strict=True)]
         return sum(merged[1:], merged[0])
 
     def param(self, node: Node) -> Any:
@@ -270,10 +274,9 @@ class Cell(Frame):
                 stack.extend(node.inputs)
 
     def embedding(self, node: Node) -> Any:
-        rows = min(8, self.m.batch * self.parts)
         loads = []
-        for r in range(rows):
-            sequence, part = divmod(8 * self.group + r, self.parts)
+        for r in range(self.height):
+            sequence, part = divmod(self.height * self.group + r, self.parts)
             table, row = embedding_row(self.m, node, sequence)
             columns = pl.ds(part * (self.k // self.parts) + self.block * self.width, self.width)
             loads.append(self.m.load(Request(table, (row,), None, (columns,), self.layout.reduce(0))))
@@ -281,7 +284,7 @@ class Cell(Frame):
 
     def statistic(self, id: int) -> PerToken:
         slot = self.m.graph.code[self.phase.name].stats.index(id)
-        return PerToken(self.m.load(Request(self.m.refs["statistics"], (slot,), None, (pl.ds(8 * self.group, 8),), self.layout.reduce(1))))
+        return PerToken(self.m.load(Request(self.m.refs["statistics"], (slot,), None, (self._span(),), self.layout.reduce(1))))
 
 
 def iota(m: Machine, shape: tuple[int, int], axis: int, layout: Any) -> jax.Array:

@@ -114,6 +114,8 @@ class Machine:
     def load(self, request: Request) -> jax.Array:
         if self.interpret:
             return request.value()
+        if not request.shape:
+            return request.target()[...]
         return plgpu.load(request.target(), layout=request.layout, optimized=False)
 
     def load_handed_over(self, requests: Sequence[Request], tensors: Sequence[str]) -> list[jax.Array]:
@@ -127,7 +129,7 @@ class Machine:
         for check in (True, False):
             chosen = [i for i, c in enumerate(checked) if c == check]
             if chosen:
-                items = [_ptx.Item(requests[i].target(), requests[i].shape, requests[i].ref.dtype, requests[i].layout) for i in chosen]
+                items = [_ptx.Item(r.target(), r.shape, r.ref.dtype, r.layout) for r in (requests[i] for i in chosen)]
                 for i, array in zip(chosen, _ptx.load_relaxed(items, self_validating=check), strict=True):
                     out[i] = array
         return out

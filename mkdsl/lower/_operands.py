@@ -10,7 +10,7 @@ from jax import lax
 
 from mkdsl.graph import Node, OpGraph, Tensor
 from mkdsl.lower._machine import COUNTER_STRIDE, i32
-from mkdsl.search import Schedule
+from mkdsl.search import SHARING, Schedule
 
 
 @dataclasses.dataclass(frozen=True)
@@ -109,7 +109,7 @@ def _tensors(graph: OpGraph, schedule: Schedule) -> list[Operand]:
             )
         )
         if tensor.heads and schedule.tensor(tensor.name).splits > 1:
-            shape = tensor_shape(schedule, tensor)[:-1]
+            shape = (*tensor_shape(schedule, tensor)[:3], tensor.width // SHARING)
             out.append(Operand(f"{tensor.name}.lse", lambda _, t=tensor, s=shape: _empty(schedule, t, s, "float32"), written=True))
     return out
 

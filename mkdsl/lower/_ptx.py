@@ -13,9 +13,7 @@ import numpy as np
 from jax.experimental.mosaic.gpu import fragmented_array as fa
 from jax.experimental.mosaic.gpu import utils as mu
 from jaxlib.mlir import ir
-from jaxlib.mlir.dialects import arith, memref, scf, vector
-
-from mkdsl.lower._layouts import ACC
+from jaxlib.mlir.dialects import arith, scf, vector
 
 SCALAR = plgpu.Layout.WG_SPLAT(())
 
@@ -26,13 +24,13 @@ class Item(NamedTuple):
     ref: Any
     shape: tuple[int, ...]
     dtype: Any
-    layout: Any
+    layout: Any  # does not matter for a scalar
 
 
 def load_relaxed(items: Sequence[Item], *, self_validating: bool) -> list[jax.Array]:
     """Loads past the SM's own cache (`ld.relaxed.gpu`). With `self_validating`, looks again until every value is there: a 32-bit value
     is missing while all its bits are ones, a 16-bit value likewise."""
-    returns = [plgpu.ShapeDtypeStruct(i.shape, i.dtype, layout=i.layout) for i in items]
+    returns = [plgpu.ShapeDtypeStruct(i.shape, i.dtype, layout=i.layout if i.shape else SCALAR) for i in items]
 
     @plgpu.inline_mgpu(arg_types=tuple(plgpu.RefType() for _ in items), return_type=returns)
     def go(ctx: Any, *refs: Any) -> Any:
@@ -44,18 +42,17 @@ def load_relaxed(items: Sequence[Item], *, self_validating: bool) -> list[jax.Ar
             arrays[:], missing = _load_all(items, refs)
             return missing, _registers(arrays)
 
-        types = [t for i in items for t in [ir.VectorType.get((_layout(i).vector_length,), mu.dtype_to_ir_type(i.dtype))] * _count(i)]
+        types = [t for i in items for t in _register_types(i)]
         return _rebuild(arrays, _repeat(types, again))
 
     return list(go(*[i.ref for i in items]))
 
 
-def _layout(item: Item) -> fa.TiledLayout:
-    return item.layout.to_mgpu()
-
-
-def _count(item: Item) -> int:
-    return math.prod(_layout(item).registers_shape(item.shape))
+def _register_types(item: Item) -> list[ir.Type]:
+    element, layout = mu.dtype_to_ir_type(item.dtype), item.layout.to_mgpu()
+    if not item.shape:
+        return [element]
+    return [ir.VectorType.get((layout.vector_length,), element)] * math.prod(layout.registers_shape(item.shape))
 
 
 def _registers(arrays: Sequence[fa.FragmentedArray]) -> list[ir.Value]:
@@ -103,6 +100,9 @@ def _load_all(items: Sequence[Item], refs: Sequence[ir.Value]) -> tuple[list[fa.
 
 
 def _load_tiled(item: Item, ref: ir.Value, load: Callable[..., ir.Value]) -> fa.FragmentedArray:
+    if not item.shape:
+        one = load(ir.VectorType.get((1,), mu.dtype_to_ir_type(item.dtype)), mu.memref_ptr(ref))
+        return fa.FragmentedArray.splat(vector.extract(one, dynamic_position=[], static_position=[0]), ())
     untiled = mu.memref_reshape(ref, (*(1 for _ in item.shape), *item.shape))
     return fa.FragmentedArray.load_tiled(untiled, swizzle=16, layout=item.layout.to_mgpu(), optimized=False, is_signed=None, _load_fun=load)
 
@@ -204,39 +204,3 @@ def opaque(x: jax.Array) -> jax.Array:
         return fa.FragmentedArray.splat(moved, (), is_signed=True)
 
     return go(x)  # pyright: ignore[reportCallIssue]
-
-
-def store_own_parts(sums: Sequence[jax.Array], rows: Any, *, parts: int, sequences: int, add: bool) -> None:
-    """Stores the part of each mma row that met its own part of the resident: of row r, column (sequence, r % parts).
-
-    Args:
-      sums: groups of 8 columns, [64, 8] each in the accumulator's layout; column n belongs to part n % parts of sequence n // parts.
-      rows: where to, float32 in shared memory: [64, sequences] or, of fewer than 8 sequences, [sequences, 64].
-      parts, sequences: of the columns; what is left of 8 are copies.
-      add: to what is there.
-    """
-
-    @plgpu.inline_mgpu(arg_types=(*(ACC for _ in sums), plgpu.RefType()))
-    def go(ctx: Any, *args: Any) -> None:
-        *arrays, ref = args
-        mu.warpgroup_barrier()
-        places: list[Any] = list(arrays[0].layout.thread_idxs((64, 8)))  # of a register's first element; rows 8 apart
-        for lane in range(arrays[0].layout.vector_length):
-            with mu.when(_is_own(places[0], lane, parts, sequences)):
-                for group, array in enumerate(arrays):
-                    for (row, column), register in zip(places, array.registers.flat, strict=True):
-                        sequence = arith.divui(arith.addi(column, mu.c(8 * group + lane, column.type)), mu.c(parts, column.type))
-                        at = [row, sequence] if sequences >= 8 else [sequence, row]
-                        value = vector.extract(register, dynamic_position=[], static_position=[lane])
-                        memref.store(arith.addf(value, memref.load(ref, at)) if add else value, ref, at)
-        mu.warpgroup_barrier()
-
-    go(*sums, rows)
-
-
-def _is_own(place: tuple[ir.Value, ir.Value], lane: int, parts: int, sequences: int) -> ir.Value:
-    """Whether a column belongs to a row's own part. The same for rows 8 apart and for all groups of columns, since parts divide 8."""
-    (row, column), part = place, mu.c(parts, place[0].type)
-    column = arith.addi(column, mu.c(lane, row.type))
-    own = arith.cmpi(arith.CmpIPredicate.eq, arith.remui(column, part), arith.remui(row, part))
-    return arith.andi(own, arith.cmpi(arith.CmpIPredicate.ult, column, mu.c(parts * sequences, row.type)))

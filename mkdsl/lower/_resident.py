@@ -12,8 +12,9 @@ from jax.experimental import pallas as pl
 from mkdsl.graph import Code, Phase
 from mkdsl.lower import _copies
 from mkdsl.lower._frames import COMBINE, Cell, fetch
-from mkdsl.lower._layouts import grid
-from mkdsl.lower._machine import Machine, Request, bf16, f32, spread
+from mkdsl.lower._layouts import THREADS, grid
+from mkdsl.lower._machine import Machine, Request, bf16, f32, i32, spread
+from mkdsl.lower._stores import store_blocks, store_vectors
 from mkdsl.lower._tiles import Tile
 
 REGISTERS = 64  # per thread for loads in flight: more would spill next to the mma's operands
@@ -146,13 +147,9 @@ class Prologue:
     def _step(self, sweep: Sweep) -> int:
         """Blocks per iteration, as many as the registers allow."""
         tensors = [self.m.schedule.tensor(self.m.graph.tensor_of[i]) for i in self._leaves(sweep.roots)]
-        rows = self.m.batch * sweep.tile.parts
-        words = sum(t.itemsize / 4 if t.splits == 1 else 2 * t.splits for t in tensors)  # splits with their weights
-        each = max(1.0, sweep.tile.width / 16 * sweep.tile.groups * words)
-        each *= rows if rows < 8 else 1  # fewer than 8 rows are loaded one by one
-        blocks = sweep.tile.blocks
-        if blocks * each <= REGISTERS:
-            return blocks
+        tile, blocks = sweep.tile, sweep.tile.blocks
+        values = max(1.0, tile.height * tile.width / THREADS) * sum(t.splits * t.itemsize / 4 for t in tensors)
+        each = max(1.0, tile.groups * (values + sum(t.splits for t in tensors if t.splits > 1)))  # splits with their weights
         return max(d for d in range(1, blocks + 1) if blocks % d == 0 and (d == 1 or d * each <= REGISTERS))
 
     def _kept(self, tile: Tile) -> list[Cell]:
@@ -166,7 +163,18 @@ class Prologue:
         for b in range(blocks):
             weights: dict[int, Any] = {}  # the same for every group of sequences
             out += [
-                Cell(self.m, self.phase, self.l, parts=t.parts, group=g, block=first + b, width=t.width, k=t.k, weights=weights)
+                Cell(
+                    self.m,
+                    self.phase,
+                    self.l,
+                    parts=t.parts,
+                    height=t.height,
+                    group=g,
+                    block=first + b,
+                    width=t.width,
+                    k=t.k,
+                    weights=weights,
+                )
                 for g in range(t.groups)
             ]
         return out
@@ -174,7 +182,7 @@ class Prologue:
     def _sweep(self, sweep: Sweep, first: Any) -> None:
         tile, step = sweep.tile, self._step(sweep)
         leaves = self._leaves(sweep.roots)
-        start = [_filled(COMBINE[self.m.graph.node(r).op][2], tile.width) for r in sweep.reductions for _ in range(tile.groups)]
+        start = [_filled(COMBINE[self.m.graph.node(r).op][2], tile) for r in sweep.reductions for _ in range(tile.groups)]
 
         def columns(j: Any, partial: Any) -> Any:
             whole = step == tile.blocks and tile.pieces == 1
@@ -187,9 +195,7 @@ class Prologue:
     def _columns(self, sweep: Sweep, cells: list[Cell], first: Any, partial: list[jax.Array]) -> list[jax.Array]:
         groups = sweep.tile.groups
         if sweep.resident is not None:
-            staged = [cell.evaluate(sweep.resident).astype(bf16) for cell in cells]
-            for at, (cell, value) in enumerate(zip(cells, staged, strict=True)):
-                self.m.refs[f"resident.{self.phase.name}"][cell.group, first + at // groups] = value
+            self._store(sweep.tile, cells, [cell.evaluate(sweep.resident).astype(bf16) for cell in cells], first)
         for n, r in enumerate(sweep.reductions):
             combine = COMBINE[self.m.graph.node(r).op][0]
             for cell in cells:
@@ -197,32 +203,46 @@ class Prologue:
                 partial[where] = combine(partial[where], cell.evaluate(self.m.graph.node(r).inputs[0]))
         return partial
 
+    def _store(self, tile: Tile, cells: list[Cell], values: list[jax.Array], first: Any) -> None:
+        """Blocks of the resident; `cells` are all groups of each block from `first` on."""
+        there = self.m.refs[f"resident.{self.phase.name}"]
+        where = [(cell.group, at // tile.groups) for at, cell in enumerate(cells)]
+        if not self.m.interpret:
+            to = tile.swizzle(8, tile.width) if tile.tensor_cores else ()
+            store_blocks(values, there, where, jnp.asarray(first, i32), layout=cells[0].layout, to=to)
+            return
+        for (group, block), value in zip(where, values, strict=True):
+            for copy in range(8 // tile.height):
+                there[group, first + block, pl.ds(copy * tile.height, tile.height)] = value
+
     def _store_partials(self, sweep: Sweep, partial: Sequence[jax.Array]) -> None:
-        for n, r in enumerate(sweep.reductions):
-            slot, reduce = self.code.stats.index(r), COMBINE[self.m.graph.node(r).op][1]
-            for g in range(sweep.tile.groups):
-                self.m.refs["statistics"][slot, pl.ds(8 * g, 8)] = reduce(partial[n * sweep.tile.groups + g], axis=1)
-            self.unsettled.append(r)
+        groups, height = sweep.tile.groups, sweep.tile.height
+        values = [
+            COMBINE[self.m.graph.node(r).op][1](partial[n * groups + g], axis=1)
+            for n, r in enumerate(sweep.reductions)
+            for g in range(groups)
+        ]
+        where = [(self.code.stats.index(r), height * g) for r in sweep.reductions for g in range(groups)]
+        if self.m.interpret:
+            for (slot, first), value in zip(where, values, strict=True):
+                self.m.refs["statistics"][slot, pl.ds(first, height)] = value
+        elif values:
+            store_vectors(values, self.m.refs["statistics"], where, layout=grid(height, sweep.tile.width, Cell.vector).reduce(1))
+        self.unsettled += sweep.reductions
 
     def settle(self) -> None:
         """Completes reductions over the parts of each sequence; afterwards row n holds sequence n // parts' number."""
         m, batch, parts = self.m, self.m.batch, self.tile.parts
         layout = grid(batch, parts)
-        for r in self.unsettled:
-            slot = self.code.stats.index(r)
-            _, reduce, _ = COMBINE[m.graph.node(r).op]
-            view = (m.refs["statistics"].shape[1] // (batch * parts), batch, parts)
-            rows = Request(m.refs["statistics"], (slot,), None, (), layout)
-            value = reduce(m.load(_part_of(rows, view, 0)), axis=1)
-            for copy in range(self.tile.groups * 8 // (batch * parts)):
-                m.store(_part_of(rows, view, copy), spread(value, (batch, parts), 0, layout))
+        view = (m.refs["statistics"].shape[1] // (batch * parts), batch, parts)
+        for r in self.unsettled if parts > 1 else ():
+            rows = Request(m.refs["statistics"], (self.code.stats.index(r),), view, (0, pl.ds(0, batch), pl.ds(0, parts)), layout)
+            value = COMBINE[m.graph.node(r).op][1](m.load(rows), axis=1)
+            m.store(rows, spread(value, (batch, parts), 0, layout))
         self.m.settled |= {(self.phase.name, r) for r in self.unsettled}
         self.unsettled = []
 
 
-def _part_of(rows: Request, view: tuple[int, int, int], copy: int) -> Request:
-    return rows._replace(view=view, index=(copy, pl.ds(0, view[1]), pl.ds(0, view[2])))
-
-
-def _filled(value: float, width: int) -> jax.Array:
-    return plgpu.layout_cast(jnp.full((8, width), value, f32), grid(8, width, Cell.vector))
+def _filled(value: float, tile: Tile) -> jax.Array:
+    shape = tile.height, tile.width
+    return plgpu.layout_cast(jnp.full(shape, value, f32), grid(*shape, Cell.vector))

@@ -52,6 +52,11 @@ class Tile:
         return -(-self.batch * self.parts // 8)
 
     @property
+    def height(self) -> int:
+        """Rows of (sequence, part) in a group: 8, or all there are."""
+        return min(8, self.batch * self.parts)
+
+    @property
     def blocks(self) -> int:
         """Blocks of `width` columns in one piece of the resident."""
         return self.piece // self.width

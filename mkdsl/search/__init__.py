@@ -4,7 +4,7 @@ and the proof."""
 from mkdsl.search._cost import floor_us
 from mkdsl.search._profile import PROFILES, Profile, profile
 from mkdsl.search._report import explain
-from mkdsl.search._schedule import PhasePlan, Schedule, TensorPlan
+from mkdsl.search._schedule import SHARING, PhasePlan, Schedule, TensorPlan
 from mkdsl.search._search import search, without_k_split
 from mkdsl.search._simulate import Span, Timeline, simulate
 from mkdsl.search._smem import Extent, SharedMemory, shared_memory
@@ -12,6 +12,6 @@ from mkdsl.search._trace import trace_events
 from mkdsl.search._verify import ScheduleError, verify_schedule
 
 __all__ = [
-    "PROFILES", "Extent", "PhasePlan", "Profile", "Schedule", "ScheduleError", "SharedMemory", "Span", "TensorPlan", "Timeline",
+    "PROFILES", "SHARING", "Extent", "PhasePlan", "Profile", "Schedule", "ScheduleError", "SharedMemory", "Span", "TensorPlan", "Timeline",
     "explain", "floor_us", "profile", "search", "shared_memory", "simulate", "trace_events", "verify_schedule", "without_k_split",
 ]  # fmt: skip

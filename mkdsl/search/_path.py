@@ -19,7 +19,7 @@ from mkdsl.search._cost import Cost, advance
 STARTS = (0.0, 0.25, 0.5, 0.75, 1.0)  # of the ring's capacity
 Splits = tuple[tuple[str, int], ...]  # attention tensors that later phases read, and their splits
 Chain = tuple[Any, Candidate]  # (the chain before or None, candidate)
-Price = Callable[[Phase, int, Candidate, Splits], Cost | None]  # None: the candidate does not go with these splits
+Price = Callable[[Phase, int, Candidate, Splits], Cost]
 
 
 class Label(NamedTuple):
@@ -31,12 +31,6 @@ class Label(NamedTuple):
 class Found(NamedTuple):
     cost: float
     candidates: tuple[Candidate, ...]
-
-
-def compatible(graph: OpGraph, phase: Phase, candidate: Candidate, splits: Splits) -> bool:
-    """Whether a phase that merges splits cuts no head into parts, and has at least 8 rows of (sequence, part) to merge."""
-    parts, batch = candidate.plan.parts, candidate.padded_batch
-    return all(graph.tensors[name].heads % parts == 0 and batch * parts >= 8 for name, n in splits if n > 1 and name in phase.reads)
 
 
 def shortest_path(graph: OpGraph, choices: dict[str, list[tuple[int, Candidate]]], price: Price, capacity: float) -> Found | None:
@@ -75,8 +69,6 @@ def _extend(
     for splits, before in labels.items():
         for number, candidate in choices:
             cost = price(phase, number, candidate, splits)
-            if cost is None:
-                continue
             fresh = out.setdefault(_splits_after(graph, phase, candidate, splits), [])
             for label in before:
                 took, ahead = advance(cost, label.ahead, capacity)

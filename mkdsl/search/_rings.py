@@ -6,7 +6,7 @@ from collections.abc import Iterator
 from mkdsl.graph import OpGraph, Phase
 from mkdsl.search._candidates import Candidate, candidates, padded
 from mkdsl.search._cost import Cost, Model, Ring
-from mkdsl.search._path import Found, Splits, compatible, shortest_path
+from mkdsl.search._path import Found, Splits, shortest_path
 from mkdsl.search._profile import KIB, Profile
 from mkdsl.search._smem import fixed_extents
 
@@ -61,13 +61,12 @@ class Prices:
 
     def __init__(self, graph: OpGraph, model: Model) -> None:
         self.graph, self.model = graph, model
-        self.known: dict[tuple[str, int, Splits], Cost | None] = {}
+        self.known: dict[tuple[str, int, Splits], Cost] = {}
 
-    def __call__(self, phase: Phase, number: int, candidate: Candidate, splits: Splits) -> Cost | None:
+    def __call__(self, phase: Phase, number: int, candidate: Candidate, splits: Splits) -> Cost:
         key = phase.name, number, splits
         if key not in self.known:
-            fits = compatible(self.graph, phase, candidate, splits)
-            self.known[key] = self.model.cost(phase, candidate, dict(splits)) if fits else None
+            self.known[key] = self.model.cost(phase, candidate, dict(splits))
         return self.known[key]
 
 

@@ -7,6 +7,7 @@ from typing import Any
 from mkdsl.graph import Phase, Tensor
 
 ITEMSIZE = {"bfloat16": 2, "float32": 4}
+SHARING = 16  # features of attention's split result that share a log-sum-exp: no head and no block of a resident is narrower
 Range = tuple[int, int]  # first item, count
 
 

@@ -126,9 +126,6 @@ def _check_fold(graph: OpGraph, schedule: Schedule, phase: Phase, plan: PhasePla
     _require(p.chunk % MMA_K == 0, f"{name}: chunk {p.chunk} is no multiple of {MMA_K}")
     _check_stage(schedule, phase, ROWS * p.chunk * phase.itemsize)
     _require(p.splits == 1, f"{name}: {p.splits} splits: a fold is not split over workers")
-    for tensor in (graph.tensors[t] for t in phase.reads):
-        whole = schedule.tensor(tensor.name).splits == 1 or (tensor.heads % p.parts == 0 and schedule.padded_batch * p.parts >= 8)
-        _require(whole, f"{name}: {p.parts} parts cut the {tensor.heads} heads of {tensor.name}, which it merges from splits")
 
 
 def _check_attention(graph: OpGraph, schedule: Schedule, phase: Phase, plan: PhasePlan) -> None:

@@ -6,7 +6,7 @@ from collections.abc import Sequence
 
 from mkdsl.graph import OpGraph, Phase, Tensor
 from mkdsl.search._profile import KIB, Profile
-from mkdsl.search._schedule import ITEMSIZE, PhasePlan, narrowest
+from mkdsl.search._schedule import ITEMSIZE, SHARING, PhasePlan, narrowest
 from mkdsl.search._smem import columns
 
 UNIT = 32 * KIB  # bytes: what the profile's per-unit times are of
@@ -53,12 +53,13 @@ class Workload:
         return {"fold": self._fold, "attention": self._attention, "map": self._map}[phase.kind](phase, plan, counts, splits)
 
     def _read(self, phase: Phase, splits: dict[str, int], share: float = 1.0) -> float:
-        tensors = [self.graph.tensors[name] for name in phase.reads]
-        total = sum(self.batch * t.width * self._itemsize(t, splits.get(t.name, 1)) * splits.get(t.name, 1) for t in tensors)
+        total = sum(self._bytes(self.graph.tensors[name], splits.get(name, 1)) for name in phase.reads)
         return max(0.0, total * share - HANDED) / self.profile.l2_rate * 1e6
 
-    def _itemsize(self, tensor: Tensor, splits: int) -> int:
-        return ITEMSIZE[self.dtypes.get(tensor.name) or narrowest(tensor, splits)]
+    def _bytes(self, tensor: Tensor, splits: int) -> float:
+        """Of a tensor as it crosses, with the log-sum-exps of its splits."""
+        each = ITEMSIZE[self.dtypes.get(tensor.name) or narrowest(tensor, splits)] + (ITEMSIZE["float32"] / SHARING if splits > 1 else 0.0)
+        return self.batch * tensor.width * splits * each
 
     def _fold(self, phase: Phase, plan: PhasePlan, counts: Sequence[int], splits: dict[str, int]) -> Work:
         p, unit_bytes = self.profile, 64 * plan.chunk * phase.itemsize

@@ -10,6 +10,12 @@ import pytest
 import mkdsl as mk
 from mkdsl.models import DecoderConfig, decode_step, init_cache, random_params
 from mkdsl.search import profile, search
+from mkdsl.search._candidates import padded
+from mkdsl.search._cost import Model
+from mkdsl.search._draft import draft, timed
+from mkdsl.search._path import shortest_path
+from mkdsl.search._protocol import with_handoffs
+from mkdsl.search._rings import RINGS, Choice, Prices, numbered
 
 SMALL = dataclasses.replace(profile("H200"), name="h200 with 4 SMs", workers=4)
 LLAMA = DecoderConfig(
@@ -97,6 +103,18 @@ def own_decoder(layer, cap):
     return step
 
 
+def with_tiles(graph, batch, **wanted):
+    """The best schedule in which phases have the fields that are asked for: wo={"parts": 4}."""
+    ring = RINGS[0]
+    choices = {
+        name: [(i, c) for i, c in found if all(getattr(c.plan, k) == v for k, v in wanted.get(name, {}).items())]
+        for name, found in numbered(graph, batch, SMALL, ring).items()
+    }
+    price = Prices(graph, Model(graph, batch, SMALL, ring, released=False, padded_batch=padded(batch)))
+    best = shortest_path(graph, choices, price, ring.capacity(SMALL, ring.window))
+    return timed(graph, with_handoffs(graph, draft(graph, batch, SMALL, "data", Choice(ring, ring.window, best))), SMALL)
+
+
 def own_params(layers=1, hidden=192, wide=320, vocab=128):
     keys = iter(jax.random.split(jax.random.key(5), 32))
 
@@ -125,6 +143,19 @@ def test_phases_in_other_orders(which):
     assert schedule.order != tuple(traced.graph.order)
     got = traced.lower(schedule=schedule).compile()(*args)
     want = jax.jit(jax.vmap(step, (None, 0, 0, 0)))(float32(params), float32(kv), *args[2:])[1]
+    assert float(jnp.linalg.norm(got[1] - want) / jnp.linalg.norm(want)) < 0.02
+
+
+@pytest.mark.parametrize(("batch", "parts"), [(1, 2), (1, 8), (2, 2), (4, 4)])
+def test_splits_of_heads_that_no_tile_divides(batch, parts):
+    """3 heads in 2, 4 or 8 parts, and fewer than 8 rows to merge them in."""
+    config = dataclasses.replace(LLAMA, heads=3, head_dim=128, layers=1, scaling=None)
+    params, kv = random_params(config, jax.random.key(1), jnp.bfloat16), random_kv(init_cache(config, 256, batch=batch))
+    args = params, kv, np.arange(batch), np.asarray([250, 64, 100, 3])[:batch]
+    traced = mk.jit(decode_step(config), batch=batch, target=SMALL, interpret=True).trace(*args)
+    schedule = with_tiles(traced.graph, batch, attention={"splits": 4, "chunk": 64}, wo={"parts": parts})
+    got = traced.lower(schedule=schedule).compile()(*args)
+    want = jax.jit(jax.vmap(decode_step(config), (None, 0, 0, 0)))(float32(params), float32(kv), *args[2:])[1]
     assert float(jnp.linalg.norm(got[1] - want) / jnp.linalg.norm(want)) < 0.02
 
 

@@ -19,7 +19,7 @@ from mkdsl.search._assign import assign_all
 from mkdsl.search._candidates import Candidate, candidates, padded
 from mkdsl.search._cost import Cost, Model, Ring, advance
 from mkdsl.search._draft import draft, timed
-from mkdsl.search._path import STARTS, compatible, shortest_path
+from mkdsl.search._path import STARTS, shortest_path
 from mkdsl.search._protocol import made_safe, other_handoffs
 from mkdsl.search._rings import RINGS
 from mkdsl.search._search import FINALISTS, finalists, find, without_k_split
@@ -145,12 +145,12 @@ def test_one_fence_suffices_where_all_workers_take_part():
     assert not any(p.fence for p in counters.phases)
 
 
-def test_parts_never_cut_the_heads_of_split_attention():
-    graph = llama(hidden=192, layers=2, heads=9, kv_heads=3, head_dim=64, inner=256, vocab=128, context=4096)
-    for batch in (8, 16):
-        schedule = search(graph, batch=batch, target="h200")
-        assert schedule.tensor("attention").splits > 1
-        assert 9 % schedule.plan("wo").parts == 0
+def test_splits_of_heads_that_no_tile_divides():
+    """Regression: SmolLM2's 9 heads left its attention to 3 workers."""
+    graph = llama(hidden=576, layers=2, heads=9, kv_heads=3, head_dim=64, inner=1536, vocab=1024, context=512)
+    schedule = search(graph, batch=1, target="h200")
+    assert schedule.tensor("attention").splits > 1
+    assert 9 % schedule.plan("wo").parts
 
 
 def test_same_arguments_same_schedule():
@@ -292,8 +292,6 @@ def least_cost(graph: OpGraph, batch: int, gpu: Profile) -> float:
 def combined_cost(graph: OpGraph, batch: int, gpu: Profile, ring: Ring, model: Model, combination: tuple[Candidate, ...]) -> float:
     by_name = {c.plan.name: c for c in combination}
     splits = {graph.phase(n).writes[0]: c.plan.splits for n, c in by_name.items() if graph.phase(n).kind == "attention"}
-    if not all(compatible(graph, p, by_name[p.name], tuple(splits.items())) for p in graph.phases):
-        return float("inf")
     plans = assign_all(graph, [c.plan for c in combination], batch=batch, workers=gpu.workers)
     rest = shared_memory(graph, plans, padded_batch=padded(batch), stages=0, stage_bytes=ring.stage_bytes).total
     stages = (gpu.smem_bytes - rest) // ring.stage_bytes

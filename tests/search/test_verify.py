@@ -7,7 +7,7 @@ from typing import Any
 import pytest
 from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
-from search_graphs import graphs, llama, make_graph, parallel, sandwich, tiny
+from search_graphs import graphs, make_graph, parallel, sandwich, tiny
 from search_mutations import with_plan, with_tensor
 from search_simulator import Hang, Race, simulate
 from search_sources import each_order
@@ -110,14 +110,6 @@ def test_parts_of_a_fold_that_folds_whole_rows():
     graph = tiny()
     whole = tuple(dataclasses.replace(p, parallel=p.name != "wo") for p in graph.phases)
     refused(schedule_of(graph), r"wo: \d parts of a fold that folds whole rows", dataclasses.replace(graph, phases=whole))
-
-
-def test_splits_that_parts_would_cut():
-    graph = llama(hidden=128, layers=2, heads=6, kv_heads=2, head_dim=64, inner=256, vocab=192, context=4096)
-    schedule = schedule_of(graph, batch=4, gpu=H200)
-    assert schedule.tensor("attention").splits > 1
-    name = r"wo: 4 parts cut the 6 heads of attention, which it merges from splits"
-    refused(with_plan(schedule, "wo", rows=16, parts=4, chunk=32, pieces=1), name, graph, H200)
 
 
 def test_splits_for_readers_that_do_not_merge():

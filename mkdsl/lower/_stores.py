@@ -1,0 +1,114 @@
+"""Stores to shared memory between two barriers, with addresses that Pallas has no word for."""
+
+from collections.abc import Iterator, Sequence
+from typing import Any
+
+import jax
+import jax.experimental.pallas.mosaic_gpu as plgpu
+from jax.experimental.mosaic.gpu import utils as mu
+from jaxlib.mlir import ir
+from jaxlib.mlir.dialects import arith, llvm, memref, vector
+
+from mkdsl.lower._layouts import ACC
+
+SCALAR = plgpu.Layout.WG_SPLAT(())
+ROWS = 8  # of a swizzled block: the columns of the mma's right-hand side
+
+
+def store_blocks(values: Sequence[jax.Array], there: Any, where: Sequence[tuple[int, int]], first: Any, *, layout: Any, to: tuple) -> None:
+    """Stores blocks of a resident, each as often as it takes to fill 8 rows, so that every row is valid data.
+
+    Args:
+      values: bfloat16 [1, 2, 4 or 8 rows, width] each.
+      there: the resident in shared memory, [groups, blocks, 8, width].
+      where: (group, block) of each value, blocks counted from `first`.
+      first: int32 [], block.
+      layout: of the values in registers. to: of a block in shared memory: () or tiling and swizzle.
+    """
+    (height, width), blocks = values[0].shape, there.shape[1]
+    arrays = [plgpu.layout_cast(v, layout) for v in values]
+
+    @plgpu.inline_mgpu(arg_types=(plgpu.RefType(to), SCALAR, *(layout for _ in arrays)))
+    def go(ctx: Any, ref: Any, first: Any, *arrays: Any) -> None:
+        mu.warpgroup_barrier()
+        base = arith.muli(first.registers.item(), _word(ROWS * width))
+        begin, element = mu.memref_ptr(ref), ir.BF16Type.get()
+        for register, offsets in enumerate(_offsets(arrays[0].layout, height, width, swizzle=2 * width if to else 16)):
+            for array, (group, block) in zip(arrays, where, strict=True):
+                for offset in offsets:
+                    at = arith.addi(base, arith.addi(offset, _word((group * blocks + block) * ROWS * width)))
+                    llvm.store(array.registers.flat[register], mu.getelementptr(begin, [at], element))
+        mu.warpgroup_barrier()
+
+    go(there, first, *arrays)  # pyright: ignore[reportCallIssue]
+
+
+def _offsets(layout: Any, height: int, width: int, *, swizzle: int) -> Iterator[list[ir.Value]]:
+    """Of each register of a [height, width] array: where in a block its copies go, in elements. The swizzle exchanges pieces of 16 bytes
+    within a row of 128, by the number of that row."""
+    word = ir.IntegerType.get_signless(32)
+    for row, column in layout.thread_idxs((height, width)):
+        row, column = arith.index_castui(word, row), arith.index_castui(word, column)
+        out = []
+        for copy in range(ROWS // height):
+            plain = arith.addi(arith.muli(arith.addi(row, _word(height * copy)), _word(width)), column)
+            line = arith.andi(arith.divui(plain, _word(64)), _word(swizzle // 16 - 1))
+            out.append(arith.xori(plain, arith.muli(line, _word(8))))
+        yield out
+
+
+def _word(value: int) -> ir.Value:
+    return mu.c(value, ir.IntegerType.get_signless(32))
+
+
+def store_vectors(values: Sequence[jax.Array], there: Any, where: Sequence[tuple[int, int]], *, layout: Any) -> None:
+    """Stores float32 [height] each to `there` [slots, rows] in shared memory, from (slot, row) on."""
+    arrays = [plgpu.layout_cast(v, layout) for v in values]
+
+    @plgpu.inline_mgpu(arg_types=(plgpu.RefType(), *(layout for _ in arrays)))
+    def go(ctx: Any, ref: Any, *arrays: Any) -> None:
+        mu.warpgroup_barrier()
+        for array, (slot, first) in zip(arrays, where, strict=True):
+            for (row,), register in zip(array.layout.thread_idxs(array.shape), array.registers.flat, strict=True):
+                for lane in range(array.layout.vector_length):
+                    value = vector.extract(register, dynamic_position=[], static_position=[lane])
+                    memref.store(value, ref, [mu.c(slot, row.type), arith.addi(row, mu.c(first + lane, row.type))])
+        mu.warpgroup_barrier()
+
+    go(there, *arrays)  # pyright: ignore[reportCallIssue]
+
+
+def store_own_parts(sums: Sequence[jax.Array], rows: Any, *, parts: int, sequences: int, add: bool) -> None:
+    """Stores the part of each mma row that met its own part of the resident: of row r, column (sequence, r % parts).
+
+    Args:
+      sums: groups of 8 columns, [64, 8] each in the accumulator's layout; column n belongs to part n % parts of sequence n // parts.
+      rows: where to, float32 in shared memory: [64, sequences] or, of fewer than 8 sequences, [sequences, 64].
+      parts, sequences: of the columns; what is left of 8 are copies.
+      add: to what is there.
+    """
+
+    @plgpu.inline_mgpu(arg_types=(*(ACC for _ in sums), plgpu.RefType()))
+    def go(ctx: Any, *args: Any) -> None:
+        *arrays, ref = args
+        mu.warpgroup_barrier()
+        places: list[Any] = list(arrays[0].layout.thread_idxs((64, 8)))  # of a register's first element; rows 8 apart
+        for lane in range(arrays[0].layout.vector_length):
+            with mu.when(_is_own(places[0], lane, parts, sequences)):
+                for group, array in enumerate(arrays):
+                    for (row, column), register in zip(places, array.registers.flat, strict=True):
+                        sequence = arith.divui(arith.addi(column, mu.c(8 * group + lane, column.type)), mu.c(parts, column.type))
+                        at = [row, sequence] if sequences >= 8 else [sequence, row]
+                        value = vector.extract(register, dynamic_position=[], static_position=[lane])
+                        memref.store(arith.addf(value, memref.load(ref, at)) if add else value, ref, at)
+        mu.warpgroup_barrier()
+
+    go(*sums, rows)
+
+
+def _is_own(place: tuple[ir.Value, ir.Value], lane: int, parts: int, sequences: int) -> ir.Value:
+    """Whether a column belongs to a row's own part. The same for rows 8 apart and for all groups of columns, since parts divide 8."""
+    (row, column), part = place, mu.c(parts, place[0].type)
+    column = arith.addi(column, mu.c(lane, row.type))
+    own = arith.cmpi(arith.CmpIPredicate.eq, arith.remui(column, part), arith.remui(row, part))
+    return arith.andi(own, arith.cmpi(arith.CmpIPredicate.ult, column, mu.c(parts * sequences, row.type)))
