@@ -77,8 +77,6 @@ class Item:
         plan = self.m.schedule.plan(self.phase.name)
         self.m.wait(self.phase, plan, self.l)  # again for a second item, which then costs one look
         self.m.stamp(self.phase, self.l, "known")
-        if plan.fence:
-            self.m.fence()
         fetch(wanted)
         return queries.evaluate(inputs[0]), own.evaluate(inputs[1]), own.evaluate(inputs[2])
 

@@ -74,7 +74,7 @@ def _grouped(m: Machine, phase: Phase, prologue: Prologue, l: Any, i: Any) -> An
 
 def _fold_slots(m: Machine, phase: Phase, prologue: Prologue, count: Any, i: Any) -> Any:
     """Folds the next `count` tiles of the ring, each into its slot of finished rows."""
-    tile, rows, plan = prologue.tile, m.refs[f"rows.{phase.name}"], m.schedule.plan(phase.name)
+    tile, rows = prologue.tile, m.refs[f"rows.{phase.name}"]
     own = m.graph.node(m.graph.code[phase.name].parts[0][0][0]).op
 
     def one_tile(s: Any, i: Any, operand: list[jax.Array] | None) -> Any:
@@ -85,8 +85,6 @@ def _fold_slots(m: Machine, phase: Phase, prologue: Prologue, count: Any, i: Any
             each, i = fold_own(m, phase, tile, own, i)
             for where, value in zip(_slot(m, s), _together(m, each), strict=True):
                 rows[where] = value
-        if plan.fence:
-            pl.when(s == 0)(m.fence)  # between two tiles, where the stream is what everybody waits for
         return i
 
     if tile.pieces == 1:

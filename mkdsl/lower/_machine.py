@@ -176,7 +176,9 @@ class Machine:
     # Hand-offs between phases.
 
     def wait(self, phase: Phase, plan: PhasePlan, l: Any) -> None:
-        """Waits for the events of the phases that this one reads from."""
+        """Waits for the events of the phases that this one reads from; a fence, which takes as long as a trip to memory, comes first."""
+        if plan.fence and self.concurrent:
+            _ptx.fence()
         for name in plan.waits if self.concurrent else ():
             before = self.graph.phase(name)
             names = [p.name for p in self.graph.phases]
@@ -207,10 +209,6 @@ class Machine:
     def _counter(self, phase: Phase) -> Any:
         index = [p.name for p in self.graph.phases].index(phase.name)
         return self.refs["counters"].at[pl.ds(index * COUNTER_STRIDE, 1)]
-
-    def fence(self) -> None:
-        if self.concurrent:
-            _ptx.fence()
 
     def stamp(self, phase: Phase, l: Any, moment: str) -> None:
         """Notes when this worker's compute got there, if times are asked for."""

@@ -18,8 +18,6 @@ def map_phase(m: Machine, phase: Phase, l: Any) -> None:
     plan, code = m.schedule.plan(phase.name), m.graph.code[phase.name]
     m.wait(phase, plan, l)
     m.stamp(phase, l, "known")
-    if plan.fence:
-        m.fence()
     if code.stats:
         width = m.graph.node(m.graph.node(code.stats[0]).inputs[0]).width
         Prologue(m, phase, code, Tile(8, plan.parts, width // plan.parts, 1, width, m.batch), l).run()

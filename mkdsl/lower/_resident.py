@@ -17,7 +17,7 @@ from mkdsl.lower._machine import Machine, Request, bf16, f32, i32, spread
 from mkdsl.lower._stores import store_blocks, store_vectors
 from mkdsl.lower._tiles import Tile
 
-REGISTERS = 64  # per thread for loads in flight: more would spill next to the mma's operands
+REGISTERS = 80  # per thread for loads in flight: more would spill next to the mma's operands
 
 
 class Sweep(NamedTuple):

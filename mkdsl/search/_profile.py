@@ -29,7 +29,8 @@ class Profile:
       bandwidth: bytes/s that all workers together read from device memory (H200: measured ceiling).
       stream: (KiB in flight per worker, fraction of `bandwidth` reached) (H200: measured).
       l2_rate: bytes/s that one worker reads of activations from L2 under the stream (H200: kernels' timelines give 18 to 25 GB/s,
-        where all workers read the same; the probe, with less to read, 94).
+        where all workers read the same; the probe, with less to read, 94). load_us: what a thread's loads take one by one, where they are
+        so short that this is more (H200: 0.7 us for 32 loads, 1.8 for 72, by kernels' timelines).
       clock_hz: boost clock (public); only used to scale what is assumed for other GPUs.
       handoff: (KiB in flight per worker, us) from the last worker's store to a reader's data, relaxed (H200: measured).
       released: the same behind a release/acquire counter (H200: measured).
@@ -55,6 +56,7 @@ class Profile:
     bandwidth: float
     stream: Curve
     l2_rate: float
+    load_us: float
     clock_hz: float
     handoff: Curve
     released: Curve
@@ -121,6 +123,7 @@ _H200 = Profile(
     bandwidth=4.61e12,
     stream=((8, 0.408), (16, 0.689), (24, 0.845), (32, 0.927), (40, 0.957), (48, 0.973), (64, 0.983), (160, 1.0)),
     l2_rate=25e9,
+    load_us=0.022,
     clock_hz=1.98e9,
     handoff=((0, 1.0), (16, 1.2), (24, 1.4), (32, 1.6), (40, 1.9), (48, 2.2), (64, 2.9), (96, 4.6), (160, 4.9)),
     released=((0, 1.4), (32, 2.9), (64, 4.6), (160, 4.2)),
@@ -163,6 +166,7 @@ def _assumed(name: str, *, capability: tuple[int, int], workers: int, smem_kib: 
 
 
 _BY_CLOCK = (
+    "load_us",
     "issue_us",
     "unit_us",
     "mma_us",

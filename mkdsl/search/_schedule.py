@@ -25,7 +25,7 @@ class PhasePlan:
     group: at most this many items of a fold part are finished together.
     waits: names of phases whose event must have come before this phase's prologue reads (same iteration; the previous one for phases
       that come later in the loop; all iterations for phases of earlier segments).
-    fence: between this phase's prologue and its finish every worker that takes part orders its earlier clears before its later signals.
+    fence: before it waits, every worker that takes part in this phase orders its earlier clears before its later signals.
     """
 
     name: str

@@ -10,6 +10,7 @@ from mkdsl.search._schedule import ITEMSIZE, SHARING, PhasePlan, narrowest
 from mkdsl.search._smem import columns
 
 UNIT = 32 * KIB  # bytes: what the profile's per-unit times are of
+THREADS = 128  # of a warpgroup
 HANDED = 8 * KIB  # bytes: what a measured hand-off reads
 
 
@@ -56,14 +57,25 @@ class Workload:
         total = sum(self._bytes(self.graph.tensors[name], splits.get(name, 1)) for name in phase.reads)
         return max(0.0, total * share - HANDED) / self.profile.l2_rate * 1e6
 
+    def _loads(self, phase: Phase, plan: PhasePlan, splits: dict[str, int]) -> float:
+        """Of one thread while a fold stages its resident: of blocks of columns, in vectors of up to 4 elements; log-sum-exps one by one."""
+        width, rows = math.gcd(plan.chunk, 64), self.padded_batch * plan.parts
+        blocks = phase.k // plan.parts // width * -(-rows // 8)
+        vectors = max(1.0, min(8, rows) * width / THREADS / min(4, max(1, min(8, rows) * width // THREADS)))
+        tensors = [(self.graph.tensors[name], splits.get(name, 1)) for name in phase.reads]
+        return sum(blocks * n * (vectors + (n > 1)) for t, n in tensors if self._dtype(t, n) == "float32")
+
+    def _dtype(self, tensor: Tensor, splits: int) -> str:
+        return self.dtypes.get(tensor.name) or narrowest(tensor, splits)
+
     def _bytes(self, tensor: Tensor, splits: int) -> float:
         """Of a tensor as it crosses, with the log-sum-exps of its splits."""
-        each = ITEMSIZE[self.dtypes.get(tensor.name) or narrowest(tensor, splits)] + (ITEMSIZE["float32"] / SHARING if splits > 1 else 0.0)
+        each = ITEMSIZE[self._dtype(tensor, splits)] + (ITEMSIZE["float32"] / SHARING if splits > 1 else 0.0)
         return self.batch * tensor.width * splits * each
 
     def _fold(self, phase: Phase, plan: PhasePlan, counts: Sequence[int], splits: dict[str, int]) -> Work:
         p, unit_bytes = self.profile, 64 * plan.chunk * phase.itemsize
-        read, units = self._read(phase, splits), phase.k // plan.parts // plan.chunk
+        read, units = max(self._read(phase, splits), self._loads(phase, plan, splits) * p.load_us), phase.k // plan.parts // plan.chunk
         tiles = [n * len(part.weights) for n, part in zip(counts, phase.parts, strict=True)]
         groups = -(-max(counts) // plan.group)
         mma = p.mma_us + p.column_us * (columns(self.padded_batch, plan.parts) - 8)

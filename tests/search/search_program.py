@@ -162,7 +162,7 @@ class Compiler:
         plan, whole, rows = self.schedule.plan(phase.name), self._looks(phase, iteration), self._row_looks(phase, iteration, worker)
         fence: list[Op] = [Fence()] if plan.fence else []
         early = phase.kind == "fold" and all(self.schedule.tensor(t).handoff == "data" for t in phase.row_reads)
-        ops: list[Op] = [*(rows if early else []), *self._waits(phase, iteration), *whole, *fence]
+        ops: list[Op] = [*(rows if early else []), *fence, *self._waits(phase, iteration), *whole]
         ops += [op for u in units for op in (Begin(u), End(u), Free(u))]
         for _ in range(2 if phase.kind == "fold" else 1):  # the last block of a finish may overlap the one before
             ops += [*(whole if plan.pieces > 1 or phase.kind == "map" else []), *rows, *self._writes(phase, iteration, worker)]

@@ -3,6 +3,7 @@ exactly one unit, every unit inside its stage, everything inside the memory of a
 numbers, without looking at the proof."""
 
 import dataclasses
+import math
 
 from search_program import Miscompute, Overflow
 
@@ -65,7 +66,8 @@ def _map(s: Schedule, phase: Phase, plan: PhasePlan) -> None:
 def _merge(graph: OpGraph, s: Schedule, reader: Phase, heads: int) -> None:
     plan = s.plan(reader.name)
     _require(reader.kind == "fold" and heads > 0, reader, "does not merge splits")
-    _require(heads % plan.parts == 0 and s.padded_batch * plan.parts >= 8, reader, "merges half a head")
+    block = math.gcd(plan.chunk, 64)  # columns of one weight
+    _require(block % 16 == 0 and reader.k // heads % block == 0, reader, "merges parts of two heads as one")
 
 
 def _items(s: Schedule, phase: Phase, plan: PhasePlan) -> None:
