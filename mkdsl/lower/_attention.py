@@ -169,7 +169,7 @@ class Item:
         """The normalised result, and its log-sum-exp where splits are to be merged."""
         name = self.phase.writes[0]
         z = jnp.maximum(z, TINY)
-        self.ref("out")[...] = acc / spread(z, self.shape, 1, ACC)
+        self.ref("out")[...] = acc * spread(1.0 / z, self.shape, 1, ACC)  # divisions are slow
         shape = (self.group, self.phase.head_dim)
         layout = grid(*shape)
         heads = pl.ds(self.head * self.group, self.group)

@@ -251,9 +251,8 @@ class Cell(Frame):
         for e in lse[1:]:
             top = jnp.maximum(top, e)
         weights = [jnp.exp(e - top) for e in lse]
-        total = sum(weights[1:], weights[0])
-        merged = [v * self.full(PerToken(w / total)) for v, w in zip(values, weights, strict=True)]
-        return sum(merged[1:], merged[0])
+        merged = [v * self.full(PerToken(w)) for v, w in zip(values, weights, strict=True)]
+        return sum(merged[1:], merged[0]) * self.full(PerToken(1.0 / sum(weights[1:], weights[0])))  # divisions are slow
 
     def param(self, node: Node) -> Any:
         if node.id not in self.weights:

@@ -131,32 +131,20 @@ def _with(schedule: Schedule, waits: dict[str, tuple[str, ...]], fences: Iterabl
 
 
 def _fewest_fences(graph: OpGraph, schedule: Schedule, execution: Execution, accesses: Sequence[Accesses]) -> tuple[str, ...]:
-    """The fewest phases whose fences suffice, given that all of them do; among as few, those where a fence hides best. Where there are too
-    many choices to try, as few as none can be spared of."""
+    """The fewest phases whose fences suffice, given that all of them do; among as few, those that stream most.
+    Where there are too many choices to try, as few as none can be spared of."""
 
     def suffice(chosen: Sequence[str]) -> bool:
         fenced = execution.fenced_after(set(chosen))
         return not any(v for a in accesses for v in a.unfenced(fenced))
 
-    phases = _by_idleness(graph, schedule)
-    sizes = itertools.takewhile(lambda n: math.comb(len(phases), n) <= MOST_CHOICES, range(len(phases) + 1))
-    for chosen in itertools.chain.from_iterable(itertools.combinations(phases, n) for n in sizes):
+    by_stream = [p.name for p in sorted(graph.phases, key=lambda p: (graph.iterations(p) == 1, -p.streamed_bytes(schedule.batch)))]
+    sizes = itertools.takewhile(lambda n: math.comb(len(by_stream), n) <= MOST_CHOICES, range(len(by_stream) + 1))
+    for chosen in itertools.chain.from_iterable(itertools.combinations(by_stream, n) for n in sizes):
         if suffice(chosen):
             return chosen
     needed: list[str] = []
     while not suffice(needed):  # the last of the shortest prefix that suffices together with those is needed too
-        shortest = bisect.bisect_left(range(len(phases)), True, key=lambda n: suffice([*phases[:n], *needed]))
-        needed.append(phases[shortest - 1])
+        shortest = bisect.bisect_left(range(len(by_stream)), True, key=lambda n: suffice([*by_stream[:n], *needed]))
+        needed.append(by_stream[shortest - 1])
     return tuple(needed)
-
-
-def _by_idleness(graph: OpGraph, schedule: Schedule) -> list[str]:
-    """The phases at whose beginning workers have least to do first: those of loops, of these those that wait for a phase in which few take
-    part, of these those that stream most."""
-
-    def busy(phase: Phase) -> int:
-        waits = [w for w in schedule.plan(phase.name).waits if graph.phase(w).segment == phase.segment]
-        return min((len(schedule.plan(w).participants()) for w in waits), default=schedule.workers)
-
-    ranked = sorted(graph.phases, key=lambda p: (graph.iterations(p) == 1, busy(p), -p.streamed_bytes(schedule.batch)))
-    return [p.name for p in ranked]

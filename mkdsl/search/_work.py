@@ -107,10 +107,10 @@ class Workload:
         unit_bytes = plan.chunk * phase.head_dim * phase.itemsize  # keys, then values
         return Work(
             read=self._read(phase, splits, 1 / (self.batch * phase.kv_heads)),
-            before=p.attention_us / 2,
+            before=0.6 * p.attention_us,
             runs=tuple((p.attention_us if item else 0.0, 2 * blocks) for item in range(counts[0])),
             unit_us=p.block_us / 2 + p.mma_us * unit_bytes / UNIT,
-            after=p.attention_us / 2,
+            after=0.4 * p.attention_us,
             unit_bytes=unit_bytes,
             streamed_bytes=unit_bytes,
         )
