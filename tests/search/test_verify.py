@@ -40,7 +40,7 @@ def good() -> Schedule:
 @pytest.mark.parametrize(
     ("changes", "match"),
     [
-        ({"rows": 16}, r"wo: 16 rows x \d parts: a tile has 64 mma rows"),
+        ({"rows": 24}, r"wo: 24 rows x \d parts: a tile has 64 mma rows"),
         ({"chunk": 48}, r"wo: \d parts x \d pieces x chunk 48 do not divide k=256"),
         ({"chunk": 0}, r"chunk 0 do not divide k=256"),
         ({"chunk": 8}, "wo: chunk 8 is no multiple of 16"),
