@@ -104,8 +104,15 @@ class _Unbatched:
         return getattr(self.program, name)
 
     def __call__(self, params: Any, kv: Any, token: jax.Array, pos: jax.Array) -> Any:
-        out = self.program(params, jax.tree.map(lambda a: a[None], kv), token[None], pos[None])
-        return jax.tree.map(lambda a: a[0], out)
+        return jax.tree.map(lambda a: a[0], self.program(params, *_batched(kv, token, pos)))
+
+    def timed(self, params: Any, kv: Any, token: jax.Array, pos: jax.Array) -> tuple[Any, jax.Array]:
+        out, stamps = self.program.timed(params, *_batched(kv, token, pos))
+        return jax.tree.map(lambda a: a[0], out), stamps
+
+
+def _batched(*args: Any) -> Any:
+    return jax.tree.map(lambda a: a[None], args)
 
 
 class Jitted:

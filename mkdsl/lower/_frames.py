@@ -112,6 +112,16 @@ class Frame:
             return spread(value.vector, self.shape, 0, self.layout) if value.vector.ndim else jnp.broadcast_to(value.vector, self.shape)
         return value if isinstance(value, jax.Array) else _filled(value, self.shape)
 
+    def stack(self, rows: list[jax.Array]) -> jax.Array:
+        """Rows r, r + n, r + 2n, ... of the frame from n vectors; the frame itself if that is what there is."""
+        if rows[0].ndim == 2:
+            return rows[0]
+        wide = [spread(r, self.shape, 1, self.layout) for r in rows]
+        out = wide[0]
+        for r, w in enumerate(wide[1:], 1):
+            out = jnp.where(lax.rem(iota(self.m, self.shape, 0, self.layout), len(rows)) == r, w, out)
+        return out
+
 
 _HEADS_REMEDY = "arithmetic on [heads, head_dim] belongs between a projection and mk.attention; elsewhere flatten it with reshape(-1)"
 
@@ -145,18 +155,15 @@ class Rows(Frame):
         name = self.m.graph.tensor_of[id]
         return [self.at(name, self.m.incarnation(name, self.m.instance(name, self.phase, self.l)))]
 
-    def _features(self, ref: Any, lead: tuple[Any, ...]) -> jax.Array:
-        v = self.m.load(Request(ref, lead, None, (pl.ds(self.first, self.count),), self.layout.reduce(0)))
-        return spread(v, self.shape, 1, self.layout)
+    def _features(self, ref: Any, row: Any) -> jax.Array:
+        return self.m.load(Request(ref, (row,), None, (pl.ds(self.first, self.count),), self.layout.reduce(0)))
 
     def param(self, node: Node) -> Any:
-        return self._features(self.m.refs[f"param{node.op.index}"], (self.m.layer(node.op, self.l),))
+        return self.stack([self._features(self.m.refs[f"param{node.op.index}"], self.m.layer(node.op, self.l))])
 
     def embedding(self, node: Node) -> Any:
-        if self.sequences != 1:
-            raise UnsupportedError(f"{node.where}: an embedding is added in a projection's finish; add it before the layers")
-        table, row = embedding_row(self.m, node, self.sequence)
-        return self._features(table, (row,)).astype(f32)
+        rows = (embedding_row(self.m, node, self.sequence + s) for s in range(self.sequences))
+        return self.stack([self._features(table, row) for table, row in rows]).astype(f32)
 
     def statistic(self, id: int) -> PerToken:
         slot = self.m.graph.code[self.phase.name].stats.index(id)
@@ -206,19 +213,6 @@ class Cell(Frame):
             return [Request(ref, lead, view, (pl.ds(first, self.height), columns), self.layout)]
         return [Request(ref, lead, view, (r, columns), self.layout.reduce(0)) for r in range(rows)]
 
-    def _stack(self, rows: list[jax.Array]) -> jax.Array:
-        """Rows r, r + n, r + 2n, ... of the frame from n vectors."""
-        if rows[0].ndim == 2:
-            return rows[0]
-        wide = [spread(r, self.shape, 1, self.layout) for r in rows]
-        out = wide[0]
-        for r, w in enumerate(wide[1:], 1):
-            out = jnp.where(lax.rem(self._row(), len(rows)) == r, w, out)
-        return out
-
-    def _row(self) -> jax.Array:
-        return iota(self.m, self.shape, 0, self.layout)
-
     def requests(self, id: int) -> list[Request]:
         name = self.m.graph.tensor_of[id]
         tensor, ref = self.m.graph.tensors[name], self.m.refs[name]
@@ -243,9 +237,9 @@ class Cell(Frame):
         name = self.m.graph.tensor_of[id]
         splits = self.m.schedule.tensor(name).splits
         if splits == 1:
-            return self._stack(loaded)
+            return self.stack(loaded)
         each = (len(loaded) - splits) // splits
-        values = [self._stack(loaded[s * each : (s + 1) * each]) for s in range(splits)]
+        values = [self.stack(loaded[s * each : (s + 1) * each]) for s in range(splits)]
         lse = loaded[splits * each :]
         top = lse[0]
         for e in lse[1:]:
@@ -257,9 +251,7 @@ class Cell(Frame):
     def param(self, node: Node) -> Any:
         if node.id not in self.weights:
             lead = (self.m.layer(node.op, self.l),)
-            self.weights[node.id] = self._stack(
-                [self.m.load(r) for r in self._rows(self.m.refs[f"param{node.op.index}"], lead, self.parts)]
-            )
+            self.weights[node.id] = self.stack([self.m.load(r) for r in self._rows(self.m.refs[f"param{node.op.index}"], lead, self.parts)])
         return self.weights[node.id]
 
     def prepare(self, roots: Sequence[int]) -> None:
@@ -279,7 +271,7 @@ class Cell(Frame):
             table, row = embedding_row(self.m, node, sequence)
             columns = pl.ds(part * (self.k // self.parts) + self.block * self.width, self.width)
             loads.append(self.m.load(Request(table, (row,), None, (columns,), self.layout.reduce(0))))
-        return self._stack(loads).astype(f32)
+        return self.stack(loads).astype(f32)
 
     def statistic(self, id: int) -> PerToken:
         slot = self.m.graph.code[self.phase.name].stats.index(id)

@@ -38,7 +38,13 @@ class Program:
     def timed(self, params: Any, kv: Any, token: jax.Array, pos: jax.Array) -> tuple[Any, jax.Array]:
         """The same in a kernel that notes times. The second result is int32 [workers, steps, 5]: nanoseconds by the GPU's clock, low 32 bits,
         at which a worker's compute arrived at a step, knew that its input is there, had read it, had folded its (last) units, and had
-        signalled. Steps are executions of phases in program order; those that a worker skips are zeros. Only on a GPU, in mega form."""
+        signalled. Steps are executions of phases in program order; those that a worker skips are zeros. Only on a GPU, in mega form.
+
+        Raises:
+          ValueError: of a program in another form, in which a launch is a phase and a profiler shows all there is to see.
+        """
+        if self.form != "mega":
+            raise ValueError(f"a kernel notes times in mega form only, not in {self.form} form")
         found = operands(self.graph, self.schedule)
         shape = self.schedule.workers, step_count(self.graph), len(MOMENTS)
         stamps = Operand("stamps", lambda _: jnp.zeros(math.prod(shape), i32), written=True)

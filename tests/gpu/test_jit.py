@@ -52,6 +52,20 @@ def test_batch_of_one_with_and_without_its_axis():
     assert with_axis.schedule() == without.schedule()
 
 
+@pytest.mark.parametrize("batch", [None, 2])
+def test_the_program_that_notes_times_has_the_same_outputs(batch):
+    lowered = mk.jit(step, batch=batch, target="h200").trace(*arguments(batch)).lower()
+    plain, (timed, stamps) = (jax.eval_shape(f, *lowered.signature) for f in (lowered.program, lowered.program.timed))
+    assert timed == plain
+    assert (stamps.shape, stamps.dtype) == ((lowered.program.schedule.workers, 4, 5), jnp.int32)
+
+
+def test_times_are_noted_in_one_launch_only():
+    args = arguments()
+    with pytest.raises(ValueError, match="in mega form only, not in phased form"):
+        mk.jit(step, target=SMALL, interpret=True).trace(*args).lower().program.timed(*args)
+
+
 @pytest.mark.parametrize(("batch", "message"), [(0, "batch=0"), (17, "batch=17; a kernel decodes 1 to 16")])
 def test_batch_out_of_range(batch, message):
     with pytest.raises(ValueError, match=message):

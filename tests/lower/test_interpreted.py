@@ -159,6 +159,23 @@ def test_splits_of_heads_that_no_tile_divides(batch, parts):
     assert float(jnp.linalg.norm(got[1] - want) / jnp.linalg.norm(want)) < 0.02
 
 
+@pytest.mark.parametrize("batch", [1, 3, 8])
+def test_an_embedding_that_a_projection_is_added_to(batch):
+    """Regression: with more than one sequence this was refused."""
+
+    def step(params, kv, token, pos):
+        x = mk.embed(params["embed"], token)
+        logits = mk.linear(params["head"], x + mk.linear(params["wd"], jnp.square(mk.linear(params["wu"], x))))
+        return mk.argmax(logits), logits, kv
+
+    params = own_params()
+    params |= {name: params["layers"][name][0] for name in ("wu", "wd")}
+    token = np.arange(7, 7 + batch)
+    got = mk.jit(step, batch=batch, target=SMALL, interpret=True)(params, (), token, np.zeros(batch, int))
+    want = jax.vmap(step, (None, None, 0, 0), (0, 0, None))(float32(params), (), token, np.zeros(batch, int))
+    assert float(jnp.linalg.norm(got[1] - want[1]) / jnp.linalg.norm(want[1])) < 0.02
+
+
 def test_two_stacks_of_layers():
     """Two loops in one kernel: what the first carries out, the second carries on."""
     params, kv = own_params(layers=2), random_kv(tuple(jnp.zeros((2, 4, 1, 64, 64), jnp.bfloat16) for _ in range(2)))
