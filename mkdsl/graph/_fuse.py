@@ -10,7 +10,7 @@ from collections.abc import Iterable, Sequence
 import networkx as nx
 
 from mkdsl.graph._trace import Tracer
-from mkdsl.graph._types import Code, Node, Part, Phase, Tensor, UnsupportedError
+from mkdsl.graph._types import Code, Node, Part, Phase, Tensor, UnsupportedError, depth
 from mkdsl.ops import LINEAR
 
 ROWWISE = frozenset(("map", "broadcast", "reshape"))
@@ -151,6 +151,7 @@ class Fuser:
         phase = Phase(
             name=self._unique("+".join("·".join(map(self._weight, folds)) for folds, _ in parts)), kind="fold", segment=segment,
             k=self.node(resident).width, parallel=first.op == LINEAR, where=first.where,
+            separable=all(depth(self.node, self.tensor_of, i) == 0 for i in (resident, *stats)),
             reads=self._tensors([resident, *stats]), row_reads=self._tensors(finish, stats),
             parts=tuple(self._part(folds, [t for id in ids for t in written[id]]) for folds, ids in parts),
         )  # fmt: skip

@@ -2,7 +2,7 @@
 
 import dataclasses
 import functools
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Container, Sequence
 from typing import Any
 
 import networkx as nx
@@ -86,6 +86,7 @@ class Phase:
     kind: "fold" (weights [rows, k] past a resident [k]), "attention" (a KV cache past queries), or "map" (no stream).
     reads: tensors read whole in the prologue. row_reads: tensors of which the finish reads just the rows it writes.
     parallel: a fold made of `mk.dot` alone, which may be cut into parts inside a tile; others fold whole rows.
+    separable: nothing that the prologue stages or reduces waits for another reduction, so that several workers can stage some columns each.
     """
 
     name: str
@@ -97,6 +98,7 @@ class Phase:
     k: int = 0
     itemsize: int = 2
     parallel: bool = True
+    separable: bool = True
     heads: int = 0
     kv_heads: int = 0
     head_dim: int = 0
@@ -139,6 +141,13 @@ class Code:
     resident: int | None
     stats: tuple[int, ...]
     parts: tuple[tuple[tuple[int, ...], tuple[int, ...]], ...]
+
+
+def depth(node: Callable[[int], Node], held: Container[int], id: int) -> int:
+    """How many reductions, one after the other, must be complete before a value can be computed from those that are `held`."""
+    if id in held:
+        return 0
+    return max((depth(node, held, i) + (node(i).kind == "reduce") for i in node(id).inputs), default=0)
 
 
 @dataclasses.dataclass(frozen=True, eq=False)

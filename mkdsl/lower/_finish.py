@@ -1,6 +1,7 @@
 """Finishes: rows of finished tiles, whatever elementwise code follows them, and their way to other workers."""
 
 import functools
+from collections.abc import Sequence
 from typing import Any
 
 import jax
@@ -18,11 +19,12 @@ from mkdsl.search import PhasePlan
 
 def finish_size(plan: PhasePlan, part: int) -> int:
     """Tiles finished at once: the smallest group that any worker has, so that every group is covered by overlapping blocks of this size."""
-    return min((n // -(-n // plan.group) for _, n in plan.tasks[part] if n), default=1)
+    rounds = plan.rounds(part) if plan.cluster > 1 else None
+    return max(1, min((n // (rounds or -(-n // plan.group)) for _, n in plan.tasks[part] if n), default=1))
 
 
-def finish_part(m: Machine, phase: Phase, part: int, first: Any, at: Any, count: Any, base: Any, l: Any) -> None:
-    """Finishes tiles [first + at, + count), whose rows lie in slots from `base` on, matrix by matrix.
+def finish_part(m: Machine, phase: Phase, part: int, first: Any, at: Any, count: Any, base: Any, sets: Sequence[Any], l: Any) -> None:
+    """Finishes tiles [first + at, + count), whose rows lie in slots from `base` on, matrix by matrix, as sums of all `sets`.
 
     In blocks of a fixed size; the last one overlaps the one before, which writes the same values twice.
     """
@@ -31,7 +33,8 @@ def finish_part(m: Machine, phase: Phase, part: int, first: Any, at: Any, count:
     def block(j: Any, carry: Any) -> Any:
         offset = jnp.minimum(j * size, count - size)
         frame = _frame(m, phase, part, first + at + offset, l)
-        _fold_values(m, phase, part, frame, [base + z * count + offset for z in range(len(m.graph.code[phase.name].parts[part][0]))])
+        slots = [base + z * count + offset for z in range(len(m.graph.code[phase.name].parts[part][0]))]
+        _fold_values(m, phase, part, frame, slots, sets)
         written = m.graph.code[phase.name].parts[part][1]
         leaves = row_leaves(m, frame, written)
         _from_side(m, frame, part, leaves, at + offset)
@@ -47,18 +50,20 @@ def _frame(m: Machine, phase: Phase, part: int, tile: Any, l: Any) -> Rows:
     return Rows(m, phase, l, sequence=0, sequences=m.batch, first=tile * plan.rows, count=finish_size(plan, part) * plan.rows)
 
 
-def _fold_values(m: Machine, phase: Phase, part: int, frame: Rows, slots: list[Any]) -> None:
-    """The folds' own rows: each the sum of its parts."""
+def _fold_values(m: Machine, phase: Phase, part: int, frame: Rows, slots: list[Any], sets: Sequence[Any]) -> None:
+    """The folds' own rows: each the sum of its parts, of all sets."""
     plan, rows = m.schedule.plan(phase.name), m.refs[f"rows.{phase.name}"]
     for fold, slot in zip(m.graph.code[phase.name].parts[part][0], slots, strict=True):
         where = pl.ds(slot * plan.rows, frame.count)
 
         def piece(p: Any, where: Any = where) -> jax.Array:
             if m.batch >= 8:
-                view = (rows.shape[0] * plan.rows, plan.parts, m.batch)
-                return m.load(Request(rows, (), view, (where, p, pl.ds(0, m.batch)), frame.layout, transposed=True))
-            view = (m.batch, rows.shape[1] * plan.rows, plan.parts)
-            return m.load(Request(rows, (), view, (pl.ds(0, m.batch), where, p), frame.layout))
+                view = (rows.shape[1] * plan.rows, plan.parts, m.batch)
+                each = [m.load(Request(rows, (s,), view, (where, p, pl.ds(0, m.batch)), frame.layout, transposed=True)) for s in sets]
+            else:
+                view = (m.batch, rows.shape[2] * plan.rows, plan.parts)
+                each = [m.load(Request(rows, (s,), view, (pl.ds(0, m.batch), where, p), frame.layout)) for s in sets]
+            return functools.reduce(jnp.add, each)
 
         if m.batch >= 8 and plan.parts > 1:  # a loop where code is scarcer than time
             frame.values[fold] = m.times(plan.parts, lambda p, total, piece=piece: total + piece(p), zeros(frame.shape, frame.layout))
@@ -69,7 +74,7 @@ def _fold_values(m: Machine, phase: Phase, part: int, frame: Rows, slots: list[A
 def preload(m: Machine, phase: Phase, l: Any) -> None:
     """Copies the rows of older tensors that the finish adds to shared memory, while there is nothing else to do."""
     plan = m.schedule.plan(phase.name)
-    if m.grouped(phase) or not phase.row_reads:
+    if m.schedule.plan(phase.name).grouped or not phase.row_reads:
         return
     for part, (_, written) in enumerate(m.graph.code[phase.name].parts):
         first, n = m.tasks(phase, part, COMPUTE)
@@ -99,7 +104,7 @@ def _side(m: Machine, frame: Rows, part: int, id: int, offset: Any) -> Request:
 
 
 def _from_side(m: Machine, frame: Rows, part: int, leaves: list[int], offset: Any) -> None:
-    if not m.grouped(frame.phase):
+    if not m.schedule.plan(frame.phase.name).grouped:
         frame.values |= {id: m.load(_side(m, frame, part, id, offset)) for id in leaves}
 
 

@@ -11,10 +11,11 @@ from jax import lax
 from jax.experimental import pallas as pl
 
 from mkdsl.graph import Phase
+from mkdsl.lower import _exchange
 from mkdsl.lower._finish import finish_part, preload
 from mkdsl.lower._frames import iota
 from mkdsl.lower._layouts import ACC, LHS, RHS
-from mkdsl.lower._loader import COMPUTE, for_groups
+from mkdsl.lower._loader import COMPUTE, group_count, over_mates, share
 from mkdsl.lower._machine import Machine, i32, spread, zeros
 from mkdsl.lower._own_fold import fold_own
 from mkdsl.lower._resident import Prologue
@@ -39,48 +40,74 @@ def fold_phase(m: Machine, phase: Phase, l: Any, i: Any) -> Any:
         preload(m, phase, l)
     prologue.run()
     m.stamp(phase, l, "read")
-    return (_grouped if m.grouped(phase) else _at_once)(m, phase, prologue, l, i)
+    return (_grouped if m.schedule.plan(phase.name).grouped else _at_once)(m, phase, prologue, l, i)
 
 
 def _at_once(m: Machine, phase: Phase, prologue: Prologue, l: Any, i: Any) -> Any:
     """All of a worker's tiles, of every part and matrix, in one loop; then each part's finish."""
     parts = m.graph.code[phase.name].parts
-    tasks = [m.tasks(phase, part, COMPUTE) for part in range(len(parts))]
-    slots = [len(folds) * n for (folds, _), (_, n) in zip(parts, tasks, strict=True)]
-    i = _fold_slots(m, phase, prologue, sum(slots[1:], slots[0]), i)
+
+    def slots(mate: Any) -> list[Any]:
+        return [len(folds) * m.tasks(phase, part, COMPUTE, mate)[1] for part, (folds, _) in enumerate(parts)]
+
+    sets, i = _fold_all(m, phase, prologue, lambda mate: functools.reduce(jnp.add, slots(mate)), True, i)
     m.stamp(phase, l, "folded")
     base: Any = 0
-    for part, (first, n) in enumerate(tasks):
-        finish_part(m, phase, part, first, 0, n, base, l)
-        base = base + slots[part]
+    for part, n in enumerate(slots(None)):
+        first, count = m.tasks(phase, part, COMPUTE)
+        finish_part(m, phase, part, first, 0, count, base, sets, l)
+        base = base + n
     return i
 
 
 def _grouped(m: Machine, phase: Phase, prologue: Prologue, l: Any, i: Any) -> Any:
     """Part by part, so many tiles at a time as finished rows have room for."""
-    plan = m.schedule.plan(phase.name)
     for part, (folds, _) in enumerate(m.graph.code[phase.name].parts):
-        first, n = m.tasks(phase, part, COMPUTE)
+        groups = group_count(m, phase, part, COMPUTE)
 
-        def group(a: Any, count: Any, i: Any, first: Any = first, part: int = part, matrices: int = len(folds)) -> Any:
-            i = _fold_slots(m, phase, prologue, matrices * count, i)
+        def group(j: Any, i: Any, part: int = part, matrices: int = len(folds), groups: Any = groups) -> Any:
+            def slots(mate: Any) -> Any:
+                return matrices * share(m.tasks(phase, part, COMPUTE, mate)[1], j, groups)[1]
+
+            sets, i = _fold_all(m, phase, prologue, slots, j == 0 if part == 0 else None, i)
             m.stamp(phase, l, "folded")
-            finish_part(m, phase, part, first, a, count, 0, l)
+            first, n = m.tasks(phase, part, COMPUTE)
+            finish_part(m, phase, part, first, *share(n, j, groups), 0, sets, l)
             return i
 
-        i = for_groups(n, plan.group, group, i)
+        i = lax.fori_loop(0, groups, group, i)
     return i
 
 
-def _fold_slots(m: Machine, phase: Phase, prologue: Prologue, count: Any, i: Any) -> Any:
-    """Folds the next `count` tiles of the ring, each into its slot of finished rows."""
+def _fold_all(m: Machine, phase: Phase, prologue: Prologue, slots: Callable[[Any], Any], begins: Any, i: Any) -> tuple[list[Any], Any]:
+    """Folds the next `slots(None)` tiles of this worker, or as many as it says of each worker of the cluster, and waits for what the others
+    send of this one's. `begins`: whether the phase does, and reductions are sent too. Returns the sets of finished rows that the finish adds up."""
+    plan = m.schedule.plan(phase.name)
+    if plan.cluster == 1:
+        return [0], _fold_slots(m, phase, prologue, slots(None), functools.partial(_store_sums, m, phase, prologue.tile), i)
+    number = _exchange.round_number(m)
+    _exchange.announce(m, phase, number, slots(None), begins)
+
+    def folded(mate: Any, i: Any) -> Any:
+        def send(s: Any, sums: list[jax.Array]) -> None:
+            _exchange.send_sums(m, phase, sums, s, number, mate)
+
+        return _fold_slots(m, phase, prologue, slots(mate), send, i)
+
+    i = over_mates(m, plan, folded, i)
+    _exchange.receive(m, number)
+    return [_exchange.buffer(m, phase, number, source) for source in range(plan.cluster)], i
+
+
+def _fold_slots(m: Machine, phase: Phase, prologue: Prologue, count: Any, keep: Callable[[Any, list[jax.Array]], None], i: Any) -> Any:
+    """Folds the next `count` tiles of the ring; keep(s, sums) says where the s-th one's go."""
     tile, rows = prologue.tile, m.refs[f"rows.{phase.name}"]
     own = m.graph.node(m.graph.code[phase.name].parts[0][0][0]).op
 
     def one_tile(s: Any, i: Any, operand: list[jax.Array] | None) -> Any:
         if tile.tensor_cores:
             sums, i = _accumulate(m, phase, tile, operand, i)
-            _store_sums(m, tile, rows, s, sums)
+            keep(s, sums)
         else:
             each, i = fold_own(m, phase, tile, own, i)
             for where, value in zip(_slot(m, s), _together(m, each), strict=True):
@@ -110,10 +137,10 @@ def _piecewise(m: Machine, prologue: Prologue, rows: Any, count: Any, one_tile: 
 
 
 def _slot(m: Machine, s: Any) -> list[tuple[Any, ...]]:
-    """Where a tile's rows go: [sequence, slot, 64], or [slot, 64, sequences] from 8 sequences on."""
+    """Where a tile's rows go in the first set: [sequence, slot, 64], or [slot, 64, sequences] from 8 sequences on."""
     if m.batch >= 8:
-        return [(s, slice(None), pl.ds(8 * h, 8)) for h in range(m.batch // 8)]
-    return [(b, s) for b in range(m.batch)]
+        return [(0, s, slice(None), pl.ds(8 * h, 8)) for h in range(m.batch // 8)]
+    return [(0, b, s) for b in range(m.batch)]
 
 
 def _operand(m: Machine, phase: Phase, tile: Tile, chunk: Any) -> list[jax.Array]:
@@ -172,11 +199,11 @@ def _left(m: Machine, tile: Tile, whole: jax.Array | None, read: Any, slot: Any,
     return plgpu.load(read.at[slot, pl.ds(0, ROWS), pl.ds(start, tile.width)], layout=LHS)
 
 
-def _store_sums(m: Machine, tile: Tile, rows: Any, s: Any, sums: list[jax.Array]) -> None:
+def _store_sums(m: Machine, phase: Phase, tile: Tile, s: Any, sums: list[jax.Array]) -> None:
     """Finished mma rows to their slot, or their sums so far. Row r * parts + p has met x's part p only in column (sequence, p)."""
-    add = tile.pieces > 1
+    add, rows = tile.pieces > 1, m.refs[f"rows.{phase.name}"]
     if not m.interpret:
-        where = rows.at[s] if m.batch >= 8 else rows.at[:, s]
+        where = rows.at[0, s] if m.batch >= 8 else rows.at[0, :, s]
         store_own_parts(sums, where, parts=tile.parts, sequences=m.batch, add=add)
         return
     columns = jnp.concatenate(sums, axis=1)[:, : m.batch * tile.parts].reshape(ROWS, m.batch, tile.parts)

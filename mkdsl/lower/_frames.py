@@ -166,17 +166,19 @@ class Rows(Frame):
         return self.stack([self._features(table, row) for table, row in rows]).astype(f32)
 
     def statistic(self, id: int) -> PerToken:
-        slot = self.m.graph.code[self.phase.name].stats.index(id)
-        rows, parts = self.m.refs["statistics"], self.m.schedule.plan(self.phase.name).parts
+        slot, plan = self.m.graph.code[self.phase.name].stats.index(id), self.m.schedule.plan(self.phase.name)
         combine = COMBINE[self.m.graph.node(id).op][0]
-        pieces = [self._partial(rows, slot, parts, p) for p in range(1 if (self.phase.name, id) in self.m.settled else parts)]
-        return PerToken(functools.reduce(combine, pieces))
+        lead = [(slot,)] if plan.cluster == 1 else [(source, slot) for source in range(plan.cluster)]
+        parts = 1 if (self.phase.name, id) in self.m.settled else plan.parts
+        return PerToken(functools.reduce(combine, [self._partial(at, plan.parts, p) for at in lead for p in range(parts)]))
 
-    def _partial(self, rows: Any, slot: int, parts: int, part: int) -> jax.Array:
+    def _partial(self, lead: tuple[int, ...], parts: int, part: int) -> jax.Array:
+        """One worker's reduction over one part, its own or one received from its cluster."""
+        rows = self.m.refs["statistics" if len(lead) == 1 else "received"]
         if self.sequences == 1:
-            return rows[slot, self.sequence * parts + part]
-        view = (rows.shape[1] // (self.m.batch * parts), self.m.batch, parts)
-        return self.m.load(Request(rows, (slot,), view, (0, pl.ds(self.sequence, self.sequences), part), self.layout.reduce(1)))
+            return rows[(*lead, self.sequence * parts + part)]
+        view = (rows.shape[-1] // (self.m.batch * parts), self.m.batch, parts)
+        return self.m.load(Request(rows, lead, view, (0, pl.ds(self.sequence, self.sequences), part), self.layout.reduce(1)))
 
 
 def embedding_row(m: Machine, node: Node, sequence: Any) -> tuple[Any, Any]:

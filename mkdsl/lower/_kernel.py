@@ -13,6 +13,7 @@ from jax import lax
 from jax.experimental import pallas as pl
 
 from mkdsl.graph import OpGraph, Phase
+from mkdsl.lower import _exchange
 from mkdsl.lower._attention import attention_phase
 from mkdsl.lower._fold import fold_phase
 from mkdsl.lower._layouts import grid
@@ -53,7 +54,8 @@ def scratch(graph: OpGraph, schedule: Schedule, phases: Sequence[Phase], *, tma:
         if phase.kind == "attention":
             ring[f"stage.{phase.name}"] = kv_view(schedule.stages, schedule.stage_bytes, phase.head_dim)
             own.append(_attention(phase, plan))
-    single = [("tasks", plgpu.SMEM((2, task_table(graph, schedule).shape[1]), i32))]
+    single = [("tasks", plgpu.SMEM((2, schedule.cluster, task_table(graph, schedule).shape[1]), i32))]
+    single += [("exchange", plgpu.SMEM((_exchange.WORDS,), i32))] if schedule.cluster > 1 else []
     single += _barriers(schedule.stages, 2 if tma else 1) if ring else []
     single += _reductions(graph, schedule, phases)
     unions = [_union([{name: type} for name, type in ring.items()]), _union(own)] if ring else []
@@ -68,9 +70,10 @@ def _union(alternatives: list[dict[str, Any]]) -> tuple[tuple[str, ...], Any]:
 def _fold(phase: Phase, plan: PhasePlan, batch: int) -> dict[str, Any]:
     """The staged operand, finished rows, and the older rows that are added to them."""
     slots = plan.slots(phase)
+    rows = (slots, ROWS, batch) if batch >= 8 else (batch, slots, ROWS)
     buffers = {
         f"resident.{phase.name}": Tile.of(phase, plan, batch).resident(),
-        f"rows.{phase.name}": plgpu.SMEM((slots, ROWS, batch) if batch >= 8 else (batch, slots, ROWS), f32),
+        f"rows.{phase.name}": plgpu.SMEM((plan.sets, *rows), f32),
     }
     if phase.row_reads:
         buffers[f"side.{phase.name}"] = plgpu.SMEM((len(phase.parts), len(phase.row_reads), batch, plan.group * plan.rows), f32)
@@ -100,7 +103,8 @@ def _reductions(graph: OpGraph, schedule: Schedule, phases: Sequence[Phase]) -> 
         return []
     parts = max(schedule.plan(p.name).parts for p in phases)
     rows = -(-schedule.padded_batch * parts // 8) * 8
-    return [("statistics", plgpu.SMEM((slots, rows), f32))]
+    received = [("received", plgpu.SMEM((schedule.cluster, slots, rows), f32))] if schedule.cluster > 1 else []
+    return [("statistics", plgpu.SMEM((slots, rows), f32)), *received]
 
 
 def make_kernel(
@@ -122,13 +126,17 @@ def make_kernel(
         for phase in phases:
             if phase.kind == "fold":
                 m.refs[f"stage.{phase.name}"] = (m.refs[f"written.{phase.name}"], m.refs[f"read.{phase.name}"])
+        if schedule.cluster > 1:
+            _exchange.start(m)
         role = lax.axis_index("wg")
         iteration = None if concurrent else refs[len(found)][0]
         for index, run in ((LOADER, _load), (COMPUTE, _compute)):
             pl.when(role == index)(lambda run=run, index=index: _role(m, phases, index, run, iteration))
 
+    cluster: dict[str, Any] = {"cluster": (schedule.cluster,), "cluster_names": ("cta",)} if schedule.cluster > 1 else {}
     return plgpu.kernel(
-        body, out_type=(), scratch_types=room.types(), grid=(schedule.workers,), grid_names=("sm",), num_threads=2, thread_name="wg",
+        body, out_type=(), scratch_types=room.types(), num_threads=2, thread_name="wg",
+        grid=(schedule.workers // schedule.cluster,), grid_names=("sm",), **cluster,
         compiler_params=plgpu.CompilerParams(approx_math=True, lowering_semantics=plgpu.LoweringSemantics.Lane),
         interpret=plgpu.InterpretGPUParams(detect_races=True) if interpret else None,
     )  # fmt: skip
@@ -136,11 +144,8 @@ def make_kernel(
 
 def _role(m: Machine, phases: Sequence[Phase], role: int, run: Callable[..., Any], iteration: Any) -> None:
     """Walks the queue: every phase of every iteration, or one phase of one."""
-    width = m.refs["tasks"].shape[1]
-    table = m.refs["table"].at[lax.axis_index("sm")]
-    m.refs["tasks"][role] = (
-        m.refs["table"][lax.axis_index("sm")] if m.interpret else plgpu.load(table, layout=grid(1, width).reduce(0), optimized=False)
-    )
+    for mate in range(m.schedule.cluster):
+        _copy_tasks(m, role, mate)
     i = i32(0)
     if iteration is not None:
         for phase in phases:
@@ -152,6 +157,13 @@ def _role(m: Machine, phases: Sequence[Phase], role: int, run: Callable[..., Any
         land_last(m, i)
         if m.interpret:
             drain(m, i)
+
+
+def _copy_tasks(m: Machine, role: int, mate: int) -> None:
+    """The row of the task table of one worker of the cluster, for this role."""
+    here, there = (role, mate), lax.axis_index("sm") * m.schedule.cluster + mate
+    row, layout = m.refs["table"].at[there], grid(1, m.refs["tasks"].shape[-1]).reduce(0)
+    m.refs["tasks"][here] = m.refs["table"][there] if m.interpret else plgpu.load(row, layout=layout, optimized=False)
 
 
 def _segment(m: Machine, segment: Any, run: Callable[..., Any], i: Any) -> Any:
@@ -179,7 +191,8 @@ def _compute(m: Machine, phase: Phase, l: Any, i: Any) -> Any:
         return i
 
     plan = m.schedule.plan(phase.name)
-    if len(plan.participants()) == m.schedule.workers:
+    if len(plan.participants) == m.schedule.workers:
         return go(i)
-    counts = [m.tasks(phase, part, COMPUTE)[1] for part in range(len(phase.parts))]
+    mates = range(plan.cluster) if plan.cluster > 1 else (None,)
+    counts = [m.tasks(phase, part, COMPUTE, mate)[1] for part in range(len(phase.parts)) for mate in mates]
     return lax.cond(sum(counts[1:], counts[0]) > 0, go, lambda i: i, i)

@@ -6,7 +6,7 @@ loader's own threads copy (`cp.async`), and say so.
 """
 
 import functools
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from typing import Any
 
 import jax
@@ -19,6 +19,7 @@ from mkdsl.graph import Phase
 from mkdsl.lower import _copies
 from mkdsl.lower._machine import Machine, i32
 from mkdsl.lower._tiles import KV_WRITTEN, Tile
+from mkdsl.search import PhasePlan
 
 LOADER, COMPUTE = 1, 0
 
@@ -34,23 +35,25 @@ def load_phase(m: Machine, phase: Phase, l: Any, i: Any) -> Any:
 
 
 def _fold(m: Machine, phase: Phase, l: Any, i: Any) -> Any:
-    """In the order in which compute folds: pieces of the resident, then parts, their matrices, their tiles."""
+    """In the order in which compute folds: pieces of the resident, then the cluster's workers, then parts, their matrices, their tiles."""
     plan = m.schedule.plan(phase.name)
-    tasks = [m.tasks(phase, part, LOADER) for part in range(len(phase.parts))]
-    if not m.grouped(phase):
 
-        def piece(q: Any, i: Any) -> Any:
-            for part, (first, n) in enumerate(tasks):
-                i = _tiles(m, phase, part, first, n, q, l, i)
+    def pieces(which: Sequence[int], group: Any, groups: Any, i: Any) -> Any:
+        def tiles(piece: Any, mate: Any, i: Any) -> Any:
+            for part in which:
+                first, n = m.tasks(phase, part, LOADER, mate)
+                a, count = share(n, group, groups)
+                i = _tiles(m, phase, part, first + a, count, piece, l, i)
             return i
 
-        return m.times(plan.pieces, piece, i)
-    for part, (first, n) in enumerate(tasks):
+        first = m.rank if plan.cluster > 1 else 0
+        return m.times(plan.pieces, lambda q, i: over_mates(m, plan, lambda mate, i: tiles(first + q, mate, i), i), i)
 
-        def group(a: Any, count: Any, i: Any, part: int = part, first: Any = first) -> Any:
-            return m.times(plan.pieces, lambda q, i: _tiles(m, phase, part, first + a, count, q, l, i), i)
-
-        i = for_groups(n, plan.group, group, i)
+    if not plan.grouped:
+        return pieces(range(len(phase.parts)), 0, 1, i)
+    for part in range(len(phase.parts)):
+        groups = group_count(m, phase, part, LOADER)
+        i = lax.fori_loop(0, groups, lambda j, i, part=part, groups=groups: pieces((part,), j, groups, i), i)
     return i
 
 
@@ -81,15 +84,27 @@ def _half(m: Machine, phase: Phase, tile: Tile, fold: int, row: Any, column: Any
     _copy(m, source.at[rows, columns] if tile.parts == 1 else source.at[rows, :, columns], there, tile.written, slot)
 
 
-def for_groups(n: Any, limit: int, body: Callable[[Any, Any, Any], Any], init: Any) -> Any:
-    """body(first, count, carry) for n items in as few balanced groups of at most `limit` as it takes."""
-    groups = lax.div(n + (limit - 1), limit)
+def group_count(m: Machine, phase: Phase, part: int, role: int) -> Any:
+    """In how many groups this worker's tiles of a part finish: as few as it takes, in a cluster that shares them as many for all."""
+    plan = m.schedule.plan(phase.name)
+    if plan.cluster > 1:
+        return plan.rounds(part)
+    return lax.div(m.tasks(phase, part, role)[1] + (plan.group - 1), plan.group)
 
-    def one(j: Any, carry: Any) -> Any:
-        a, b = lax.div(j * n, groups), lax.div((j + 1) * n, groups)
-        return body(a, b - a, carry)
 
-    return lax.fori_loop(0, groups, one, init)
+def share(n: Any, group: Any, groups: Any) -> tuple[Any, Any]:
+    """(first, count) of one of so many balanced groups of n items."""
+    if isinstance(groups, int) and groups == 1:
+        return 0, n
+    first = lax.div(group * n, i32(groups))
+    return first, lax.div((group + 1) * n, i32(groups)) - first
+
+
+def over_mates(m: Machine, plan: PhasePlan, body: Callable[[Any, Any], Any], init: Any) -> Any:
+    """body(mate, carry) for all workers that fold this one's tiles with it, itself last."""
+    if plan.cluster == 1:
+        return body(None, init)
+    return lax.fori_loop(0, plan.cluster, lambda j, carry: body(lax.rem(m.rank + 1 + j, plan.cluster), carry), init)
 
 
 def claim(m: Machine, i: Any) -> None:

@@ -81,15 +81,19 @@ class Machine:
             at += 2 * len(p.parts)
         raise KeyError(phase.name)
 
-    def tasks(self, phase: Phase, part: int, role: int) -> tuple[jax.Array, jax.Array]:
-        """This worker's (first item, count)."""
-        table, at = self.refs["tasks"], self.column(phase, part)
-        return table[role, at], table[role, at + 1]
+    @property
+    def worker(self) -> Any:
+        return lax.axis_index("sm") * self.schedule.cluster + self.rank
 
-    def grouped(self, phase: Phase) -> bool:
-        """Whether some worker has more tiles of a part than are finished together."""
-        plan = self.schedule.plan(phase.name)
-        return any(n > plan.group for part in plan.tasks for _, n in part)
+    @property
+    def rank(self) -> Any:
+        """This worker's place in its cluster."""
+        return lax.axis_index("cta") if self.schedule.cluster > 1 else 0
+
+    def tasks(self, phase: Phase, part: int, role: int, mate: Any = None) -> tuple[jax.Array, jax.Array]:
+        """(first item, count) of this worker, or of another of its cluster."""
+        table, at, who = self.refs["tasks"], self.column(phase, part), self.rank if mate is None else mate
+        return table[role, who, at], table[role, who, at + 1]
 
     def layer(self, leaf: Leaf, l: Any) -> Any:
         return l if leaf.stacked else 0
@@ -193,7 +197,7 @@ class Machine:
         return self.graph.iterations(phase) == 1
 
     def _spin(self, before: Phase, times: Any, condition: Any) -> None:
-        workers = len(self.schedule.plan(before.name).participants())
+        workers = len(self.schedule.plan(before.name).participants)
         acquire = any(self.schedule.tensor(t).handoff == "counter" for t in before.writes if not self.graph.tensors[t].output)
 
         def spin() -> None:
@@ -214,7 +218,7 @@ class Machine:
         """Notes when this worker's compute got there, if times are asked for."""
         if "stamps" in self.refs:
             at = (
-                lax.axis_index("sm") * (step_count(self.graph) * len(MOMENTS)) + self._step(phase, l) * len(MOMENTS) + MOMENTS.index(moment)
+                self.worker * (step_count(self.graph) * len(MOMENTS)) + self._step(phase, l) * len(MOMENTS) + MOMENTS.index(moment)
             )
             _ptx.stamp(self.refs["stamps"].at[pl.ds(at, 1)])
 

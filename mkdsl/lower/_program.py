@@ -60,7 +60,8 @@ class Program:
 
     def _run(self, found: list[Operand], refs: dict[str, Any]) -> None:
         args = [refs[o.name] for o in found]
-        make = functools.partial(make_kernel, self.graph, self.schedule, found, interpret=self.interpret, tma=self.tma)
+        schedule = self.schedule if self.form == "mega" else self.schedule.without_clusters()
+        make = functools.partial(make_kernel, self.graph, schedule, found, interpret=self.interpret, tma=self.tma)
         if self.form == "mega":
             make(self.graph.phases, concurrent=True)(*args)
             return

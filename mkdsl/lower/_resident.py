@@ -9,7 +9,7 @@ import jax.experimental.pallas.mosaic_gpu as plgpu
 import jax.numpy as jnp
 from jax.experimental import pallas as pl
 
-from mkdsl.graph import Code, Phase
+from mkdsl.graph import Code, Phase, depth
 from mkdsl.lower import _copies
 from mkdsl.lower._frames import COMBINE, Cell, fetch
 from mkdsl.lower._layouts import THREADS, grid
@@ -86,7 +86,7 @@ class Prologue:
             if self.unsettled:
                 self.settle()
             for sweep in sweeps:
-                self._sweep(sweep, 0)
+                self._sweep(sweep, self._first(sweep.tile))
         if self.tile.pieces == 1 and self._copied():
             self._copy(0)
         if self.unsettled and self.tile.pieces > 1 and self.code.resident is not None and self._depth(self.code.resident):
@@ -116,9 +116,10 @@ class Prologue:
 
     def _copy(self, piece: Any) -> None:
         m, tile, name = self.m, self.tile, self._stored() or ""
+        first = self._first(tile) * tile.width + piece * tile.piece
         inc = m.incarnation(name, m.instance(name, self.phase, self.l))
         whole = m.refs[name].reshape(m.refs[name].shape[0], m.batch * tile.parts, tile.k // tile.parts)
-        source = whole.at[inc, :, pl.ds(piece * tile.piece, tile.piece)]
+        source = whole.at[inc, :, pl.ds(first, tile.piece)]
         checked = m.concurrent and m.schedule.tensor(name).handoff == "data"
         _copies.stage(source, m.refs[f"resident.{self.phase.name}"], tile.swizzle(8, tile.width), self_validating=checked)
 
@@ -127,10 +128,7 @@ class Prologue:
 
     def _depth(self, id: int) -> int:
         """How many reductions, one after the other, must be complete before this can be computed."""
-        if id in self.m.graph.tensor_of:
-            return 0
-        inputs = self.m.graph.node(id).inputs
-        return max((self._depth(i) + (self.m.graph.node(i).kind == "reduce") for i in inputs), default=0)
+        return depth(self.m.graph.node, self.m.graph.tensor_of, id)
 
     def _leaves(self, roots: Sequence[int]) -> list[int]:
         """Tensor nodes that computing `roots` loads, not looking below other reductions."""
@@ -152,10 +150,14 @@ class Prologue:
         each = max(1.0, tile.groups * (values + sum(t.splits for t in tensors if t.splits > 1)))  # splits with their weights
         return max(d for d in range(1, blocks + 1) if blocks % d == 0 and (d == 1 or d * each <= REGISTERS))
 
+    def _first(self, tile: Tile) -> Any:
+        """This worker's first block of columns: of a cluster, each has as many."""
+        return self.m.rank * tile.pieces * tile.blocks if tile.cluster > 1 else 0
+
     def _kept(self, tile: Tile) -> list[Cell]:
         key = tile.k, tile.width
         if key not in self.cells:
-            self.cells[key] = self._cells(tile, 0, tile.blocks)
+            self.cells[key] = self._cells(tile, self._first(tile), tile.blocks)
         return self.cells[key]
 
     def _cells(self, t: Tile, first: Any, blocks: int) -> list[Cell]:

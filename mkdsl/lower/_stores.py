@@ -1,6 +1,6 @@
 """Stores to shared memory between two barriers, with addresses that Pallas has no word for."""
 
-from collections.abc import Iterator, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from typing import Any
 
 import jax
@@ -91,19 +91,27 @@ def store_own_parts(sums: Sequence[jax.Array], rows: Any, *, parts: int, sequenc
     @plgpu.inline_mgpu(arg_types=(*(ACC for _ in sums), plgpu.RefType()))
     def go(ctx: Any, *args: Any) -> None:
         *arrays, ref = args
+
+        def put(value: ir.Value, at: Sequence[ir.Value]) -> None:
+            memref.store(arith.addf(value, memref.load(ref, at)) if add else value, ref, at)
+
         mu.warpgroup_barrier()
-        places: list[Any] = list(arrays[0].layout.thread_idxs((64, 8)))  # of a register's first element; rows 8 apart
-        for lane in range(arrays[0].layout.vector_length):
-            with mu.when(_is_own(places[0], lane, parts, sequences)):
-                for group, array in enumerate(arrays):
-                    for (row, column), register in zip(places, array.registers.flat, strict=True):
-                        sequence = arith.divui(arith.addi(column, mu.c(8 * group + lane, column.type)), mu.c(parts, column.type))
-                        at = [row, sequence] if sequences >= 8 else [sequence, row]
-                        value = vector.extract(register, dynamic_position=[], static_position=[lane])
-                        memref.store(arith.addf(value, memref.load(ref, at)) if add else value, ref, at)
+        own_parts(arrays, put, parts=parts, sequences=sequences)
         mu.warpgroup_barrier()
 
     go(*sums, rows)
+
+
+def own_parts(arrays: Sequence[Any], put: Callable[[ir.Value, Sequence[ir.Value]], None], *, parts: int, sequences: int) -> None:
+    """put(value, [row, sequence] or, of fewer than 8 sequences, [sequence, row]) for this thread's values of `store_own_parts`."""
+    places: list[Any] = list(arrays[0].layout.thread_idxs((64, 8)))  # of a register's first element; rows 8 apart
+    for lane in range(arrays[0].layout.vector_length):
+        with mu.when(_is_own(places[0], lane, parts, sequences)):
+            for group, array in enumerate(arrays):
+                for (row, column), register in zip(places, array.registers.flat, strict=True):
+                    sequence = arith.divui(arith.addi(column, mu.c(8 * group + lane, column.type)), mu.c(parts, column.type))
+                    value = vector.extract(register, dynamic_position=[], static_position=[lane])
+                    put(value, [row, sequence] if sequences >= 8 else [sequence, row])
 
 
 def _is_own(place: tuple[ir.Value, ir.Value], lane: int, parts: int, sequences: int) -> ir.Value:

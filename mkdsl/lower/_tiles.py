@@ -23,14 +23,15 @@ class Tile:
     k: int
     batch: int
     tensor_cores: bool = True
+    cluster: int = 1
 
     @staticmethod
     def of(phase: Phase, plan: PhasePlan, batch: int) -> "Tile":
-        return Tile(plan.rows, plan.parts, plan.chunk, plan.pieces, phase.k, batch, phase.parallel)
+        return Tile(plan.rows, plan.parts, plan.chunk, plan.pieces, phase.k, batch, phase.parallel, plan.cluster)
 
     def over(self, k: int) -> "Tile":
         """The same rows over a whole vector of another width."""
-        return dataclasses.replace(self, k=k, chunk=k // self.parts, pieces=1)
+        return dataclasses.replace(self, k=k, chunk=k // self.parts // self.cluster, pieces=1)
 
     @property
     def width(self) -> int:
@@ -38,8 +39,8 @@ class Tile:
 
     @property
     def piece(self) -> int:
-        """Elements of one part in one piece of the resident."""
-        return self.k // self.parts // self.pieces
+        """Elements of one part in one piece of the resident, of one worker of the cluster."""
+        return self.k // self.parts // self.cluster // self.pieces
 
     @property
     def chunks(self) -> int:

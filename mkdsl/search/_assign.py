@@ -71,8 +71,8 @@ class Assigner:
         bytes_per_cost = self._item_bytes(phase, plan)
         tasks = []
         for n, cost, who in zip(counts, costs, chosen, strict=True):
-            per_worker = self._counts(n, who)
-            self.load += per_worker * cost * bytes_per_cost
+            per_worker = self._counts(n, who, plan.cluster)
+            self.load += self._folded(per_worker, plan.cluster) * cost * bytes_per_cost
             tasks.append(_ranges(per_worker))
         return tuple(tasks)
 
@@ -86,12 +86,17 @@ class Assigner:
         """The n workers with the least to stream so far."""
         return np.sort(np.argsort(self.load, kind="stable")[:n])
 
-    def _counts(self, n: int, who: np.ndarray) -> np.ndarray:
-        """Items of each worker; those with the least to stream so far take one more."""
+    def _counts(self, n: int, who: np.ndarray, cluster: int) -> np.ndarray:
+        """Items of each worker; those with the least to stream so far take one more, of a cluster that shares its items one after the other."""
         per_worker = np.zeros(self.workers, np.int64)
         per_worker[who] = n // len(who)
-        per_worker[who[np.argsort(self.load[who], kind="stable")[: n % len(who)]]] += 1
+        per_worker[who[np.lexsort((who % cluster, self.load[who]))[: n % len(who)]]] += 1
         return per_worker
+
+    @staticmethod
+    def _folded(per_worker: np.ndarray, cluster: int) -> np.ndarray:
+        """Items that each worker folds: of a cluster that shares them, the mean."""
+        return np.repeat(per_worker.reshape(-1, cluster).sum(axis=1) // cluster, cluster)
 
     def _contiguous(self, counts: Sequence[int], costs: Sequence[int], given: Sequence[int]) -> list[np.ndarray]:
         """The parts' shares next to each other, started where the sum evens out best."""

@@ -2,6 +2,7 @@
 
 import dataclasses
 import math
+from collections.abc import Sequence
 
 from mkdsl.graph import OpGraph, Phase
 from mkdsl.search._assign import items, shares, weights
@@ -18,10 +19,12 @@ MMA_K = 16  # elements of the streamed axis per mma
 
 @dataclasses.dataclass(frozen=True)
 class Candidate:
-    """One way to tile a phase. `busiest`: items of the busiest worker, per part. bytes: of shared memory that live in this phase only."""
+    """One way to tile a phase. `busiest`: items of the busiest worker, per part; `folded`: those that it folds, for its cluster too. bytes: of
+    shared memory that live in this phase only."""
 
     plan: PhasePlan
     busiest: tuple[int, ...]
+    folded: tuple[int, ...]
     padded_batch: int
     bytes: int = 0
 
@@ -51,18 +54,35 @@ def chunks_of(piece: int, stage_bytes: int) -> list[int]:
     return out
 
 
-def candidates(graph: OpGraph, phase: Phase, *, batch: int, stage_bytes: int, workers: int, smem_bytes: int) -> list[Candidate]:
+def candidates(
+    graph: OpGraph, phase: Phase, *, batch: int, stage_bytes: int, workers: int, smem_bytes: int, clusters: Sequence[int] = (1,)
+) -> list[Candidate]:
     """All candidates of a phase whose own extents leave room for a ring of two stages."""
     make = {"fold": _folds, "attention": _attentions, "map": _maps}[phase.kind]
-    found = [_measured(phase, plan, batch, workers) for plan in make(graph, phase, batch, stage_bytes, workers)]
+    plans = [shared for plan in make(graph, phase, batch, stage_bytes, workers) for shared in _over_clusters(graph, phase, plan, clusters)]
+    found = [_measured(phase, plan, batch, workers) for plan in plans]
     room = smem_bytes - 2 * stage_bytes
     return [c for c in dict.fromkeys(found) if c.bytes <= room]
 
 
 def _measured(phase: Phase, plan: PhasePlan, batch: int, workers: int) -> Candidate:
     busiest, pad = busiest_counts(phase, plan, batch, workers), padded(batch)
-    own = phase_extents(phase, plan, slots_of(phase, plan, busiest, workers), pad)
-    return Candidate(plan, busiest, pad, sum(e.total for e in own))
+    own = phase_extents(phase, plan, slots_of(phase, plan, busiest, workers) * sets_of(plan, busiest), pad)
+    return Candidate(plan, busiest, busiest_counts(phase, plan, batch, workers, plan.cluster), pad, sum(e.total for e in own))
+
+
+def _over_clusters(graph: OpGraph, phase: Phase, plan: PhasePlan, clusters: Sequence[int]) -> list[PhasePlan]:
+    """The plan for each size of clusters that can share a fold's tiles: a linear fold's, with a prologue whose columns do not wait for each
+    other, after phases that all signal their end. A resident in several pieces is split in time already."""
+    alone = not (phase.kind == "fold" and phase.parallel and phase.separable and plan.pieces == 1 and _after_signals(graph, phase))
+    return [dataclasses.replace(plan, cluster=n) for n in clusters if n == 1 or not (alone or phase.k % (plan.parts * plan.chunk * n))]
+
+
+def _after_signals(graph: OpGraph, phase: Phase) -> bool:
+    """Whether all phases that may come before signal: those that write outputs only do not."""
+    looped = graph.iterations(phase) > 1
+    before = [p for p in graph.phases if p.segment < phase.segment or (p.segment == phase.segment and (looped or p != phase))]
+    return all(any(not graph.tensors[t].output for t in p.writes) for p in before)
 
 
 def slots_of(phase: Phase, plan: PhasePlan, busiest: tuple[int, ...], workers: int) -> int:
@@ -74,10 +94,15 @@ def slots_of(phase: Phase, plan: PhasePlan, busiest: tuple[int, ...], workers: i
     return max(each) if len(each) <= workers else sum(each)
 
 
-def busiest_counts(phase: Phase, plan: PhasePlan, batch: int, workers: int) -> tuple[int, ...]:
-    """Items of the busiest worker of each part."""
+def sets_of(plan: PhasePlan, busiest: tuple[int, ...]) -> int:
+    """`PhasePlan.sets` of the tasks that will be assigned."""
+    return plan.cluster * (2 if plan.cluster > 1 and max(busiest) > plan.group else 1)
+
+
+def busiest_counts(phase: Phase, plan: PhasePlan, batch: int, workers: int, cluster: int = 1) -> tuple[int, ...]:
+    """Items of the busiest worker of each part, or cluster of workers."""
     counts = items(phase, plan, batch)
-    return tuple(-(-n // given) for n, given in zip(counts, shares(counts, weights(phase), workers), strict=True))
+    return tuple(-(-n * cluster // given) for n, given in zip(counts, shares(counts, weights(phase), workers), strict=True))
 
 
 def _folds(graph: OpGraph, phase: Phase, batch: int, stage_bytes: int, workers: int) -> list[PhasePlan]:

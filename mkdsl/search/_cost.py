@@ -74,11 +74,11 @@ class Model:
         return self._cost(phase, self.workload.of(phase, candidate.plan, self._busiest(phase, candidate), splits))
 
     def _busiest(self, phase: Phase, candidate: Candidate) -> tuple[int, ...]:
-        """Items per part of a worker with the most to stream: of one part, unless there are fewer workers than parts."""
+        """Items per part that a worker with the most to stream folds: of one part, unless there are fewer workers than parts."""
         if len(phase.parts) > self.profile.workers:
-            return candidate.busiest
-        most = max(range(len(phase.parts)), key=lambda i: candidate.busiest[i] * len(phase.parts[i].weights))
-        return tuple(n if i == most else 0 for i, n in enumerate(candidate.busiest))
+            return candidate.folded
+        most = max(range(len(phase.parts)), key=lambda i: candidate.folded[i] * len(phase.parts[i].weights))
+        return tuple(n if i == most else 0 for i, n in enumerate(candidate.folded))
 
     def _arrival(self, phase: Phase) -> float:
         return self.handoff if phase.reads or phase.row_reads else 0.0

@@ -1,4 +1,4 @@
-"""Crews: workers that have items of the same parts of all phases. They wait for the same events and signal the same ones, so they know the
+"""Crews: workers that have items of the same parts of all phases, and take part in the same. They wait for the same events and signal the same ones, so they know the
 same, and the same is known of them; only of itself does a worker know more. What is proven of crews is proven of all their workers, at a
 cost that does not grow with how many they are."""
 
@@ -7,7 +7,7 @@ import dataclasses
 import numpy as np
 
 from mkdsl.graph import OpGraph
-from mkdsl.search._schedule import Schedule
+from mkdsl.search._schedule import PhasePlan, Schedule
 
 
 @dataclasses.dataclass(frozen=True, eq=False)
@@ -62,12 +62,16 @@ class Pairs:
 
 
 class Crews:
-    """The crews of a schedule. of[worker]: its crew; size[crew]; takes[phase]: [part, crew], whether its workers have items."""
+    """The crews of a schedule. of[worker]: its crew; size[crew]; takes[phase]: [part, crew], whether its workers have items; who[phase]:
+    [crew], whether they take part."""
 
     def __init__(self, graph: OpGraph, schedule: Schedule) -> None:
         busy = {p.name: np.array([[n > 0 for _, n in part] for part in schedule.plan(p.name).tasks]) for p in graph.phases}
         seen: dict[bytes, int] = {}
-        columns = np.ascontiguousarray(np.concatenate(list(busy.values())).T)
+        there = np.zeros((len(graph.phases), schedule.workers), bool)
+        for at, phase in enumerate(graph.phases):
+            there[at, list(schedule.plan(phase.name).participants)] = True
+        columns = np.ascontiguousarray(np.concatenate([*busy.values(), there]).T)
         self.of = np.array([seen.setdefault(column.tobytes(), len(seen)) for column in columns])
         self.size = np.bincount(self.of)
         members = np.argsort(self.of, kind="stable")
@@ -75,6 +79,7 @@ class Crews:
         self.lead = members[at]
         self.second = np.where(self.size > 1, members[np.minimum(at + 1, len(members) - 1)], -1)
         self.takes = {name: parts[:, self.lead] for name, parts in busy.items()}
+        self.who = {phase.name: there[at, self.lead] for at, phase in enumerate(graph.phases)}
 
     def all_pairs(self, first: np.ndarray, then: np.ndarray) -> Pairs:
         """Everyone of the crews `first` meets everyone of `then`."""
@@ -83,6 +88,12 @@ class Crews:
         there = np.broadcast_to(self.lead, met.shape).copy()
         np.fill_diagonal(there, self.second)
         return Pairs(np.where(met, self.lead[:, None], -1), np.where(met, there, -1), np.where(first & then, self.lead, -1))
+
+    def mates(self, plan: PhasePlan) -> Pairs:
+        """Everyone who takes part in a phase meets all others of its cluster."""
+        there = np.array(plan.participants) if plan.cluster > 1 else np.empty(0, int)
+        others = [there - there % plan.cluster + (there + turn) % plan.cluster for turn in range(1, plan.cluster)]
+        return self.row_pairs(np.tile(there, len(others)), np.concatenate([there[:0], *others]))
 
     def row_pairs(self, first: np.ndarray, then: np.ndarray) -> Pairs:
         """Worker first[i] meets worker then[i]."""

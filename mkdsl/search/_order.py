@@ -63,7 +63,7 @@ class Execution:
         n = len(self.crews.size)
         clock = released = Clock(np.full((n, n), -1, np.int32), np.full(n, -1, np.int32))
         for index, (phase, iteration) in enumerate(self._program()):
-            who, early = self.crews.takes[phase.name].any(axis=0), clock
+            who, early = self.crews.who[phase.name], clock
             waited = list(self.waited(phase, self.schedule.plan(phase.name).waits, iteration))
             clock = clock.joined(who, [s.event for s in waited])
             released = released.joined(who, [s.release for s in waited if self.releases(s.phase)])

@@ -41,6 +41,7 @@ class Profile:
       row_bytes: a box row shorter than this is bound by TMA's issue rate: 128-byte rows run 40 % slower (H200: measured).
       stage_us: from a fold's data to its first mma; finish_us: from its last unit to the signal, the last mma's latency included; group_us:
         one more group's finish (timeline).
+      exchange_us: from a cluster's last sum to the others' shared memory (H200: 0.5 for 512 bytes of each, measured).
       piece_us: one more piece of a resident, staged while compute waits for L2 (H200: the wait for data in o's timeline).
       attention_us: an attention item's short dependent steps; block_us: one more cache block, besides its bytes (H200: 4
         splits against 2 of one model).
@@ -68,6 +69,7 @@ class Profile:
     stage_us: float
     finish_us: float
     group_us: float
+    exchange_us: float
     piece_us: float
     attention_us: float
     block_us: float
@@ -75,6 +77,11 @@ class Profile:
     drift: float
     drift_us: float
     measured: tuple[str, ...] = ()
+
+    @property
+    def clusters(self) -> tuple[int, ...]:
+        """Sizes of thread-block clusters that leave no SM idle: pairs, where there are clusters at all. (An H200 holds 30 clusters of 4.)"""
+        return (1, 2) if self.capability >= (9, 0) and self.workers % 2 == 0 else (1,)
 
     @property
     def tma(self) -> bool:
@@ -135,6 +142,7 @@ _H200 = Profile(
     stage_us=0.4,
     finish_us=0.35,
     group_us=0.3,
+    exchange_us=0.3,
     piece_us=0.8,
     attention_us=1.3,
     block_us=0.7,
@@ -174,6 +182,7 @@ _BY_CLOCK = (
     "stage_us",
     "finish_us",
     "group_us",
+    "exchange_us",
     "piece_us",
     "attention_us",
     "block_us",

@@ -12,7 +12,7 @@ from collections.abc import Iterable, Iterator, Sequence
 
 from mkdsl.graph import OpGraph, Phase, Tensor
 from mkdsl.search._order import Execution
-from mkdsl.search._races import EARLY, Accesses, Violation, home, overtakings
+from mkdsl.search._races import EARLY, Accesses, Violation, exchanges, home, overtakings
 from mkdsl.search._schedule import Schedule, TensorPlan, narrowest
 from mkdsl.search._verify import ScheduleError
 
@@ -65,7 +65,7 @@ def with_handoffs(graph: OpGraph, schedule: Schedule) -> Schedule:
         schedule = _with(schedule, waits, fences=())
         execution = Execution(graph, schedule)
         accesses = [Accesses(execution, t) for t in graph.tensors.values()]
-        missing = [*overtakings(execution), *(v for a in accesses for v in a.violations())]
+        missing = [*overtakings(execution), *exchanges(execution), *(v for a in accesses for v in a.violations())]
         if not missing:
             everywhere = execution.fenced_after({p.name for p in graph.phases})
             missing = [v for a in accesses for v in a.unfenced(everywhere)]

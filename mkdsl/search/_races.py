@@ -16,6 +16,9 @@ its waits, but a fold may look at the older rows that its finish adds before the
 Both kinds need (reuse): a slot's former readers are done before it is written again. Instance 0 has another writer, and its stores must
 not come late either: they are there once they are released, or fenced and signalled, or once someone else who read them whole is done.
 
+Clusters (exchange): workers that fold each other's tiles write sums to each other's shared memory, where phases before had buffers of their own.
+So whoever enters such a phase must know that the others of its cluster are done with all former ones.
+
 Events are counted, iterations together: iteration i's has come at (i + 1) x participants. That is right only if (count) nobody signals an
 iteration before all have signalled the one before.
 """
@@ -31,7 +34,7 @@ from mkdsl.search._crews import Clock, Pairs
 from mkdsl.search._order import Execution, Step
 from mkdsl.search._schedule import PhasePlan
 
-BEFORE, CLEAR, FENCE, EARLY, REUSE, COUNT = "before", "clear", "fence", "early", "reuse", "count"
+BEFORE, CLEAR, FENCE, EARLY, REUSE, COUNT, EXCHANGE = "before", "clear", "fence", "early", "reuse", "count", "exchange"
 
 
 @dataclasses.dataclass(frozen=True, eq=False)
@@ -54,6 +57,7 @@ class Violation:
             FENCE: f"{self.then} may look at {t} (instance {n}) on worker {v} before worker {w}'s clear in {self.first}: no fence",
             EARLY: f"{self.then} may look at {t} (instance {n}) on worker {v} too early, before worker {w}'s clear in {self.first}",
             REUSE: f"{self.then} on worker {v} writes to {t}'s slot of instance {n}, unordered with {self.first} on worker {w}",
+            EXCHANGE: f"{self.then} on worker {w} may write to shared memory that worker {v} of its cluster still uses in {self.first}",
             COUNT: f"{self.then} on worker {v} may signal before {self.first} on worker {w}: their event counts both",
         }[self.kind]
 
@@ -65,6 +69,18 @@ def overtakings(execution: Execution) -> Iterator[Violation]:
             late = execution.crews.all_pairs(first.who, then.who).late(first.index, then.clock)
             if late:
                 yield Violation(COUNT, "", first.iteration, first, late[0], then, late[1])
+
+
+def exchanges(execution: Execution) -> Iterator[Violation]:
+    """Steps in which a cluster's workers write to each other's shared memory, and former steps in which that may still be in use."""
+    last = np.full(len(execution.crews.size), -1)  # step of each crew
+    for step in execution.steps:
+        pairs = execution.crews.mates(execution.schedule.plan(step.phase.name))
+        late = pairs.late(last, step.clock)
+        if late:
+            owner, sender = late
+            yield Violation(EXCHANGE, "", step.iteration, execution.steps[last[execution.crews.of[owner]]], sender, step, owner)
+        last[step.who] = step.index
 
 
 def home(graph: OpGraph, tensor: str) -> int:
@@ -131,7 +147,7 @@ class Accesses:
     def _find_pairs(self, reader: Phase, writer: Phase, whole: bool) -> Pairs:
         parts = [i for i, part in enumerate(reader.parts) if part.rows == self.tensor.width]
         if whole or not parts or "attention" in (reader.kind, writer.kind):
-            return self.crews.all_pairs(self.crews.takes[reader.name].any(axis=0), self._storing(writer))
+            return self.crews.all_pairs(self.crews.who[reader.name], self._storing(writer))
         plans, batch = (self.schedule.plan(p.name) for p in (reader, writer)), self.schedule.batch
         reading, writing = next(plans), next(plans)
         stored = owners(writer, writing, self._part(writer), batch)

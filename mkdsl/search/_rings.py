@@ -36,8 +36,13 @@ class Choice:
 
 def numbered(graph: OpGraph, batch: int, gpu: Profile, ring: Ring) -> Choices:
     """All candidates of all phases under a ring."""
-    options = {"batch": batch, "stage_bytes": ring.stage_bytes, "workers": gpu.workers, "smem_bytes": gpu.smem_bytes}
-    return {p.name: list(enumerate(candidates(graph, p, **options))) for p in graph.phases}
+
+    def of(phase: Phase) -> list[Candidate]:
+        return candidates(
+            graph, phase, batch=batch, stage_bytes=ring.stage_bytes, workers=gpu.workers, smem_bytes=gpu.smem_bytes, clusters=gpu.clusters
+        )
+
+    return {p.name: list(enumerate(of(p))) for p in graph.phases}
 
 
 def cheapest(graph: OpGraph, batch: int, gpu: Profile, handoff: str, ring: Ring) -> list[Choice]:

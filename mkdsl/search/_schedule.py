@@ -17,7 +17,9 @@ class PhasePlan:
 
     A fold's tile is 64 mma rows: `rows` output rows x `parts` parts of the streamed axis (rows * parts = 64), streamed in units of `chunk`
     elements per mma row; each part spans k / parts elements. The resident is staged in `pieces` equal pieces of every part, one after the
-    other, each folded past all of a worker's tiles before the next: a K-split in time. An attention item is (sequence, kv head, split):
+    other, each folded past all of a worker's tiles before the next: a K-split in time. `cluster` workers of a thread-block cluster fold their
+    tiles together, each past its own of as many pieces of the resident, and send each other their sums through distributed shared memory,
+    `group` tiles of each at a time: a K-split in space. An attention item is (sequence, kv head, split):
     split s of `splits` folds cache blocks s, s + splits, ... of `chunk` positions. A map's item is `rows` features of one sequence.
 
     tasks: per part of the phase, per worker, its contiguous items. An item of a fold is a tile; items of a part number rows / plan.rows
@@ -33,6 +35,7 @@ class PhasePlan:
     parts: int = 1
     chunk: int = 0
     pieces: int = 1
+    cluster: int = 1
     splits: int = 1
     group: int = 1
     tasks: tuple[tuple[Range, ...], ...]
@@ -46,13 +49,37 @@ class PhasePlan:
         """Tiles whose finished rows one worker holds at once: all of its tiles, or one group of one part where that is less."""
         matrices = [len(part.weights) for part in phase.parts]
         workers = range(len(self.tasks[0]))
-        if any(part[w][1] > self.group for part in self.tasks for w in workers):
+        if self.grouped:
             return self.group * max(matrices)
         return max(sum(n * part[w][1] for n, part in zip(matrices, self.tasks, strict=True)) for w in workers)
 
+    @property
+    def sets(self) -> int:
+        """How often a worker holds those tiles: as summed by each of its cluster, and where there are groups, of two in turn."""
+        return self.cluster * (2 if self.cluster > 1 and self.grouped else 1)
+
+    def rounds(self, part: int) -> int:
+        """Groups of a part in which a cluster's workers fold each other's tiles."""
+        return max(-(-n // self.group) for _, n in self.tasks[part])
+
+    @functools.cached_property
+    def grouped(self) -> bool:
+        """Whether some worker has more items of a part than are finished together."""
+        return any(n > self.group for part in self.tasks for _, n in part)
+
+    def mates(self, worker: int) -> range:
+        """The workers of its cluster, itself included."""
+        first = worker - worker % self.cluster
+        return range(first, first + self.cluster)
+
+    def folded(self, worker: int) -> tuple[int, ...]:
+        """Items of each part that a worker folds: of a cluster that shares them, all."""
+        return tuple(sum(part[mate][1] for mate in self.mates(worker)) for part in self.tasks)
+
+    @functools.cached_property
     def participants(self) -> tuple[int, ...]:
-        """Workers with at least one item."""
-        return tuple(w for w in range(len(self.tasks[0])) if any(part[w][1] for part in self.tasks))
+        """Workers that, or a mate of whom, have at least one item."""
+        return tuple(w for w in range(len(self.tasks[0])) if any(self.folded(w)))
 
 
 def narrowest(tensor: Tensor, splits: int) -> str:
@@ -109,6 +136,16 @@ class Schedule:
         return phase.kind == "fold" and all(self.tensor(t).handoff == "data" for t in phase.row_reads)
 
     @property
+    def cluster(self) -> int:
+        """Workers of a thread-block cluster."""
+        return max(p.cluster for p in self.phases)
+
+    def without_clusters(self) -> "Schedule":
+        """The same tiles, each folded by its owner: what clusters split in space is split in time."""
+        phases = tuple(dataclasses.replace(p, cluster=1, pieces=p.pieces * p.cluster) for p in self.phases)
+        return dataclasses.replace(self, phases=phases)
+
+    @property
     def order(self) -> tuple[str, ...]:
         """The phases in program order: one of the graph's orders."""
         return tuple(p.name for p in self.phases)
@@ -132,7 +169,7 @@ class Schedule:
         lines = [f"{self.target}, batch {self.batch}: {self.predicted_us:.0f} us predicted"]
         lines += [f"  ring: {self.stages} x {self.stage_bytes} bytes, {self.window} in flight; {self.smem_bytes} bytes of shared memory"]
         for p in self.phases:
-            lines.append(f"  {p.name}: {p.rows} x {p.parts}, chunk {p.chunk}, pieces {p.pieces}, splits {p.splits}, {us[p.name]:.1f} us")
+            lines.append(f"  {p.name}: {p.rows} x {p.parts}, chunk {p.chunk}, pieces {p.pieces}, cluster {p.cluster}, splits {p.splits}, {us[p.name]:.1f} us")
         return "\n".join(lines)
 
     def to_json(self) -> dict[str, Any]:

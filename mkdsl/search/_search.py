@@ -106,7 +106,7 @@ def without_k_split(graph: OpGraph, schedule: Schedule, gpu: Profile) -> tuple[S
     graph, lifted = graph.in_order(schedule.order), dataclasses.replace(gpu, smem_bytes=UNLIMITED)
     ring = Ring(schedule.stage_bytes, schedule.window)
     all_of = numbered(graph, schedule.batch, gpu=lifted, ring=ring)
-    choices = {name: [(i, c) for i, c in found if c.plan.pieces == c.plan.splits == 1] for name, found in all_of.items()}
+    choices = {name: [(i, c) for i, c in found if c.plan.pieces == c.plan.cluster == c.plan.splits == 1] for name, found in all_of.items()}
     price = Prices(graph, Model(graph, schedule.batch, gpu, ring, released=False, padded_batch=schedule.padded_batch))
     best = shortest_path(graph, choices, price, ring.capacity(gpu, schedule.stages)) if all(choices.values()) else None
     if best is None:

@@ -103,7 +103,7 @@ class _Simulation:
         self.memory = Memory(self.clock, profile.bandwidth * 1e-6)
         self.saturated = KIB * next((x for x, reached in profile.stream if reached >= SATURATED), profile.stream[-1][0])
         self.repeats = [s.repeats if whole else min(s.repeats, STEADY) for s in graph.segments]
-        self.participants = {p.name: len(p.participants()) for p in schedule.phases}
+        self.participants = {p.name: len(p.participants) for p in schedule.phases}
         released = {t.name for t in schedule.tensors if t.handoff == "counter"}
         self.released = {p.name for p in graph.phases if released.intersection(p.writes)}
         self.latencies: dict[float, float] = {}
@@ -118,7 +118,7 @@ class _Simulation:
     def _crews(self) -> list[Crew]:
         alike: dict[tuple[tuple[int, ...], ...], list[int]] = collections.defaultdict(list)
         for worker in range(self.schedule.workers):
-            alike[tuple(tuple(part[worker][1] for part in p.tasks) for p in self.schedule.phases)].append(worker)
+            alike[tuple(p.folded(worker) for p in self.schedule.phases)].append(worker)
         dtypes = {t.name: t.dtype for t in self.schedule.tensors}
         workload = Workload(self.graph, self.schedule.batch, self.schedule.padded_batch, self.profile, dtypes)
         splits = {t.name: t.splits for t in self.schedule.tensors}

@@ -87,11 +87,11 @@ def columns(padded_batch: int, parts: int) -> int:
 
 def resident_bytes(phase: Phase, plan: PhasePlan, padded_batch: int) -> int:
     """The staged operand of a fold, bfloat16: one piece of every part."""
-    return columns(padded_batch, plan.parts) * (phase.k // plan.parts // plan.pieces) * 2
+    return columns(padded_batch, plan.parts) * (phase.k // plan.parts // plan.cluster // plan.pieces) * 2
 
 
 def finished_bytes(slots: int, padded_batch: int) -> int:
-    """A fold's finished mma rows, float32: `slots` tiles that wait for their finish (`PhasePlan.slots`), of each sequence."""
+    """A fold's finished mma rows, float32: `slots` tiles that wait for their finish (`PhasePlan.slots`, times `sets`), of each sequence."""
     return slots * padded_batch * ROWS * 4
 
 
@@ -101,7 +101,7 @@ def added_bytes(phase: Phase, plan: PhasePlan, padded_batch: int) -> int:
 
 
 def phase_extents(phase: Phase, plan: PhasePlan, slots: int, padded_batch: int) -> tuple[Extent, ...]:
-    """What lives in one phase. `slots` as `PhasePlan.slots`."""
+    """What lives in one phase. `slots` as `finished_bytes` takes them."""
     if phase.kind == "fold":
         sizes = {
             "resident": resident_bytes(phase, plan, padded_batch),
@@ -143,6 +143,7 @@ def shared_memory(graph: OpGraph, plans: Iterable[PhasePlan], *, padded_batch: i
       stages, stage_bytes: the ring.
     """
     chosen = [(graph.phase(plan.name), plan) for plan in plans]
-    own = [e for phase, plan in chosen for e in phase_extents(phase, plan, plan.slots(phase) if phase.kind == "fold" else 0, padded_batch)]
+    slots = [plan.slots(phase) * plan.sets if phase.kind == "fold" else 0 for phase, plan in chosen]
+    own = [e for (phase, plan), n in zip(chosen, slots, strict=True) for e in phase_extents(phase, plan, n, padded_batch)]
     ring = (Extent("ring", stage_bytes, stages),) if stages else ()
     return SharedMemory((*ring, *fixed_extents(graph, padded_batch), *own), tuple(plan.name for plan in plans))

@@ -11,7 +11,7 @@ from mkdsl.graph import OpGraph, Phase, Tensor
 from mkdsl.search._assign import items
 from mkdsl.search._order import Execution
 from mkdsl.search._profile import Profile
-from mkdsl.search._races import Accesses, home, overtakings
+from mkdsl.search._races import Accesses, exchanges, home, overtakings
 from mkdsl.search._schedule import PhasePlan, Schedule, TensorPlan
 from mkdsl.search._smem import ROWS, shared_memory
 
@@ -39,6 +39,7 @@ def verify_schedule(graph: OpGraph, schedule: Schedule, profile: Profile) -> Non
     graph = graph.in_order(schedule.order)
     _check_names(graph, schedule)
     _check_ring(schedule, profile)
+    _check_clusters(schedule, profile)
     for phase in graph.phases:
         plan = schedule.plan(phase.name)
         {"fold": _check_fold, "attention": _check_attention, "map": _check_map}[phase.kind](graph, schedule, phase, plan)
@@ -113,6 +114,15 @@ def _check_ring(schedule: Schedule, profile: Profile) -> None:
     _require(1 <= s.window <= s.stages, f"window {s.window}: from 1 to the ring's {s.stages} stages")
 
 
+def _check_clusters(schedule: Schedule, profile: Profile) -> None:
+    sizes = {p.cluster for p in schedule.phases}
+    _require(min(sizes) >= 1, f"a cluster of {min(sizes)} workers")
+    _require(len(sizes - {1}) <= 1, f"clusters of {sorted(sizes - {1})}: a launch has one size")
+    size = schedule.cluster
+    _require(size in profile.clusters, f"clusters of {size}: {profile.name} holds as many workers in clusters of {list(profile.clusters)} only")
+    _require(schedule.workers % size == 0, f"{schedule.workers} workers in clusters of {size}")
+
+
 def _check_fold(graph: OpGraph, schedule: Schedule, phase: Phase, plan: PhasePlan) -> None:
     name, p = phase.name, plan
     _require(p.rows * p.parts == ROWS, f"{name}: {p.rows} rows x {p.parts} parts: a tile has {ROWS} mma rows")
@@ -121,8 +131,12 @@ def _check_fold(graph: OpGraph, schedule: Schedule, phase: Phase, plan: PhasePla
     _require(
         phase.parallel or p.pieces == 1, f"{name}: {p.pieces} pieces of a fold whose carry goes from a row's first to its last element"
     )
-    divides = min(p.parts, p.pieces, p.chunk, p.group) >= 1 and phase.k % (p.parts * p.pieces * p.chunk) == 0
-    _require(divides, f"{name}: {p.parts} parts x {p.pieces} pieces x chunk {p.chunk} do not divide k={phase.k} (group {p.group})")
+    divides = min(p.parts, p.pieces, p.chunk, p.group) >= 1 and phase.k % (p.parts * p.cluster * p.pieces * p.chunk) == 0
+    pieces = f"{p.pieces} pieces" if p.cluster == 1 else f"{p.cluster} workers' pieces"
+    _require(divides, f"{name}: {p.parts} parts x {pieces} x chunk {p.chunk} do not divide k={phase.k} (group {p.group})")
+    whole = phase.parallel and phase.separable
+    _require(p.cluster == 1 or whole, f"{name}: a cluster of {p.cluster} for a fold that needs its whole prologue, or whole rows, at once")
+    _require(p.cluster == 1 or p.pieces == 1, f"{name}: {p.pieces} pieces in a cluster of {p.cluster}: K is split in time or over a cluster")
     _require(p.chunk % MMA_K == 0, f"{name}: chunk {p.chunk} is no multiple of {MMA_K}")
     _check_stage(schedule, phase, ROWS * p.chunk * phase.itemsize)
     _require(p.splits == 1, f"{name}: {p.splits} splits: a fold is not split over workers")
@@ -134,7 +148,8 @@ def _check_attention(graph: OpGraph, schedule: Schedule, phase: Phase, plan: Pha
     _require(whole, f"{name}: chunk {p.chunk} is no multiple of 64 that divides the context {phase.k}")
     _require(1 <= p.splits <= phase.k // p.chunk, f"{name}: {p.splits} splits of {phase.k // p.chunk} cache blocks")
     _require(p.rows == phase.heads // phase.kv_heads * phase.head_dim, f"{name}: {p.rows} rows: an item is all heads of one kv head")
-    _require(p.parts == p.pieces == p.group == 1, f"{name}: {p.parts} parts, {p.pieces} pieces, group {p.group}: an attention has none")
+    single = p.parts == p.pieces == p.cluster == p.group == 1
+    _require(single, f"{name}: {p.parts} parts, {p.pieces} pieces, cluster {p.cluster}, group {p.group}: an attention has none")
     _check_stage(schedule, phase, p.chunk * phase.head_dim * phase.itemsize)
     _check_unsplit(schedule, phase, phase.reads)
 
@@ -146,8 +161,8 @@ def _check_map(graph: OpGraph, schedule: Schedule, phase: Phase, plan: PhasePlan
     widths = [graph.tensors[name].width for name in phase.reads]
     even = plan.parts in PARTS and all(width % (plan.parts * MMA_K) == 0 for width in widths)
     _require(even, f"{phase.name}: {plan.parts} parts do not divide the {widths} that it reduces")
-    streams = plan.pieces != 1 or plan.group != 1 or plan.chunk
-    _require(not streams, f"{phase.name}: {plan.pieces} pieces, group {plan.group}, chunk {plan.chunk}: a map streams nothing")
+    p, streams = plan, not plan.pieces == plan.cluster == plan.group == 1 or plan.chunk
+    _require(not streams, f"{p.name}: {p.pieces} pieces, cluster {p.cluster}, group {p.group}, chunk {p.chunk}: a map streams nothing")
     _check_unsplit(schedule, phase, phase.reads)
 
 
@@ -272,7 +287,7 @@ def _check_smem(graph: OpGraph, schedule: Schedule, profile: Profile) -> None:
 def _check_order(graph: OpGraph, schedule: Schedule) -> None:
     execution = Execution(graph, schedule)
     fenced = execution.fenced_after({p.name for p in schedule.phases if p.fence})
-    found = overtakings(execution)
+    found = itertools.chain(overtakings(execution), exchanges(execution))
     for tensor in graph.tensors.values():
         accesses = Accesses(execution, tensor)
         found = itertools.chain(found, accesses.violations(), accesses.unfenced(fenced))

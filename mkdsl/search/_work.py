@@ -50,7 +50,8 @@ class Workload:
         self.dtypes = dtypes or {}
 
     def of(self, phase: Phase, plan: PhasePlan, counts: Sequence[int], splits: dict[str, int]) -> Work:
-        """Of a worker with `counts` items of each part; `splits` of the attention tensors that the phase reads."""
+        """Of a worker that folds `counts` items of each part, those of its cluster if that shares them; `splits` of the attention tensors that
+        the phase reads."""
         return {"fold": self._fold, "attention": self._attention, "map": self._map}[phase.kind](phase, plan, counts, splits)
 
     def _read(self, phase: Phase, splits: dict[str, int], share: float = 1.0) -> float:
@@ -60,7 +61,7 @@ class Workload:
     def _loads(self, phase: Phase, plan: PhasePlan, splits: dict[str, int]) -> float:
         """Of one thread while a fold stages its resident: of blocks of columns, in vectors of up to 4 elements; log-sum-exps one by one."""
         width, rows = math.gcd(plan.chunk, 64), self.padded_batch * plan.parts
-        blocks = phase.k // plan.parts // width * -(-rows // 8)
+        blocks = phase.k // plan.parts // plan.cluster // width * -(-rows // 8)
         vectors = max(1.0, min(8, rows) * width / THREADS / min(4, max(1, min(8, rows) * width // THREADS)))
         tensors = [(self.graph.tensors[name], splits.get(name, 1)) for name in phase.reads]
         return sum(blocks * n * (vectors + (n > 1)) for t, n in tensors if self._dtype(t, n) == "float32")
@@ -75,9 +76,10 @@ class Workload:
 
     def _fold(self, phase: Phase, plan: PhasePlan, counts: Sequence[int], splits: dict[str, int]) -> Work:
         p, unit_bytes = self.profile, 64 * plan.chunk * phase.itemsize
-        read, units = max(self._read(phase, splits), self._loads(phase, plan, splits) * p.load_us), phase.k // plan.parts // plan.chunk
+        read = max(self._read(phase, splits, 1 / plan.cluster), self._loads(phase, plan, splits) * p.load_us)
+        units = phase.k // plan.parts // plan.chunk // plan.cluster
         tiles = [n * len(part.weights) for n, part in zip(counts, phase.parts, strict=True)]
-        groups = -(-max(counts) // plan.group)
+        groups = -(-max(counts) // (plan.group * plan.cluster))
         mma = p.mma_us + p.column_us * (columns(self.padded_batch, plan.parts) - 8)
         narrow = max(1.0, p.row_bytes / (plan.chunk * phase.itemsize))
         return Work(
@@ -85,7 +87,7 @@ class Workload:
             before=p.stage_us,
             runs=self._runs(plan, groups, sum(tiles) * units, read),
             unit_us=p.unit_us + mma * unit_bytes / UNIT,
-            after=p.finish_us,
+            after=p.finish_us + (p.exchange_us if plan.cluster > 1 else 0.0),
             unit_bytes=unit_bytes,
             streamed_bytes=unit_bytes * narrow,
         )
@@ -93,7 +95,7 @@ class Workload:
     def _runs(self, plan: PhasePlan, groups: int, units: int, read: float) -> tuple[tuple[float, int], ...]:
         """Groups, and in each the pieces of the resident, which are staged anew for each group."""
         p, out = self.profile, []
-        finish = p.group_us * (1 + 0.1 * (self.padded_batch - 1))
+        finish = p.group_us * (1 + 0.1 * (self.padded_batch - 1)) + (p.exchange_us if plan.cluster > 1 else 0.0)
         for run in range(groups * plan.pieces):
             pause = p.piece_us if run and plan.pieces > 1 else 0.0
             if run and run % plan.pieces == 0:

@@ -179,6 +179,18 @@ def splits(r: Random, graph: OpGraph, s: Schedule) -> Schedule:
     return r.choice((changed, with_tensor(s, tensor, splits=n), with_tensor(changed, tensor, splits=n)))
 
 
+def clusters(r: Random, graph: OpGraph, s: Schedule) -> Schedule:
+    """Folds shared by clusters that were not, or the other way round; now and then what cannot be shared."""
+    for plan in r.sample(s.phases, r.randint(1, len(s.phases))):
+        phase, size = graph.phase(plan.name), r.choice((1, 2, 2, 2))
+        chunks = [c for c in (plan.chunk, 64, 32, 16) if c and phase.k % (plan.parts * size * c) == 0]
+        if phase.kind == "fold" and phase.parallel and s.workers % size == 0 and chunks:
+            s = with_plan(s, plan.name, cluster=size, pieces=1, chunk=chunks[0])
+        elif r.random() < 0.2:
+            s = with_plan(s, plan.name, cluster=r.choice((0, 2, 3, 4)))
+    return dropped_wait(r, graph, s) if r.random() < 0.3 and any(p.waits for p in s.phases) else s
+
+
 def workers(r: Random, graph: OpGraph, s: Schedule) -> Schedule:
     change = r.choice((-1, 1))
     if r.random() < 0.3:
@@ -228,7 +240,7 @@ MUTATIONS: dict[str, Mutation] = {
     f.__name__: f
     for f in (
         dropped_wait, other_wait, swapped_waits, more_waits, dropped_fence, moved_fence, incarnations, other_handoff, several,
-        swapped_tasks, duplicated_task, overlapping_task, wrong_count, handed_on_task, tiles, retiled, splits, workers, ring, shared_memory, batch,
+        swapped_tasks, duplicated_task, overlapping_task, wrong_count, handed_on_task, tiles, retiled, splits, clusters, workers, ring, shared_memory, batch,
         types,
     )
 }  # fmt: skip

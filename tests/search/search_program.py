@@ -80,7 +80,46 @@ class Free:
     unit: int
 
 
-Op = Look | Wait | Fence | Write | Signal | Fill | Begin | End | Free
+@dataclasses.dataclass(frozen=True)
+class Enter:
+    """The worker's own shared memory now holds buffers of this step, by its place in the program."""
+
+    step: int
+
+
+@dataclasses.dataclass(frozen=True)
+class Send:
+    """Sums of one round to another worker's shared memory, into one of the step's sets of buffers."""
+
+    to: int
+    step: int
+    round: int
+    set: int
+
+
+@dataclasses.dataclass(frozen=True)
+class Receive:
+    """Waits for what these workers send in a round."""
+
+    workers: tuple[int, ...]
+    step: int
+    round: int
+
+
+@dataclasses.dataclass(frozen=True)
+class Use:
+    """Reads what was received in a round for the last time."""
+
+    step: int
+    round: int
+
+
+@dataclasses.dataclass(frozen=True)
+class Leave:
+    """Nothing in the worker's shared memory is needed any more."""
+
+
+Op = Look | Wait | Fence | Write | Signal | Fill | Begin | End | Free | Enter | Send | Receive | Use | Leave
 
 
 @dataclasses.dataclass
@@ -102,7 +141,7 @@ class Compiler:
         graph = graph.in_order(schedule.order)
         self.graph, self.schedule = graph, schedule
         self.place = {p.name: i for i, p in enumerate(graph.phases)}
-        self.busy = {p.name: [any(part[w][1] for part in plan.tasks) for w in range(schedule.workers)] for p, plan in self._plans()}
+        self.busy = {p.name: [self._takes_part(plan, w) for w in range(schedule.workers)] for p, plan in self._plans()}
         self.home = {t: max(p.segment for p in graph.phases if t in p.writes) for t in graph.tensors}
         self.grain = math.gcd(*(plan.rows for _, plan in self._plans()), *(t.width for t in graph.tensors.values()))
         self.owner: list[str] = []
@@ -117,6 +156,13 @@ class Compiler:
 
     def _plans(self) -> list[tuple[Phase, PhasePlan]]:
         return [(p, self.schedule.plan(p.name)) for p in self.graph.phases]
+
+    def _takes_part(self, plan: PhasePlan, worker: int) -> bool:
+        """Whether anyone of its cluster has items."""
+        return any(part[w][1] for part in plan.tasks for w in self._cluster(plan, worker))
+
+    def _cluster(self, plan: PhasePlan, worker: int) -> list[int]:
+        return [w for w in range(self.schedule.workers) if w // plan.cluster == worker // plan.cluster]
 
     def _rows(self, phase: Phase, plan: PhasePlan, worker: int) -> list[list[int]]:
         """Per part, the words of one slot that a worker writes."""
@@ -141,10 +187,10 @@ class Compiler:
         for worker in range(self.schedule.workers):
             ops: list[Op] = []
             units = 0
-            for phase, iteration in self._steps():
+            for place, (phase, iteration) in enumerate(self._steps()):
                 if self.busy[phase.name][worker]:
                     streamed = self._units(phase, worker)
-                    ops += self._step(phase, iteration, worker, range(units, units + streamed))
+                    ops += self._step(phase, iteration, worker, range(units, units + streamed), place)
                     units += streamed
             compute.append(ops)
             loaders.append([Fill(u) for u in range(units)])
@@ -155,20 +201,32 @@ class Compiler:
 
     def _units(self, phase: Phase, worker: int) -> int:
         """One per item and matrix: how finely items are cut is nothing to the protocol of the ring."""
-        items = [part[worker][1] for part in self.schedule.plan(phase.name).tasks]
+        plan = self.schedule.plan(phase.name)
+        items = [sum(part[w][1] for w in self._cluster(plan, worker)) for part in plan.tasks]
         return 0 if phase.kind == "map" else sum(n * max(1, len(p.weights)) for n, p in zip(items, phase.parts, strict=True))
 
-    def _step(self, phase: Phase, iteration: int, worker: int, units: range) -> list[Op]:
+    def _step(self, phase: Phase, iteration: int, worker: int, units: range, place: int) -> list[Op]:
         plan, whole, rows = self.schedule.plan(phase.name), self._looks(phase, iteration), self._row_looks(phase, iteration, worker)
         fence: list[Op] = [Fence()] if plan.fence else []
         early = phase.kind == "fold" and all(self.schedule.tensor(t).handoff == "data" for t in phase.row_reads)
-        ops: list[Op] = [*(rows if early else []), *fence, *self._waits(phase, iteration), *whole]
+        ops: list[Op] = [Enter(place), *(rows if early else []), *fence, *self._waits(phase, iteration), *whole]
         ops += [op for u in units for op in (Begin(u), End(u), Free(u))]
+        ops += self._exchanged(plan, worker, place)
         for _ in range(2 if phase.kind == "fold" else 1):  # the last block of a finish may overlap the one before
             ops += [*(whole if plan.pieces > 1 or phase.kind == "map" else []), *rows, *self._writes(phase, iteration, worker)]
+        ops.append(Leave())
         kept = [t for t in phase.writes if not self.graph.tensors[t].output]
         if kept:
             ops.append(Signal(phase.name, any(self.schedule.tensor(t).handoff == "counter" for t in kept)))
+        return ops
+
+    def _exchanged(self, plan: PhasePlan, worker: int, place: int) -> list[Op]:
+        """Three rounds where tiles finish in groups: enough to come back to the first set of buffers."""
+        mates, grouped = [w for w in self._cluster(plan, worker) if w != worker], any(n > plan.group for part in plan.tasks for _, n in part)
+        ops: list[Op] = []
+        for number in range(3 if grouped else 1) if mates else ():
+            ops += [Send(mate, place, number, number % 2) for mate in mates]
+            ops += [Receive(tuple(mates), place, number), Use(place, number)]
         return ops
 
     def _waits(self, phase: Phase, iteration: int) -> list[Op]:

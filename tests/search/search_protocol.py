@@ -3,7 +3,7 @@
 import dataclasses
 import random
 
-from search_program import SENTINEL, Fence, Free, Look, Op, Program, Signal, Wait, Write
+from search_program import SENTINEL, Enter, Fence, Free, Look, Op, Program, Receive, Send, Signal, Wait, Write
 
 Random = random.Random
 
@@ -92,11 +92,33 @@ def dropped_free(r: Random, ops: list[Op], others: list[Op]) -> None:
     del ops[r.choice(_of(ops, Free)[: len(_of(ops, Free)) // 2])]
 
 
+def early_send(r: Random, ops: list[Op], others: list[Op]) -> None:
+    """Sums to the cluster before the step's waits."""
+    at = r.choice(_of(ops, Send))
+    _move(ops, at, max(i for i in _of(ops, Enter) if i < at) + 1)
+
+
+def one_set(r: Random, ops: list[Op], others: list[Op]) -> None:
+    """All rounds' sums to the same buffers."""
+    if not any(ops[i].set for i in _of(ops, Send)):
+        raise IndexError("one round only")
+    ops[:] = [dataclasses.replace(op, set=0) if isinstance(op, Send) else op for op in ops]
+
+
+def dropped_send(r: Random, ops: list[Op], others: list[Op]) -> None:
+    del ops[r.choice(_of(ops, Send))]
+
+
+def unreceived(r: Random, ops: list[Op], others: list[Op]) -> None:
+    """A round used before it is there, so that it is used never."""
+    del ops[r.choice(_of(ops, Receive))]
+
+
 PROTOCOL = {
     f.__name__: f
     for f in (
         early_signal, dropped_signal, duplicated_signal, dropped_clear, early_clear, late_clear, clear_by_another, dropped_fences,
-        unreleased, early_look, early_free, dropped_free,
+        unreleased, early_look, early_free, dropped_free, early_send, one_set, dropped_send, unreceived,
     )
 }  # fmt: skip
 

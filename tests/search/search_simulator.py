@@ -10,7 +10,9 @@ back stores, all of them, or clears alone, or those of one tensor, until nobody 
 
 import random
 
-from search_program import SENTINEL, Begin, Compiler, End, Fence, Fill, Free, Look, Op, Program, Signal, Wait, Write
+from search_program import (
+    SENTINEL, Begin, Compiler, End, Enter, Fence, Fill, Free, Leave, Look, Op, Program, Receive, Send, Signal, Use, Wait, Write,
+)  # fmt: skip
 
 from mkdsl.graph import OpGraph
 from mkdsl.search import Schedule
@@ -40,6 +42,9 @@ class Simulator:
         self.issued: list[set[int]] = [set() for _ in program.compute]  # not yet landed
         self.landed: list[set[int]] = [set() for _ in program.compute]
         self.freed: list[set[int]] = [set() for _ in program.compute]
+        self.own: list[int | None] = [None for _ in program.compute]  # the step whose buffers a worker's shared memory holds
+        self.sent: list[dict[tuple[int, int], int]] = [{} for _ in program.compute]  # (round, sender) of what it holds, to sets
+        self.sums_of: list[int] = [-1 for _ in program.compute]  # the step that is of
         self.slow = self.random.choice([None, *range(len(self.agents))])
         self.burst = self.random.choice([(1,), (1, 1, 4, 40), (1000,)])
         self.commits = self.random.choice((0.3, 0.03, 0.0))  # per turn; in any case when nobody gets on
@@ -90,7 +95,7 @@ class Simulator:
                 return changed, True
             self._do(worker, op)
             self.at[agent] += 1
-            changed |= isinstance(op, Signal | Fence | Fill | Free)
+            changed |= isinstance(op, Signal | Fence | Fill | Free | Send)
         return changed, False
 
     def _ready(self, worker: int, op: Op) -> bool:
@@ -98,6 +103,8 @@ class Simulator:
             return self.counts.get(op.phase, 0) >= op.count
         if isinstance(op, Look):
             return self._look(worker, op)
+        if isinstance(op, Receive):
+            return all((op.round, mate) in self.sent[worker] for mate in op.workers)
         if isinstance(op, Fill):
             free = op.unit < self.program.stages or op.unit - self.program.stages in self.freed[worker]
             return free and (op.unit < self.program.window or self._full(worker, op.unit - self.program.window))
@@ -129,6 +136,8 @@ class Simulator:
             if op.release:
                 self._flush(self.pending[worker])
             self.counts[op.phase] = self.counts.get(op.phase, 0) + 1
+        elif isinstance(op, Enter | Send | Use | Leave):
+            self._share(worker, op)
         elif isinstance(op, Fill):
             self.stage[worker][op.unit % self.program.stages] = op.unit
             self.issued[worker].add(op.unit)
@@ -136,6 +145,25 @@ class Simulator:
             self.freed[worker].add(op.unit)
         elif isinstance(op, Begin | End) and self.stage[worker][op.unit % self.program.stages] != op.unit:
             raise Race(f"worker {worker}: the stage of unit {op.unit} is being filled again")
+
+    def _share(self, worker: int, op: Op) -> None:
+        """Shared memory, in which a cluster's workers write to each other's."""
+        if isinstance(op, Enter):
+            if self.sent[worker] and self.sums_of[worker] != op.step:
+                raise Race(f"worker {worker}: step {op.step} overwrites sums of step {self.sums_of[worker]}")
+            self.own[worker] = op.step
+        elif isinstance(op, Leave):
+            self.own[worker] = None
+        elif isinstance(op, Use):
+            self.sent[worker] = {key: at for key, at in self.sent[worker].items() if key[0] != op.round}
+        elif isinstance(op, Send):
+            held = self.sent[op.to]
+            if self.own[op.to] not in (None, op.step) or (held and self.sums_of[op.to] != op.step):
+                raise Race(f"worker {worker}: sums of step {op.step} overwrite worker {op.to}'s step {self.own[op.to]}")
+            if any(at == op.set and number != op.round for (number, _), at in held.items()):
+                raise Race(f"worker {worker}: sums of round {op.round} overwrite those of a former one")
+            held[op.round, worker] = op.set
+            self.sums_of[op.to] = op.step
 
     def _flush(self, pending: dict[int, list[int]]) -> None:
         for word, values in pending.items():

@@ -29,8 +29,10 @@ def with_workers(workers: int) -> Profile:
     return dataclasses.replace(H200, workers=workers)
 
 
-def _source(graph: OpGraph, workers: int, batch: int, handoff: str) -> Source:
+def _source(graph: OpGraph, workers: int, batch: int, handoff: str, *, clusters: bool = False) -> Source:
+    """`clusters`: on a GPU on which reading takes so long that clusters pay."""
     gpu = with_workers(workers)
+    gpu = dataclasses.replace(gpu, l2_rate=1e8) if clusters else gpu
     return Source(graph, find(graph, batch, gpu, handoff), gpu)
 
 
@@ -44,6 +46,7 @@ def decoders() -> tuple[Source, ...]:
     found = [_source(wide, 6, 1, handoff) for handoff in ("data", "counter")]
     for graph in (tiny(2), tiny(3), split, multi_query, *each_order(parallel()), sandwich()):
         found += [_source(graph, w, 1 + w % 2, h) for w in (3, 4, 5, 6) for h in ("data", "counter")]
+        found += [_source(graph, 4, 8, "data", clusters=True)]
     return tuple(found)
 
 
@@ -58,7 +61,8 @@ def random_graphs(count: int = 48) -> tuple[Source, ...]:
         found.append(graph)
 
     collect()
-    return tuple(_source(g, 2 + i % 5, 1 + i % 3, "counter" if i % 4 == 3 else "data") for i, g in enumerate(found))
+    plain = [_source(g, 2 + i % 5, 1 + i % 3, "counter" if i % 4 == 3 else "data") for i, g in enumerate(found)]
+    return (*plain, *(_source(g, 2 + 2 * (i % 2), 8, "data", clusters=True) for i, g in enumerate(found[: count // 4])))
 
 
 SOURCES = {"decoders": decoders, "random": random_graphs}

@@ -17,7 +17,8 @@ def check_tiles(graph: OpGraph, schedule: Schedule, gpu: Profile) -> None:
     s = schedule
     if s.padded_batch < s.batch or s.padded_batch not in (1, 2, 4, 8, 16):
         raise Miscompute("sequences beyond the columns of the mma")
-    if s.workers > gpu.workers:
+    sizes = {plan.cluster for plan in s.phases} - {1}
+    if s.workers > gpu.workers or len(sizes) > 1 or any(n not in gpu.clusters or s.workers % n for n in sizes):
         raise Overflow("workers that never start")
     for phase in graph.phases:
         plan = s.plan(phase.name)
@@ -40,8 +41,9 @@ def _fold(s: Schedule, phase: Phase, plan: PhasePlan) -> None:
     _require(min(plan.rows, plan.parts, plan.pieces, plan.chunk, plan.group) >= 1, phase, "nothing to fold")
     _require(plan.rows * plan.parts == 64 and plan.parts in (1, 2, 4, 8), phase, "no mma operand")
     _require(phase.parallel or plan.parts == plan.pieces == 1, phase, "an ordered fold out of order")
-    piece = phase.k // plan.parts // plan.pieces
-    seen = plan.parts * plan.pieces * (piece // plan.chunk) * plan.chunk
+    _require(plan.cluster == 1 or (phase.separable and phase.parallel and plan.pieces == 1), phase, "parts of a resident that is made whole")
+    piece = phase.k // plan.parts // plan.cluster // plan.pieces
+    seen = plan.parts * plan.cluster * plan.pieces * (piece // plan.chunk) * plan.chunk
     _require(seen == phase.k, phase, f"{seen} elements of {phase.k}")
     _require(plan.chunk % 16 == 0, phase, "no whole mma step")
     if 64 * plan.chunk * phase.itemsize > s.stage_bytes or s.stage_bytes % (16 * plan.chunk):

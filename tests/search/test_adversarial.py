@@ -98,6 +98,7 @@ def test_what_the_search_makes_is_accepted_and_survives(of, record_property):
 
 NEEDED = {  # where a mutant that shows it is found soon
     "before": ("dropped_wait", "decoders"), "clear": ("dropped_wait", "random"), "fence": ("other_wait", "decoders"),
+    "exchange": ("clusters", "random"),
     "early": ("other_handoff", "decoders"), "reuse": ("incarnations", "random"), "count": ("dropped_wait", "random"),
 }  # fmt: skip
 
@@ -111,7 +112,8 @@ def test_each_condition_of_the_proof_is_needed(condition, monkeypatch):
 
     for source, schedule in corpus([NEEDED[condition], *itertools.product(MUTATIONS, SOURCES)]):
         with monkeypatch.context() as patch:
-            patch.setattr(_verify, "overtakings", without(_verify.overtakings))
+            for name in ("overtakings", "exchanges"):
+                patch.setattr(_verify, name, without(getattr(_verify, name)))
             for name in ("violations", "unfenced"):
                 patch.setattr(_verify.Accesses, name, without(getattr(_verify.Accesses, name)))
             accepted = refusal(source, schedule) is None

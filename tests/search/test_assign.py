@@ -60,4 +60,4 @@ def test_small_phases_go_to_those_with_the_least_to_stream():
 def test_a_worker_for_every_tile_there_is():
     schedule = find(tiny(), 1, profile("h200"), "data")
     for plan in schedule.phases:
-        assert len(plan.participants()) == min(132, sum(n for part in plan.tasks for _, n in part))
+        assert len(plan.participants) == min(132, sum(n for part in plan.tasks for _, n in part))

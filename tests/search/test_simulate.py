@@ -120,7 +120,7 @@ def test_random_graphs(graph: OpGraph, workers: int, batch: int, handoff: str):
     schedule = find(graph, batch, gpu, handoff)
     timeline = simulate(graph, schedule, gpu, whole=True)
     assert sorted(w for crew in timeline.crews for w in crew) == list(range(workers))
-    steps = sum(len(p.participants()) * graph.iterations(graph.phase(p.name)) for p in schedule.phases)
+    steps = sum(len(p.participants) * graph.iterations(graph.phase(p.name)) for p in schedule.phases)
     assert sum(len(timeline.crews[s.crew]) for s in timeline.spans) == steps
     assert all(s.arrived <= s.known <= s.read <= s.folded <= s.signalled for s in timeline.spans)
     streamed = sum(p.streamed_bytes(batch) * graph.iterations(p) for p in graph.phases)

@@ -1,0 +1,155 @@
+"""Sums that the workers of a thread-block cluster send each other: a fold split over them along K.
+
+Each folds the tiles of all, its mates' first, past its own part of the resident, and sends each sum to the tile's owner, whose finish adds what all have sent.
+A sum travels by `st.async`, which counts its bytes on a barrier of the receiver's, so it neither queues behind the stream nor needs a fence.
+
+Rounds alternate between two barriers and, where a phase has several, two sets of buffers. A worker sends in round n + 2 only what it folds
+after it has received all of round n + 1, which others sent after they had used what they received in round n. A phase's first round
+needs more: that every mate is done with all phases before, which is proven of a schedule's waits (`_races.exchanges`).
+"""
+
+from collections.abc import Sequence
+from typing import Any
+
+import jax
+import jax.experimental.pallas.mosaic_gpu as plgpu
+import jax.numpy as jnp
+from jax import lax
+from jax.experimental import pallas as pl
+from jax.experimental.mosaic.gpu import utils as mu
+from jaxlib.mlir import ir
+from jaxlib.mlir.dialects import arith, llvm, nvvm
+
+from mkdsl.graph import Phase
+from mkdsl.lower._layouts import ACC, THREADS
+from mkdsl.lower._machine import Machine, i32
+from mkdsl.lower._ptx import SCALAR
+from mkdsl.lower._stores import own_parts
+from mkdsl.lower._tiles import ROWS
+
+WORDS = 8  # two barriers of two words each, and how many rounds have been
+ROUNDS = 4  # the word that counts them
+
+
+def start(m: Machine) -> None:
+    """Before anything is sent: all threads of a cluster, once."""
+
+    @plgpu.inline_mgpu(arg_types=(plgpu.RefType(),))
+    def go(ctx: Any, exchange: Any) -> None:
+        one = mu.single_thread_predicate(mu.ThreadSubset.BLOCK)
+        for barrier in range(2):
+            nvvm.mbarrier_init(_barrier(exchange, _word(barrier)), _word(1), predicate=one)
+        mu.inline_ptx("st.shared.b32 [$0], $1;", _pointer(exchange, _word(ROUNDS)), _word(0), predicate=one, has_side_effects=True)
+        mu.inline_ptx("fence.mbarrier_init.release.cluster;", has_side_effects=True)
+        mu.inline_ptx("barrier.cluster.arrive.release.aligned;", has_side_effects=True)
+        mu.inline_ptx("barrier.cluster.wait.acquire.aligned;", has_side_effects=True)
+
+    go(m.refs["exchange"])  # pyright: ignore[reportCallIssue]
+
+
+def round_number(m: Machine) -> jax.Array:
+    """How many rounds this worker has been through."""
+    return m.refs["exchange"][ROUNDS]
+
+
+def buffer(m: Machine, phase: Phase, number: Any, source: Any) -> Any:
+    """Which set of a phase's finished rows holds what a worker of the cluster sends in a round."""
+    plan = m.schedule.plan(phase.name)
+    return (lax.rem(number, 2) * plan.cluster if plan.grouped else 0) + source
+
+
+def announce(m: Machine, phase: Phase, number: jax.Array, tiles: Any, begins: Any) -> None:
+    """Says how many words a round brings: sums of so many of this worker's tiles from each of its cluster, an mma's own part of every row and
+    sequence. If the phase `begins` with it (never if None), sends and expects partial reductions too."""
+    plan, statistics = m.schedule.plan(phase.name), len(m.graph.code[phase.name].stats)
+    words = tiles * (ROWS * m.batch)
+    if statistics and begins is not None:
+        words = words + jnp.where(begins, m.refs["statistics"].size, 0)
+        pl.when(begins)(lambda: _send_statistics(m, number, plan.cluster))
+    _expect(m, number, words * plan.cluster)
+
+
+def _expect(m: Machine, number: jax.Array, words: Any) -> None:
+    @plgpu.inline_mgpu(arg_types=(plgpu.RefType(), SCALAR, SCALAR))
+    def go(ctx: Any, exchange: Any, which: Any, size: Any) -> None:
+        one = mu.single_thread_predicate(mu.ThreadSubset.WARPGROUP)
+        barrier, size = _barrier(exchange, which.registers.item()), size.registers.item()
+        mu.inline_ptx("mbarrier.arrive.expect_tx.shared.b64 _, [$0], $1;", barrier, size, predicate=one, has_side_effects=True)
+
+    go(m.refs["exchange"], lax.rem(number, 2), jnp.asarray(4 * words, i32))  # pyright: ignore[reportCallIssue]
+
+
+def receive(m: Machine, number: jax.Array) -> None:
+    """Waits for all that a round brings; then the next one can begin."""
+
+    @plgpu.inline_mgpu(arg_types=(plgpu.RefType(), SCALAR, SCALAR))
+    def go(ctx: Any, exchange: Any, which: Any, parity: Any) -> None:
+        at = mu.BarrierRef(_barrier(exchange, which.registers.item()), _word(0), _word(0), 1)
+        at.wait_parity(arith.trunci(ir.IntegerType.get_signless(1), parity.registers.item()))
+
+    go(m.refs["exchange"], lax.rem(number, 2), lax.rem(lax.div(number, 2), 2))  # pyright: ignore[reportCallIssue]
+    m.refs["exchange"][ROUNDS] = number + 1
+
+
+def _send_statistics(m: Machine, number: jax.Array, cluster: int) -> None:
+    """This worker's partial reductions to the whole cluster."""
+
+    @plgpu.inline_mgpu(arg_types=(plgpu.RefType(), plgpu.RefType(), plgpu.RefType(), SCALAR, SCALAR))
+    def go(ctx: Any, exchange: Any, here: Any, there: Any, which: Any, rank: Any) -> None:
+        n = ir.MemRefType(here.type).shape[0]
+        source, to = _pointer(here), _pointer(there, arith.muli(rank.registers.item(), _word(n)))
+        thread = arith.remui(mu.thread_idx(), _word(THREADS))
+        for first in range(0, n, THREADS):
+            at = arith.addi(thread, _word(first))
+            with mu.when(arith.cmpi(arith.CmpIPredicate.ult, at, _word(n))):
+                value = llvm.load(ir.F32Type.get(), mu.getelementptr(source, [at], ir.F32Type.get()))
+                for mate in range(cluster):
+                    remote, barrier = _remote(to, _word(mate)), _remote(_barrier(exchange, which.registers.item()), _word(mate))
+                    _send(mu.getelementptr(remote, [at], ir.F32Type.get()), value, barrier)
+
+    here, there = m.refs["statistics"], m.refs["received"]
+    go(m.refs["exchange"], here.reshape(-1), there.reshape(-1), lax.rem(number, 2), m.rank)  # pyright: ignore[reportCallIssue]
+
+
+def send_sums(m: Machine, phase: Phase, sums: Sequence[jax.Array], s: Any, number: jax.Array, mate: jax.Array) -> None:
+    """Sums of the owner's s-th tile to its shared memory, in the order of `store_own_parts`."""
+    rows, which = m.refs[f"rows.{phase.name}"], buffer(m, phase, number, m.rank)
+    there = rows.at[which, s] if m.batch >= 8 else rows.at[which, :, s]
+
+    @plgpu.inline_mgpu(arg_types=(*(ACC for _ in sums), plgpu.RefType(), plgpu.RefType(), SCALAR, SCALAR))
+    def go(ctx: Any, *args: Any) -> None:
+        *arrays, ref, exchange, which, mate = args
+        owner = mate.registers.item()
+        to, barrier = _remote(_pointer(ref), owner), _remote(_barrier(exchange, which.registers.item()), owner)
+        strides = ir.MemRefType(ref.type).get_strides_and_offset()[0]
+
+        def put(value: ir.Value, at: Sequence[ir.Value]) -> None:
+            word = ir.IntegerType.get_signless(32)
+            steps = [arith.muli(arith.index_castui(word, i) if i.type != word else i, _word(s)) for i, s in zip(at, strides, strict=True)]
+            _send(mu.getelementptr(to, [arith.addi(*steps)], ir.F32Type.get()), value, barrier)
+
+        own_parts(arrays, put, parts=m.schedule.plan(phase.name).parts, sequences=m.batch)
+
+    go(*sums, there, m.refs["exchange"], lax.rem(number, 2), mate)  # pyright: ignore[reportCallIssue]
+
+
+def _send(to: ir.Value, value: ir.Value, barrier: ir.Value) -> None:
+    mu.inline_ptx("st.async.shared::cluster.mbarrier::complete_tx::bytes.f32 [$0], $1, [$2];", to, value, barrier, has_side_effects=True)
+
+
+def _remote(pointer: ir.Value, mate: ir.Value) -> ir.Value:
+    return mu.get_cluster_ptr(pointer, mate, generic=False)
+
+
+def _pointer(ref: ir.Value, word: ir.Value | None = None) -> ir.Value:
+    """Of a word of an array in shared memory."""
+    pointer = mu.memref_ptr(ref)
+    return pointer if word is None else mu.getelementptr(pointer, [word], ir.IntegerType.get_signless(32))
+
+
+def _barrier(exchange: ir.Value, which: ir.Value) -> ir.Value:
+    return _pointer(exchange, arith.muli(which, _word(2)))
+
+
+def _word(value: int) -> ir.Value:
+    return mu.c(value, ir.IntegerType.get_signless(32))
