@@ -1,10 +1,14 @@
 """The compute side of attention: an item folds one split of one (sequence, kv head)'s cache past the queries of its group.
 
-The new token's own key and value come from registers as the first carry of split 0, so no item waits for the cache to be written; the
-split whose turn it is for the block of `pos` appends them.
+The new token's own key and value come from registers as the first carry of share 0, so no item waits for the cache to be written; the
+share whose turn it is for the block of `pos` appends them. A share is a split, or one worker's part of it in a cluster, whose workers send
+what they have folded of each other's items to those who write them.
 """
 
 import dataclasses
+import functools
+import math
+from collections.abc import Sequence
 from typing import Any
 
 import jax
@@ -14,10 +18,11 @@ from jax import lax
 from jax.experimental import pallas as pl
 
 from mkdsl.graph import Phase
+from mkdsl.lower import _exchange
 from mkdsl.lower._frames import fetch, iota
 from mkdsl.lower._heads import Halves, Heads, head_leaves
 from mkdsl.lower._layouts import ACC, LHS, RHS, grid
-from mkdsl.lower._loader import COMPUTE, kv_blocks, kv_item
+from mkdsl.lower._loader import COMPUTE, group_count, kv_blocks, kv_item, kv_share, over_mates, share
 from mkdsl.lower._machine import Machine, Request, bf16, f32, spread, zeros
 from mkdsl.search import SHARING
 
@@ -35,6 +40,7 @@ class Item:
     sequence: Any
     head: Any
     split: Any
+    share: Any
 
     @property
     def group(self) -> int:
@@ -42,8 +48,7 @@ class Item:
 
     @property
     def columns(self) -> int:
-        """Queries as mma columns."""
-        return -(-self.group // 8) * 8
+        return _columns(self.phase)
 
     @property
     def shape(self) -> tuple[int, int]:
@@ -90,8 +95,8 @@ class Item:
         return self.m.load(Request(self.ref("score"), (), None, (pl.ds(0, self.columns),), ACC.reduce(0)))
 
     def first_carry(self, scores: jax.Array) -> tuple[jax.Array, jax.Array, jax.Array]:
-        """(m, z, acc) of split 0: the own token alone; of other splits: nothing. Past the cache everything becomes NaN."""
-        mine = (self.split == 0).astype(f32)
+        """(m, z, acc) of share 0: the own token alone; of others: nothing. Past the cache everything becomes NaN."""
+        mine = (self.share == 0).astype(f32)
         inside = jnp.where(self.m.refs["pos"][self.sequence] < self.phase.k, 0.0, jnp.nan).astype(f32)
         own = self.op.score(scores) * mine + (MASKED * (1.0 - mine) + inside)
         value = self.m.load(Request(self.ref("own"), (1,), None, (pl.ds(0, self.phase.head_dim),), ACC.reduce(1))).astype(f32)
@@ -102,11 +107,11 @@ class Item:
         """A block of keys and the same positions' values, a unit each: scores, online softmax, weighted values."""
         m_old, z, acc, i = carry
         plan, stages = self.m.schedule.plan(self.phase.name), self.m.schedule.stages
-        first, _ = kv_blocks(self.m, self.phase, self.sequence, self.split)
+        first, _ = kv_blocks(self.m, self.phase, self.sequence, self.share)
         keys, values = lax.rem(i, stages), lax.rem(i + 1, stages)
         queries = self._queries()
         plgpu.barrier_wait(self.m.refs["full"].at[keys])
-        scores = self._scores(keys, queries, (first + j * plan.splits) * plan.chunk, plan.chunk)
+        scores = self._scores(keys, queries, (first + j * (plan.splits * plan.cluster)) * plan.chunk, plan.chunk)
         self.m.free_stage(keys)
         m_new = m_old
         for s in scores:
@@ -152,10 +157,10 @@ class Item:
         return p[...] if self.m.interpret else plgpu.load(p, layout=RHS, optimized=False)
 
     def append(self) -> None:
-        """Writes the token's key and value to the cache, if it is this split's turn and there is room."""
+        """Writes the token's key and value to the cache, if it is this share's turn and there is room."""
         plan = self.m.schedule.plan(self.phase.name)
         pos = self.m.refs["pos"][self.sequence]
-        turn = lax.rem(lax.div(pos, plan.chunk), plan.splits) == self.split
+        turn = lax.rem(lax.div(pos, plan.chunk), plan.splits * plan.cluster) == self.share
 
         @pl.when(turn & (pos < self.phase.k))
         def _() -> None:
@@ -165,31 +170,57 @@ class Item:
                 new = self.m.load(Request(self.ref("own"), (row,), None, (pl.ds(0, self.phase.head_dim),), ACC.reduce(1)))
                 self.m.refs[f"cache{leaf.index}"][self.sequence, self.m.layer(leaf, self.l), self.head, pos, :] = new
 
-    def hand_over(self, m_: jax.Array, z: jax.Array, acc: jax.Array) -> None:
-        """The normalised result, and its log-sum-exp where splits are to be merged."""
-        name = self.phase.writes[0]
+    def keep(self, m_: jax.Array, z: jax.Array, acc: jax.Array) -> None:
+        """The normalised result [head_dim, columns] and its log-sum-exps to shared memory."""
         z = jnp.maximum(z, TINY)
         self.ref("out")[...] = acc * spread(1.0 / z, self.shape, 1, ACC)  # divisions are slow
-        shape = (self.group, self.phase.head_dim)
-        layout = grid(*shape)
-        heads = pl.ds(self.head * self.group, self.group)
+        self.ref("score")[...] = m_ + jnp.log(z)
+
+    def send(self, number: jax.Array, mate: jax.Array) -> None:
+        """What was kept, to the worker that writes this item."""
+        there = self.ref("received").at[_exchange.buffer(self.m, self.phase, number, self.m.rank)]
+        size = math.prod(self.shape)
+        _exchange.send_array(self.m, self.ref("out").reshape(-1), there.at[pl.ds(0, size)], number, mate)
+        _exchange.send_array(self.m, self.ref("score"), there.at[pl.ds(size, self.columns)], number, mate)
+
+    def kept(self) -> jax.Array:
+        """The result of each head [group, head_dim]."""
         if self.m.interpret:
-            out = self.ref("out")[...].T[: self.group]
-        else:
-            out = plgpu.load(self.ref("out").at[:, pl.ds(0, self.group)].transpose((1, 0)), layout=layout, optimized=False)
-        clears = self.m.home(name) == self.phase.segment
+            return self.ref("out")[...].T[: self.group]
+        out = self.ref("out").at[:, pl.ds(0, self.group)].transpose((1, 0))
+        return plgpu.load(out, layout=grid(self.group, self.phase.head_dim), optimized=False)
+
+    def merged(self, sets: Sequence[Any]) -> jax.Array:
+        """The same of what all of the cluster have sent; their common log-sum-exps are kept."""
+        layout, heads = grid(self.group, self.phase.head_dim), pl.ds(0, self.group)
+        lse = [self._received(s, (self.phase.head_dim, heads), layout.reduce(1)) for s in sets]
+        top = functools.reduce(jnp.maximum, lse)
+        weights = [jnp.exp(e - top) for e in lse]
+        total = functools.reduce(jnp.add, weights)
+        self.ref("score")[heads] = top + jnp.log(total)
+        values = [self._received(s, (pl.ds(0, self.phase.head_dim), heads), layout, transposed=True) for s in sets]
+        shape = self.group, self.phase.head_dim
+        return functools.reduce(jnp.add, [v * spread(w / total, shape, 0, layout) for v, w in zip(values, weights, strict=True)])
+
+    def _received(self, which: Any, index: tuple[Any, ...], layout: Any, *, transposed: bool = False) -> jax.Array:
+        view = self.phase.head_dim + 1, self.columns
+        return self.m.load(Request(self.ref("received"), (which,), view, index, layout, transposed))
+
+    def hand_over(self, out: jax.Array) -> None:
+        """Writes the heads' result, and the log-sum-exps that were kept where splits are to be merged."""
+        name, shape = self.phase.writes[0], (self.group, self.phase.head_dim)
+        heads, layout, clears = pl.ds(self.head * self.group, self.group), grid(*shape), self.m.home(name) == self.phase.segment
 
         def rows(inc: Any) -> Request:
             return Request(self.m.refs[name], (inc, self.split, self.sequence), None, (heads, pl.ds(0, self.phase.head_dim)), layout)
 
         self.m.hand_over(name, self.l, rows, out.astype(self.m.schedule.tensor(name).dtype), clears=clears)
         if self.m.schedule.tensor(name).splits > 1:
-            self._hand_over_lse(name, m_ + jnp.log(z), heads, clears)
+            self._hand_over_lse(name, heads, clears)
 
-    def _hand_over_lse(self, name: str, lse: jax.Array, heads: Any, clears: bool) -> None:
+    def _hand_over_lse(self, name: str, heads: Any, clears: bool) -> None:
         shape = self.group, self.phase.head_dim // SHARING
         layout = grid(*shape)
-        self.ref("score")[...] = lse
         value = self.m.load(Request(self.ref("score"), (), None, (pl.ds(0, self.group),), layout.reduce(1)))
 
         def rows(inc: Any) -> Request:
@@ -200,18 +231,68 @@ class Item:
 
 
 def attention_phase(m: Machine, phase: Phase, l: Any, i: Any) -> Any:
-    """One execution of attention by a worker that has items of it; i counts ring units."""
+    """One execution of attention by a worker that has items of it, or shares a mate's; i counts ring units."""
+    if m.schedule.plan(phase.name).cluster > 1:
+        return lax.fori_loop(0, group_count(m, phase, 0, COMPUTE), lambda j, i: _shared(m, phase, j, l, i), i)
     first, n = m.tasks(phase, 0, COMPUTE)
 
     def one(t: Any, i: Any) -> Any:
-        item = Item(m, phase, l, *kv_item(m, phase, first + t))
-        carry = item.first_carry(item.prepare())
-        m.stamp(phase, l, "read")
-        _, blocks = kv_blocks(m, phase, item.sequence, item.split)
-        m_, z, acc, i = lax.fori_loop(0, blocks, item.fold_block, (*carry, i))
-        m.stamp(phase, l, "folded")
-        item.append()
-        item.hand_over(m_, z, acc)
+        item, i = _fold(m, phase, first + t, None, l, i)
+        item.hand_over(item.kept())
         return i
 
     return lax.fori_loop(0, n, one, i)
+
+
+def _fold(m: Machine, phase: Phase, number: Any, mate: Any, l: Any, i: Any) -> tuple[Item, Any]:
+    """Folds this worker's share of an item, which is a mate's, or its own if None, and keeps the result."""
+    sequence, head, split = kv_item(m, phase, number)
+    item = Item(m, phase, l, sequence, head, split, kv_share(m, phase, split, mate))
+    carry = item.first_carry(item.prepare())
+    m.stamp(phase, l, "read")
+    _, blocks = kv_blocks(m, phase, item.sequence, item.share)
+    m_, z, acc, i = lax.fori_loop(0, blocks, item.fold_block, (*carry, i))
+    m.stamp(phase, l, "folded")
+    item.append()
+    item.keep(m_, z, acc)
+    return item, i
+
+
+def _shared(m: Machine, phase: Phase, j: Any, l: Any, i: Any) -> Any:
+    """One round: an item of each worker of the cluster, where it has one left, folded by all and written by its owner."""
+    plan = m.schedule.plan(phase.name)
+    number, groups = _exchange.round_number(m), plan.rounds(0)
+    first, n = m.tasks(phase, 0, COMPUTE)
+    a, mine = share(n, j, groups)
+    _exchange.expect(m, number, mine * plan.cluster * carry_words(phase))
+
+    def folded(mate: Any, i: Any) -> Any:
+        first, n = m.tasks(phase, 0, COMPUTE, mate)
+        a, count = share(n, j, groups)
+
+        def one(t: Any, i: Any) -> Any:
+            item, i = _fold(m, phase, first + a + t, mate, l, i)
+            item.send(number, mate)
+            return i
+
+        return lax.fori_loop(0, count, one, i)
+
+    i = over_mates(m, plan, folded, i)
+    _exchange.receive(m, number)
+
+    @pl.when(mine > 0)
+    def _() -> None:
+        item = Item(m, phase, l, *kv_item(m, phase, first + a), None)
+        item.hand_over(item.merged([_exchange.buffer(m, phase, number, source) for source in range(plan.cluster)]))
+
+    return i
+
+
+def carry_words(phase: Phase) -> int:
+    """Words of what one worker sends of one item."""
+    return (phase.head_dim + 1) * _columns(phase)
+
+
+def _columns(phase: Phase) -> int:
+    """Queries of a kv head as mma columns."""
+    return -(-phase.heads // phase.kv_heads // 8) * 8

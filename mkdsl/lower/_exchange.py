@@ -66,10 +66,19 @@ def announce(m: Machine, phase: Phase, number: jax.Array, tiles: Any, begins: An
     if statistics and begins is not None:
         words = words + jnp.where(begins, m.refs["statistics"].size, 0)
         pl.when(begins)(lambda: _send_statistics(m, number, plan.cluster))
-    _expect(m, number, words * plan.cluster)
+    expect(m, number, words * plan.cluster)
 
 
-def _expect(m: Machine, number: jax.Array, words: Any) -> None:
+def _send_statistics(m: Machine, number: jax.Array, cluster: int) -> None:
+    """This worker's partial reductions to the whole cluster."""
+    here, there = m.refs["statistics"].reshape(-1), m.refs["received"].at[m.rank].reshape(-1)
+    for mate in range(cluster):
+        send_array(m, here, there, number, mate)
+
+
+def expect(m: Machine, number: jax.Array, words: Any) -> None:
+    """Says how many words a round brings."""
+
     @plgpu.inline_mgpu(arg_types=(plgpu.RefType(), SCALAR, SCALAR))
     def go(ctx: Any, exchange: Any, which: Any, size: Any) -> None:
         one = mu.single_thread_predicate(mu.ThreadSubset.WARPGROUP)
@@ -91,24 +100,21 @@ def receive(m: Machine, number: jax.Array) -> None:
     m.refs["exchange"][ROUNDS] = number + 1
 
 
-def _send_statistics(m: Machine, number: jax.Array, cluster: int) -> None:
-    """This worker's partial reductions to the whole cluster."""
+def send_array(m: Machine, here: Any, there: Any, number: jax.Array, mate: Any) -> None:
+    """A float32 array [n] in shared memory, which no thread still writes, to a place like `there` in a mate's."""
 
     @plgpu.inline_mgpu(arg_types=(plgpu.RefType(), plgpu.RefType(), plgpu.RefType(), SCALAR, SCALAR))
-    def go(ctx: Any, exchange: Any, here: Any, there: Any, which: Any, rank: Any) -> None:
-        n = ir.MemRefType(here.type).shape[0]
-        source, to = _pointer(here), _pointer(there, arith.muli(rank.registers.item(), _word(n)))
+    def go(ctx: Any, exchange: Any, here: Any, there: Any, which: Any, mate: Any) -> None:
+        n, owner = ir.MemRefType(here.type).shape[0], mate.registers.item()
+        to, barrier = _remote(_pointer(there), owner), _remote(_barrier(exchange, which.registers.item()), owner)
         thread = arith.remui(mu.thread_idx(), _word(THREADS))
         for first in range(0, n, THREADS):
             at = arith.addi(thread, _word(first))
             with mu.when(arith.cmpi(arith.CmpIPredicate.ult, at, _word(n))):
-                value = llvm.load(ir.F32Type.get(), mu.getelementptr(source, [at], ir.F32Type.get()))
-                for mate in range(cluster):
-                    remote, barrier = _remote(to, _word(mate)), _remote(_barrier(exchange, which.registers.item()), _word(mate))
-                    _send(mu.getelementptr(remote, [at], ir.F32Type.get()), value, barrier)
+                value = llvm.load(ir.F32Type.get(), mu.getelementptr(_pointer(here), [at], ir.F32Type.get()))
+                _send(mu.getelementptr(to, [at], ir.F32Type.get()), value, barrier)
 
-    here, there = m.refs["statistics"], m.refs["received"]
-    go(m.refs["exchange"], here.reshape(-1), there.reshape(-1), lax.rem(number, 2), m.rank)  # pyright: ignore[reportCallIssue]
+    go(m.refs["exchange"], here, there, lax.rem(number, 2), i32(mate))  # pyright: ignore[reportCallIssue]
 
 
 def send_sums(m: Machine, phase: Phase, sums: Sequence[jax.Array], s: Any, number: jax.Array, mate: jax.Array) -> None:

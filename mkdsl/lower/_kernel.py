@@ -14,7 +14,7 @@ from jax.experimental import pallas as pl
 
 from mkdsl.graph import OpGraph, Phase
 from mkdsl.lower import _exchange
-from mkdsl.lower._attention import attention_phase
+from mkdsl.lower._attention import attention_phase, carry_words
 from mkdsl.lower._fold import fold_phase
 from mkdsl.lower._layouts import grid
 from mkdsl.lower._loader import COMPUTE, LOADER, drain, land_last, load_phase
@@ -89,6 +89,8 @@ def _attention(phase: Phase, plan: PhasePlan) -> dict[str, Any]:
         "score": plgpu.SMEM((columns,), f32),
         "own": plgpu.SMEM((2, d), bf16),
     }
+    if plan.cluster > 1:
+        buffers["received"] = plgpu.SMEM((plan.sets, carry_words(phase)), f32)
     return {f"{name}.{phase.name}": buffer for name, buffer in buffers.items()}
 
 

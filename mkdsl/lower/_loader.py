@@ -29,8 +29,7 @@ def load_phase(m: Machine, phase: Phase, l: Any, i: Any) -> Any:
     if phase.kind == "fold":
         return _fold(m, phase, l, i)
     if phase.kind == "attention":
-        first, n = m.tasks(phase, 0, LOADER)
-        i = lax.fori_loop(0, n, lambda t, i: _kv_item(m, phase, first + t, l, i), i)
+        return _attention(m, phase, l, i)
     return i
 
 
@@ -166,6 +165,18 @@ def drain(m: Machine, units: Any) -> None:
 # The KV cache.
 
 
+def _attention(m: Machine, phase: Phase, l: Any, i: Any) -> Any:
+    """In the order in which compute folds: an item of each worker of the cluster at a time."""
+    plan, groups = m.schedule.plan(phase.name), group_count(m, phase, 0, LOADER)
+
+    def items(mate: Any, j: Any, i: Any) -> Any:
+        first, n = m.tasks(phase, 0, LOADER, mate)
+        a, count = share(n, j, groups)
+        return lax.fori_loop(0, count, lambda t, i: _kv_item(m, phase, first + a + t, mate, l, i), i)
+
+    return lax.fori_loop(0, groups, lambda j, i: over_mates(m, plan, lambda mate, i: items(mate, j, i), i), i)
+
+
 def kv_item(m: Machine, phase: Phase, item: Any) -> tuple[jax.Array, jax.Array, jax.Array]:
     """(sequence, kv head, split) of an attention item."""
     splits = m.schedule.plan(phase.name).splits
@@ -173,25 +184,32 @@ def kv_item(m: Machine, phase: Phase, item: Any) -> tuple[jax.Array, jax.Array, 
     return lax.div(head, phase.kv_heads), lax.rem(head, phase.kv_heads), lax.rem(item, splits)
 
 
-def kv_blocks(m: Machine, phase: Phase, sequence: Any, split: Any) -> tuple[jax.Array, jax.Array]:
-    """(first, count) of the cache blocks that a split folds: first, first + splits, ...; those that hold a position before `pos`."""
+def kv_share(m: Machine, phase: Phase, split: Any, mate: Any) -> Any:
+    """Which share of an item's cache this worker folds: all of a split, or of one that a mate has to write, what falls to this one."""
     plan = m.schedule.plan(phase.name)
+    return split if plan.cluster == 1 else split + plan.splits * lax.rem(m.rank - mate + plan.cluster, plan.cluster)
+
+
+def kv_blocks(m: Machine, phase: Phase, sequence: Any, at: Any) -> tuple[jax.Array, jax.Array]:
+    """(first, count) of the cache blocks of share `at`: first, first + shares, ...; those that hold a position before `pos`."""
+    plan = m.schedule.plan(phase.name)
+    shares = plan.splits * plan.cluster
     pos = jnp.minimum(m.refs["pos"][sequence], phase.k)
     end = lax.div(pos + (plan.chunk - 1), plan.chunk)
     low = 0 if phase.window is None else lax.div(jnp.maximum(pos - (phase.window - 1), 0), plan.chunk)
-    first = low + lax.rem(split - low + plan.splits * (phase.k // plan.chunk + 1), plan.splits)
-    return first, lax.div(jnp.maximum(end - first, 0) + (plan.splits - 1), plan.splits)
+    first = low + lax.rem(at - low + shares * (phase.k // plan.chunk + 1), shares)
+    return first, lax.div(jnp.maximum(end - first, 0) + (shares - 1), shares)
 
 
-def _kv_item(m: Machine, phase: Phase, item: Any, l: Any, i: Any) -> Any:
+def _kv_item(m: Machine, phase: Phase, item: Any, mate: Any, l: Any, i: Any) -> Any:
     plan = m.schedule.plan(phase.name)
     sequence, head, split = kv_item(m, phase, item)
-    first, n = kv_blocks(m, phase, sequence, split)
+    first, n = kv_blocks(m, phase, sequence, kv_share(m, phase, split, mate))
     caches = [m.graph.node(m.graph.node(c).inputs[0]).op for c in m.graph.node(m.graph.code[phase.name].parts[0][0][0]).inputs[1:3]]
     view, half = m.refs[f"stage.{phase.name}"], plan.chunk // 2
 
     def unit(k: Any, i: Any, cache: Any) -> Any:
-        start = (first + k * plan.splits) * plan.chunk
+        start = (first + k * (plan.splits * plan.cluster)) * plan.chunk
         claim(m, i)
         slot = lax.rem(i, m.schedule.stages)
         for h in range(2):

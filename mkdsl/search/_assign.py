@@ -63,16 +63,16 @@ class Assigner:
         counts, costs = items(phase, plan, batch), weights(phase)
         given = shares(counts, costs, self.workers)
         if sum(given) > self.workers:  # fewer workers than parts
-            chosen = [self._least(n) for n in given]
+            chosen = [self._least(n, plan.cluster) for n in given]
         elif len(given) == 1:
-            chosen = [self._least(given[0])]
+            chosen = [self._least(given[0], plan.cluster)]
         else:
             chosen = self._contiguous(counts, costs, given)
         bytes_per_cost = self._item_bytes(phase, plan)
         tasks = []
         for n, cost, who in zip(counts, costs, chosen, strict=True):
             per_worker = self._counts(n, who, plan.cluster)
-            self.load += self._folded(per_worker, plan.cluster) * cost * bytes_per_cost
+            self.load += self._streamed(per_worker * cost * bytes_per_cost, plan.cluster)
             tasks.append(_ranges(per_worker))
         return tuple(tasks)
 
@@ -82,9 +82,10 @@ class Assigner:
             return -(-phase.k // plan.splits) * phase.head_dim * 2 * phase.itemsize
         return plan.rows * max(1, phase.k) * phase.itemsize
 
-    def _least(self, n: int) -> np.ndarray:
-        """The n workers with the least to stream so far."""
-        return np.sort(np.argsort(self.load, kind="stable")[:n])
+    def _least(self, n: int, cluster: int) -> np.ndarray:
+        """The n workers with the least to stream so far; of clusters that share items one worker each, as far as they go."""
+        rank = np.arange(self.workers) % cluster
+        return np.sort(np.lexsort((self._streamed(self.load, cluster), rank))[:n])
 
     def _counts(self, n: int, who: np.ndarray, cluster: int) -> np.ndarray:
         """Items of each worker; those with the least to stream so far take one more, of a cluster that shares its items one after the other."""
@@ -94,9 +95,9 @@ class Assigner:
         return per_worker
 
     @staticmethod
-    def _folded(per_worker: np.ndarray, cluster: int) -> np.ndarray:
-        """Items that each worker folds: of a cluster that shares them, the mean."""
-        return np.repeat(per_worker.reshape(-1, cluster).sum(axis=1) // cluster, cluster)
+    def _streamed(own: np.ndarray, cluster: int) -> np.ndarray:
+        """What each worker streams of what all own: in a cluster that shares it, the mean."""
+        return np.repeat(own.reshape(-1, cluster).sum(axis=1) // cluster, cluster)
 
     def _contiguous(self, counts: Sequence[int], costs: Sequence[int], given: Sequence[int]) -> list[np.ndarray]:
         """The parts' shares next to each other, started where the sum evens out best."""

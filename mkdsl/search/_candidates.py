@@ -58,24 +58,17 @@ def candidates(
     graph: OpGraph, phase: Phase, *, batch: int, stage_bytes: int, workers: int, smem_bytes: int, clusters: Sequence[int] = (1,)
 ) -> list[Candidate]:
     """All candidates of a phase whose own extents leave room for a ring of two stages."""
+    shared = tuple(n for n in clusters if n == 1 or _after_signals(graph, phase))
     make = {"fold": _folds, "attention": _attentions, "map": _maps}[phase.kind]
-    plans = [shared for plan in make(graph, phase, batch, stage_bytes, workers) for shared in _over_clusters(graph, phase, plan, clusters)]
-    found = [_measured(phase, plan, batch, workers) for plan in plans]
+    found = [_measured(phase, plan, batch, workers) for plan in make(graph, phase, batch, stage_bytes, workers, shared)]
     room = smem_bytes - 2 * stage_bytes
     return [c for c in dict.fromkeys(found) if c.bytes <= room]
 
 
 def _measured(phase: Phase, plan: PhasePlan, batch: int, workers: int) -> Candidate:
     busiest, pad = busiest_counts(phase, plan, batch, workers), padded(batch)
-    own = phase_extents(phase, plan, slots_of(phase, plan, busiest, workers) * sets_of(plan, busiest), pad)
+    own = phase_extents(phase, plan, slots_of(phase, plan, busiest, workers), sets_of(plan, busiest), pad)
     return Candidate(plan, busiest, busiest_counts(phase, plan, batch, workers, plan.cluster), pad, sum(e.total for e in own))
-
-
-def _over_clusters(graph: OpGraph, phase: Phase, plan: PhasePlan, clusters: Sequence[int]) -> list[PhasePlan]:
-    """The plan for each size of clusters that can share a fold's tiles: a linear fold's, with a prologue whose columns do not wait for each
-    other, after phases that all signal their end. A resident in several pieces is split in time already."""
-    alone = not (phase.kind == "fold" and phase.parallel and phase.separable and plan.pieces == 1 and _after_signals(graph, phase))
-    return [dataclasses.replace(plan, cluster=n) for n in clusters if n == 1 or not (alone or phase.k % (plan.parts * plan.chunk * n))]
 
 
 def _after_signals(graph: OpGraph, phase: Phase) -> bool:
@@ -100,23 +93,33 @@ def sets_of(plan: PhasePlan, busiest: tuple[int, ...]) -> int:
 
 
 def busiest_counts(phase: Phase, plan: PhasePlan, batch: int, workers: int, cluster: int = 1) -> tuple[int, ...]:
-    """Items of the busiest worker of each part, or cluster of workers."""
+    """Items of the busiest worker of each part, or cluster of workers: a single part's are spread over all clusters first."""
     counts = items(phase, plan, batch)
+    if len(counts) == 1:
+        return (-(-counts[0] // min(counts[0], workers // cluster)),)
     return tuple(-(-n * cluster // given) for n, given in zip(counts, shares(counts, weights(phase), workers), strict=True))
 
 
-def _folds(graph: OpGraph, phase: Phase, batch: int, stage_bytes: int, workers: int) -> list[PhasePlan]:
+def _folds(graph: OpGraph, phase: Phase, batch: int, stage_bytes: int, workers: int, clusters: tuple[int, ...]) -> list[PhasePlan]:
     out = []
     for parts in PARTS if phase.parallel else (1,):
         rows = ROWS // parts
         if phase.k % (MMA_K * parts) or any(part.rows % rows for part in phase.parts):
             continue
-        for pieces in PIECES if phase.parallel else (1,):  # a carry of the user's own stays in registers from first to last unit
-            piece, rest = divmod(phase.k // parts, pieces)
+        for pieces, cluster in _splits_of_k(phase, clusters):
+            piece, rest = divmod(phase.k // parts, pieces * cluster)
             for chunk in [] if rest else chunks_of(piece, stage_bytes):
-                plan = PhasePlan(name=phase.name, rows=rows, parts=parts, chunk=chunk, pieces=pieces, tasks=(), waits=())
+                plan = PhasePlan(name=phase.name, rows=rows, parts=parts, chunk=chunk, pieces=pieces, cluster=cluster, tasks=(), waits=())
                 out += [dataclasses.replace(plan, group=group) for group in groups(phase, plan, batch, workers)]
     return out
+
+
+def _splits_of_k(phase: Phase, clusters: tuple[int, ...]) -> list[tuple[int, int]]:
+    """(pieces, workers of a cluster): K split in time or in space, not at all if the carry is the user's own, which stays in registers from
+    first to last unit. In space where the prologue's columns do not wait for each other."""
+    if not phase.parallel:
+        return [(1, 1)]
+    return [(pieces, 1) for pieces in PIECES] + [(1, n) for n in clusters if n > 1 and phase.separable]
 
 
 def groups(phase: Phase, plan: PhasePlan, batch: int, workers: int) -> list[int]:
@@ -131,15 +134,18 @@ def groups(phase: Phase, plan: PhasePlan, batch: int, workers: int) -> list[int]
     return sorted({balanced, most} if plan.pieces > 1 else {balanced}, reverse=True)
 
 
-def _attentions(graph: OpGraph, phase: Phase, batch: int, stage_bytes: int, workers: int) -> list[PhasePlan]:
+def _attentions(
+    graph: OpGraph, phase: Phase, batch: int, stage_bytes: int, workers: int, clusters: tuple[int, ...]
+) -> list[PhasePlan]:
     rows = phase.heads // phase.kv_heads * phase.head_dim
     splittable = may_split(graph, phase.writes[0])
     out = []
     for chunk in range(64, phase.k + 1, 64):
         if phase.k % chunk == 0 and stage_bytes % (16 * phase.head_dim) == 0 and chunk * phase.head_dim * phase.itemsize <= stage_bytes:
             blocks = phase.k // chunk
-            for splits in _splits(blocks, batch * phase.kv_heads, workers) if splittable else (1,):
-                out.append(PhasePlan(name=phase.name, rows=rows, chunk=chunk, splits=splits, tasks=(), waits=()))
+            splits = _splits(blocks, batch * phase.kv_heads, workers) if splittable else (1,)
+            plans = [PhasePlan(name=phase.name, rows=rows, chunk=chunk, splits=n, tasks=(), waits=()) for n in splits]
+            out += [dataclasses.replace(p, cluster=n) for p in plans for n in clusters if n == 1 or p.splits * n <= blocks]
     return out
 
 
@@ -156,7 +162,7 @@ def _splits(blocks: int, heads: int, workers: int) -> list[int]:
     return sorted(s for s in powers | filling if 1 <= s <= blocks)
 
 
-def _maps(graph: OpGraph, phase: Phase, batch: int, stage_bytes: int, workers: int) -> list[PhasePlan]:
+def _maps(graph: OpGraph, phase: Phase, batch: int, stage_bytes: int, workers: int, clusters: tuple[int, ...]) -> list[PhasePlan]:
     common = math.gcd(*(part.rows for part in phase.parts))
     sizes = [64 << i for i in range(common.bit_length()) if common % (64 << i) == 0]
     widths = [graph.tensors[t].width for t in (*phase.reads, *phase.row_reads)]

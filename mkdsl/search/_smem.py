@@ -100,26 +100,28 @@ def added_bytes(phase: Phase, plan: PhasePlan, padded_batch: int) -> int:
     return len(phase.parts) * len(phase.row_reads) * padded_batch * plan.group * plan.rows * 4
 
 
-def phase_extents(phase: Phase, plan: PhasePlan, slots: int, padded_batch: int) -> tuple[Extent, ...]:
-    """What lives in one phase. `slots` as `finished_bytes` takes them."""
+def phase_extents(phase: Phase, plan: PhasePlan, slots: int, sets: int, padded_batch: int) -> tuple[Extent, ...]:
+    """What lives in one phase. slots, sets: as `PhasePlan` has them."""
     if phase.kind == "fold":
         sizes = {
             "resident": resident_bytes(phase, plan, padded_batch),
-            "finished": finished_bytes(slots, padded_batch),
+            "finished": finished_bytes(slots * sets, padded_batch),
             "added": added_bytes(phase, plan, padded_batch),
         }
     elif phase.kind == "attention":
-        sizes = attention_bytes(phase, plan)
+        sizes = attention_bytes(phase, plan, sets)
     else:
         sizes = {}
     return tuple(Extent(name, round_up(size, ALIGNMENT), phase=phase.name) for name, size in sizes.items() if size)
 
 
-def attention_bytes(phase: Phase, plan: PhasePlan) -> dict[str, int]:
-    """Queries and probabilities (bfloat16), the result and the scores (float32), the token's own key and value (bfloat16)."""
+def attention_bytes(phase: Phase, plan: PhasePlan, sets: int) -> dict[str, int]:
+    """Queries and probabilities (bfloat16), the result and the scores (float32), the token's own key and value (bfloat16); of a cluster,
+    results with their log-sum-exps that others send (float32)."""
     c = round_up(phase.heads // phase.kv_heads, 8)
     d = phase.head_dim
-    return {"queries": c * d * 2, "scores": plan.chunk * c * 2, "result": d * c * 4, "own scores": c * 4, "own k, v": 2 * d * 2}
+    own = {"queries": c * d * 2, "scores": plan.chunk * c * 2, "result": d * c * 4, "own scores": c * 4, "own k, v": 2 * d * 2}
+    return own | {"received": sets * (d + 1) * c * 4 if plan.cluster > 1 else 0}
 
 
 def fixed_extents(graph: OpGraph, padded_batch: int) -> tuple[Extent, ...]:
@@ -143,7 +145,7 @@ def shared_memory(graph: OpGraph, plans: Iterable[PhasePlan], *, padded_batch: i
       stages, stage_bytes: the ring.
     """
     chosen = [(graph.phase(plan.name), plan) for plan in plans]
-    slots = [plan.slots(phase) * plan.sets if phase.kind == "fold" else 0 for phase, plan in chosen]
-    own = [e for (phase, plan), n in zip(chosen, slots, strict=True) for e in phase_extents(phase, plan, n, padded_batch)]
+    slots = [plan.slots(phase) if phase.kind == "fold" else 0 for phase, plan in chosen]
+    own = [e for (phase, plan), n in zip(chosen, slots, strict=True) for e in phase_extents(phase, plan, n, plan.sets, padded_batch)]
     ring = (Extent("ring", stage_bytes, stages),) if stages else ()
     return SharedMemory((*ring, *fixed_extents(graph, padded_batch), *own), tuple(plan.name for plan in plans))

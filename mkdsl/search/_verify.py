@@ -146,10 +146,10 @@ def _check_attention(graph: OpGraph, schedule: Schedule, phase: Phase, plan: Pha
     name, p = phase.name, plan
     whole = p.chunk >= 1 and p.chunk % 64 == 0 and phase.k % p.chunk == 0
     _require(whole, f"{name}: chunk {p.chunk} is no multiple of 64 that divides the context {phase.k}")
-    _require(1 <= p.splits <= phase.k // p.chunk, f"{name}: {p.splits} splits of {phase.k // p.chunk} cache blocks")
+    shares = f"{p.splits} splits" if p.cluster == 1 else f"{p.splits} splits x {p.cluster} workers"
+    _require(1 <= p.splits * p.cluster <= phase.k // p.chunk, f"{name}: {shares} of {phase.k // p.chunk} cache blocks")
     _require(p.rows == phase.heads // phase.kv_heads * phase.head_dim, f"{name}: {p.rows} rows: an item is all heads of one kv head")
-    single = p.parts == p.pieces == p.cluster == p.group == 1
-    _require(single, f"{name}: {p.parts} parts, {p.pieces} pieces, cluster {p.cluster}, group {p.group}: an attention has none")
+    _require(p.parts == p.pieces == p.group == 1, f"{name}: {p.parts} parts, {p.pieces} pieces, group {p.group}: an attention has none")
     _check_stage(schedule, phase, p.chunk * phase.head_dim * phase.itemsize)
     _check_unsplit(schedule, phase, phase.reads)
 

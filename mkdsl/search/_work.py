@@ -105,14 +105,14 @@ class Workload:
 
     def _attention(self, phase: Phase, plan: PhasePlan, counts: Sequence[int], splits: dict[str, int]) -> Work:
         p, positions = self.profile, min(phase.k, phase.window or phase.k)
-        blocks = math.ceil(positions / plan.chunk / plan.splits)
+        blocks = math.ceil(positions / plan.chunk / (plan.splits * plan.cluster))
         unit_bytes = plan.chunk * phase.head_dim * phase.itemsize  # keys, then values
         return Work(
             read=self._read(phase, splits, 1 / (self.batch * phase.kv_heads)),
             before=0.6 * p.attention_us,
             runs=tuple((p.attention_us if item else 0.0, 2 * blocks) for item in range(counts[0])),
             unit_us=p.block_us / 2 + p.mma_us * unit_bytes / UNIT,
-            after=0.4 * p.attention_us,
+            after=0.4 * p.attention_us + (p.exchange_us if plan.cluster > 1 else 0.0),
             unit_bytes=unit_bytes,
             streamed_bytes=unit_bytes,
         )

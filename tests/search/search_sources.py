@@ -32,7 +32,7 @@ def with_workers(workers: int) -> Profile:
 def _source(graph: OpGraph, workers: int, batch: int, handoff: str, *, clusters: bool = False) -> Source:
     """`clusters`: on a GPU on which reading takes so long that clusters pay."""
     gpu = with_workers(workers)
-    gpu = dataclasses.replace(gpu, l2_rate=1e8) if clusters else gpu
+    gpu = dataclasses.replace(gpu, load_us=5.0) if clusters else gpu
     return Source(graph, find(graph, batch, gpu, handoff), gpu)
 
 
