@@ -29,7 +29,7 @@ OTHERS = ((0, 1), (0, 3), (-1, 2), (-2, 2), (-3, 2), (-1, 3))  # stages more tha
 
 def candidates(graph: OpGraph, batch: int, gpu: Profile) -> Iterator[Schedule]:
     rings = (cheapest(graph, batch, gpu, "data", ring)[:1] for ring in RINGS)
-    found = [timed(graph, with_handoffs(graph, draft(graph, batch, gpu, "data", c)), gpu) for choices in rings for c in choices]
+    found = [timed(graph, with_handoffs(graph, draft(graph, batch, "data", c)), gpu) for choices in rings for c in choices]
     yield from found
     best = min(found, key=lambda s: s.predicted_us)
     for more, window in OTHERS:

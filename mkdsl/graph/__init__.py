@@ -4,4 +4,17 @@ from mkdsl.graph._build import build_graph
 from mkdsl.graph._types import Code, Leaf, Node, OpGraph, Part, Phase, Segment, Tensor, UnsupportedError, depth
 from mkdsl.graph._verify import verify_graph
 
-__all__ = ["Code", "Leaf", "Node", "OpGraph", "Part", "Phase", "Segment", "Tensor", "UnsupportedError", "build_graph", "verify_graph"]
+__all__ = [
+    "Code",
+    "Leaf",
+    "Node",
+    "OpGraph",
+    "Part",
+    "Phase",
+    "Segment",
+    "Tensor",
+    "UnsupportedError",
+    "build_graph",
+    "depth",
+    "verify_graph",
+]

@@ -1,11 +1,13 @@
-"""Sums that the workers of a thread-block cluster send each other: a fold split over them along K.
+"""What the workers of a thread-block cluster send each other: a fold split over them along K, or an attention's items along positions.
 
-Each folds the tiles of all, its mates' first, past its own part of the resident, and sends each sum to the tile's owner, whose finish adds what all have sent.
-A sum travels by `st.async`, which counts its bytes on a barrier of the receiver's, so it neither queues behind the stream nor needs a fence.
+Each folds the tiles of all, its mates' first, past its own part of the resident, and sends each sum to the tile's owner, whose finish adds
+what all have sent. What is sent travels by `st.async`, which counts its bytes on a barrier of the receiver's: it neither queues behind the
+stream nor needs a fence.
 
-Rounds alternate between two barriers and, where a phase has several, two sets of buffers. A worker sends in round n + 2 only what it folds
-after it has received all of round n + 1, which others sent after they had used what they received in round n. A phase's first round
-needs more: that every mate is done with all phases before, which is proven of a schedule's waits (`_races.exchanges`).
+Rounds alternate between two barriers and, where a phase has several, two sets of buffers. In each round everyone sends everyone at least a
+word, at its end. So a worker that has received all of round n + 1 knows that its mates have used what they received in round n, and may send
+in round n + 2. A phase's first round needs more: that every mate is done with all phases before, which is proven of a schedule's waits
+(`_races.exchanges`).
 """
 
 from collections.abc import Sequence
@@ -27,8 +29,8 @@ from mkdsl.lower._ptx import SCALAR
 from mkdsl.lower._stores import own_parts
 from mkdsl.lower._tiles import ROWS
 
-WORDS = 8  # two barriers of two words each, and how many rounds have been
-ROUNDS = 4  # the word that counts them
+WORDS = 8  # two barriers of two words each, how many rounds have been, and a word that tells nothing
+ROUNDS, TOKEN = 4, 5
 
 
 def start(m: Machine) -> None:
@@ -59,7 +61,7 @@ def buffer(m: Machine, phase: Phase, number: Any, source: Any) -> Any:
 
 
 def announce(m: Machine, phase: Phase, number: jax.Array, tiles: Any, begins: Any) -> None:
-    """Says how many words a round brings: sums of so many of this worker's tiles from each of its cluster, an mma's own part of every row and
+    """Says what a round brings: sums of so many of this worker's tiles from each of its cluster, an mma's own part of every row and
     sequence. If the phase `begins` with it (never if None), sends and expects partial reductions too."""
     plan, statistics = m.schedule.plan(phase.name), len(m.graph.code[phase.name].stats)
     words = tiles * (ROWS * m.batch)
@@ -77,7 +79,7 @@ def _send_statistics(m: Machine, number: jax.Array, cluster: int) -> None:
 
 
 def expect(m: Machine, number: jax.Array, words: Any) -> None:
-    """Says how many words a round brings."""
+    """Says how many words a round brings, besides everyone's last."""
 
     @plgpu.inline_mgpu(arg_types=(plgpu.RefType(), SCALAR, SCALAR))
     def go(ctx: Any, exchange: Any, which: Any, size: Any) -> None:
@@ -85,15 +87,19 @@ def expect(m: Machine, number: jax.Array, words: Any) -> None:
         barrier, size = _barrier(exchange, which.registers.item()), size.registers.item()
         mu.inline_ptx("mbarrier.arrive.expect_tx.shared.b64 _, [$0], $1;", barrier, size, predicate=one, has_side_effects=True)
 
-    go(m.refs["exchange"], lax.rem(number, 2), jnp.asarray(4 * words, i32))  # pyright: ignore[reportCallIssue]
+    go(m.refs["exchange"], lax.rem(number, 2), jnp.asarray(4 * (words + m.schedule.cluster), i32))  # pyright: ignore[reportCallIssue]
 
 
 def receive(m: Machine, number: jax.Array) -> None:
-    """Waits for all that a round brings; then the next one can begin."""
+    """Sends a last word to everyone and waits for all that a round brings; then the next one can begin."""
 
     @plgpu.inline_mgpu(arg_types=(plgpu.RefType(), SCALAR, SCALAR))
     def go(ctx: Any, exchange: Any, which: Any, parity: Any) -> None:
-        at = mu.BarrierRef(_barrier(exchange, which.registers.item()), _word(0), _word(0), 1)
+        here, mate = _barrier(exchange, which.registers.item()), arith.remui(mu.thread_idx(), _word(THREADS))
+        with mu.when(arith.cmpi(arith.CmpIPredicate.ult, mate, _word(m.schedule.cluster))):
+            nothing = arith.bitcast(ir.F32Type.get(), mate)
+            _send(_remote(_pointer(exchange, _word(TOKEN)), mate), nothing, _remote(here, mate))
+        at = mu.BarrierRef(here, _word(0), _word(0), 1)
         at.wait_parity(arith.trunci(ir.IntegerType.get_signless(1), parity.registers.item()))
 
     go(m.refs["exchange"], lax.rem(number, 2), lax.rem(lax.div(number, 2), 2))  # pyright: ignore[reportCallIssue]

@@ -217,9 +217,7 @@ class Machine:
     def stamp(self, phase: Phase, l: Any, moment: str) -> None:
         """Notes when this worker's compute got there, if times are asked for."""
         if "stamps" in self.refs:
-            at = (
-                self.worker * (step_count(self.graph) * len(MOMENTS)) + self._step(phase, l) * len(MOMENTS) + MOMENTS.index(moment)
-            )
+            at = self.worker * (step_count(self.graph) * len(MOMENTS)) + self._step(phase, l) * len(MOMENTS) + MOMENTS.index(moment)
             _ptx.stamp(self.refs["stamps"].at[pl.ds(at, 1)])
 
     def _step(self, phase: Phase, l: Any) -> Any:

@@ -26,8 +26,8 @@ class Alternative(NamedTuple):
 
 def next_best(graph: OpGraph, schedule: Schedule, gpu: Profile) -> Iterator[Alternative]:
     """Per phase, the best path under the same ring that does not take the chosen candidate there."""
-    s, ring = schedule, Ring(schedule.stage_bytes, schedule.window)
-    left = gpu.smem_bytes - s.stages * s.stage_bytes - sum(e.total for e in fixed_extents(graph, s.padded_batch))
+    s, ring, gpu = schedule, Ring(schedule.stage_bytes, schedule.window), gpu.launched(schedule.cluster)
+    left = gpu.smem_bytes - s.stages * s.stage_bytes - sum(e.total for e in fixed_extents(graph, s.padded_batch, max(gpu.sizes)))
     all_of = numbered(graph, s.batch, gpu, ring)
     choices = {name: [(i, c) for i, c in found if c.bytes <= left] for name, found in all_of.items()}
     released = any(t.handoff == "counter" for t in s.tensors)

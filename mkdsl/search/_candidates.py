@@ -134,9 +134,7 @@ def groups(phase: Phase, plan: PhasePlan, batch: int, workers: int) -> list[int]
     return sorted({balanced, most} if plan.pieces > 1 else {balanced}, reverse=True)
 
 
-def _attentions(
-    graph: OpGraph, phase: Phase, batch: int, stage_bytes: int, workers: int, clusters: tuple[int, ...]
-) -> list[PhasePlan]:
+def _attentions(graph: OpGraph, phase: Phase, batch: int, stage_bytes: int, workers: int, clusters: tuple[int, ...]) -> list[PhasePlan]:
     rows = phase.heads // phase.kv_heads * phase.head_dim
     splittable = may_split(graph, phase.writes[0])
     out = []

@@ -13,9 +13,9 @@ from mkdsl.search._simulate import Timeline, simulate
 from mkdsl.search._smem import shared_memory
 
 
-def draft(graph: OpGraph, batch: int, gpu: Profile, handoff: str, choice: Choice) -> Schedule:
+def draft(graph: OpGraph, batch: int, handoff: str, choice: Choice) -> Schedule:
     """The schedule of a choice with its tasks, and with as few waits as reads suggest: fit to be simulated, not yet to be run."""
-    pad = padded(batch)
+    pad, gpu = padded(batch), choice.gpu
     plans = assign_all(graph, [c.plan for c in choice.found.candidates], batch=batch, workers=gpu.workers)
     memory = shared_memory(graph, plans, padded_batch=pad, stages=choice.stages, stage_bytes=choice.ring.stage_bytes)
     splits = {graph.phase(p.name).writes[0]: p.splits for p in plans if graph.phase(p.name).kind == "attention"}
@@ -43,6 +43,6 @@ def timed(graph: OpGraph, schedule: Schedule, gpu: Profile) -> Schedule:
     return dataclasses.replace(schedule, predicted_us=round(timeline.us, 3), us=us)
 
 
-def rough(graph: OpGraph, batch: int, gpu: Profile, handoff: str, choice: Choice) -> Timeline:
+def rough(graph: OpGraph, batch: int, handoff: str, choice: Choice) -> Timeline:
     """The simulator's prediction for a choice, quick enough to rank many."""
-    return simulate(graph, draft(graph, batch, gpu, handoff, choice), gpu, drift=False)
+    return simulate(graph, draft(graph, batch, handoff, choice), choice.gpu, drift=False)

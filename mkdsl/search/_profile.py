@@ -25,6 +25,8 @@ class Profile:
       name: as `profile` finds it, lower case.
       capability: CUDA compute capability (public).
       workers: streaming multiprocessors; one resident CTA each (public).
+      clusters: (CTAs of a thread-block cluster, SMs that such clusters leave idle, fraction of `bandwidth` they reach) (H200: 120 SMs in
+        clusters of 4 stream 4.42 TB/s, measured, but kernels on them are as slow as with 0.94 of the ceiling).
       smem_bytes: most shared memory of one CTA (public).
       bandwidth: bytes/s that all workers together read from device memory (H200: measured ceiling).
       stream: (KiB in flight per worker, fraction of `bandwidth` reached) (H200: measured).
@@ -41,7 +43,8 @@ class Profile:
       row_bytes: a box row shorter than this is bound by TMA's issue rate: 128-byte rows run 40 % slower (H200: measured).
       stage_us: from a fold's data to its first mma; finish_us: from its last unit to the signal, the last mma's latency included; group_us:
         one more group's finish (timeline).
-      exchange_us: from a cluster's last sum to the others' shared memory (H200: 0.5 for 512 bytes of each, measured).
+      exchange_us: from a cluster's last sum to the others' shared memory (H200: 0.5 for 512 bytes of each, measured; alone);
+        exchange_rate: bytes/s that one receives there (H200: fitted to kernels in clusters of 2 and 4).
       piece_us: one more piece of a resident, staged while compute waits for L2 (H200: the wait for data in o's timeline).
       attention_us: an attention item's short dependent steps; block_us: one more cache block, besides its bytes (H200: 4
         splits against 2 of one model).
@@ -53,6 +56,7 @@ class Profile:
     name: str
     capability: tuple[int, int]
     workers: int
+    clusters: tuple[tuple[int, int, float], ...]
     smem_bytes: int
     bandwidth: float
     stream: Curve
@@ -70,6 +74,7 @@ class Profile:
     finish_us: float
     group_us: float
     exchange_us: float
+    exchange_rate: float
     piece_us: float
     attention_us: float
     block_us: float
@@ -79,9 +84,29 @@ class Profile:
     measured: tuple[str, ...] = ()
 
     @property
-    def clusters(self) -> tuple[int, ...]:
-        """Sizes of thread-block clusters that leave no SM idle: pairs, where there are clusters at all. (An H200 holds 30 clusters of 4.)"""
-        return (1, 2) if self.capability >= (9, 0) and self.workers % 2 == 0 else (1,)
+    def sizes(self) -> tuple[int, ...]:
+        """Sizes of clusters, 1 included, of which a launch holds as many workers as there are."""
+        return (1, *(size for size, idle, reached in self.clusters if (idle, reached) == (0, 1) and self.workers % size == 0))
+
+    def launched(self, cluster: int) -> "Profile":
+        """The GPU as a launch in clusters of a size sees it: with the workers and the bandwidth that those have.
+
+        Raises:
+          ValueError: it holds no such clusters.
+        """
+        if cluster == 1:
+            return self
+        for size, idle, reached in self.clusters:
+            workers = (self.workers - idle) // size * size
+            if size == cluster and workers > 0:
+                return dataclasses.replace(self, workers=workers, bandwidth=self.bandwidth * reached, clusters=((size, 0, 1.0),))
+        raise ValueError(f"{self.name} holds no clusters of {cluster}: {self.clusters=} {self.workers=}")
+
+    @property
+    def launches(self) -> tuple["Profile", ...]:
+        """All that is worth a search: clusters of each size, and none unless one size leaves nothing idle."""
+        found = [self.launched(size) for size, idle, _ in self.clusters if self.workers - idle >= size]
+        return (*([] if len(self.sizes) > 1 else [dataclasses.replace(self, clusters=())]), *found)
 
     @property
     def tma(self) -> bool:
@@ -99,7 +124,7 @@ class Profile:
           ValueError: it is no profile; the message says `what` it is and names the field.
         """
         found = parse(cls, data, what)
-        for name in ("workers", "smem_bytes", "bandwidth", "l2_rate", "clock_hz"):
+        for name in ("workers", "smem_bytes", "bandwidth", "l2_rate", "exchange_rate", "clock_hz"):
             if not getattr(found, name):
                 raise ValueError(f"{what}: {name} is 0")
         for name in ("stream", "handoff", "released"):
@@ -126,6 +151,7 @@ _H200 = Profile(
     name="h200",
     capability=(9, 0),
     workers=132,
+    clusters=((2, 0, 1.0), (4, 12, 0.94)),
     smem_bytes=227 * KIB,
     bandwidth=4.61e12,
     stream=((8, 0.408), (16, 0.689), (24, 0.845), (32, 0.927), (40, 0.957), (48, 0.973), (64, 0.983), (160, 1.0)),
@@ -142,7 +168,8 @@ _H200 = Profile(
     stage_us=0.4,
     finish_us=0.35,
     group_us=0.3,
-    exchange_us=0.3,
+    exchange_us=0.2,
+    exchange_rate=40e9,
     piece_us=0.8,
     attention_us=1.3,
     block_us=0.7,
@@ -162,10 +189,12 @@ def _assumed(name: str, *, capability: tuple[int, int], workers: int, smem_kib: 
         name=name,
         capability=capability,
         workers=workers,
+        clusters=tuple(c for c in _H200.clusters if capability >= (9, 0) and (workers == _H200.workers or not c[1])),
         smem_bytes=smem_kib * KIB,
         bandwidth=bandwidth,
         stream=tuple((x * needed, y) for x, y in _H200.stream),
         l2_rate=_H200.l2_rate / slower,
+        exchange_rate=_H200.exchange_rate / slower,
         clock_hz=clock_hz,
         handoff=_queued(_H200.handoff, slower, needed),
         released=_queued(_H200.released, slower, needed),

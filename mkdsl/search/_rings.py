@@ -27,8 +27,9 @@ Choices = dict[str, list[tuple[int, Candidate]]]  # per phase, its candidates wi
 
 @dataclasses.dataclass(frozen=True)
 class Choice:
-    """What the search decided: the ring, its depth, and a candidate per phase."""
+    """What the search decided: how the GPU is launched, the ring, its depth, and a candidate per phase."""
 
+    gpu: Profile
     ring: Ring
     stages: int
     found: Found
@@ -39,7 +40,7 @@ def numbered(graph: OpGraph, batch: int, gpu: Profile, ring: Ring) -> Choices:
 
     def of(phase: Phase) -> list[Candidate]:
         return candidates(
-            graph, phase, batch=batch, stage_bytes=ring.stage_bytes, workers=gpu.workers, smem_bytes=gpu.smem_bytes, clusters=gpu.clusters
+            graph, phase, batch=batch, stage_bytes=ring.stage_bytes, workers=gpu.workers, smem_bytes=gpu.smem_bytes, clusters=gpu.sizes
         )
 
     return {p.name: list(enumerate(of(p))) for p in graph.phases}
@@ -55,7 +56,7 @@ def cheapest(graph: OpGraph, batch: int, gpu: Profile, handoff: str, ring: Ring)
     for stages, choices in _depths(graph, batch, gpu, ring, all_of):
         for some in (choices, {name: [(i, c) for i, c in found if c.plan.splits == 1] for name, found in choices.items()}):
             found = shortest_path(graph, some, price, ring.capacity(gpu, stages)) if all(some.values()) else None
-            out += [Choice(ring, stages, found)] if found is not None else []
+            out += [Choice(gpu, ring, stages, found)] if found is not None else []
             if found is None or all(c.plan.splits == 1 for c in found.candidates):
                 break
     return sorted(out, key=lambda choice: choice.found.cost)
@@ -77,7 +78,7 @@ class Prices:
 
 def _depths(graph: OpGraph, batch: int, gpu: Profile, ring: Ring, all_of: Choices) -> Iterator[tuple[int, Choices]]:
     """(stages, candidates for which that leaves room) worth a search: a shallower ring only if it admits more candidates."""
-    room = gpu.smem_bytes - sum(e.total for e in fixed_extents(graph, padded(batch)))
+    room = gpu.smem_bytes - sum(e.total for e in fixed_extents(graph, padded(batch), max(gpu.sizes)))
     before = 0
     for stages in range(room // ring.stage_bytes, max(2, ring.window) - 1, -1):
         left = room - stages * ring.stage_bytes

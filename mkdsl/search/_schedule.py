@@ -170,7 +170,9 @@ class Schedule:
         lines = [f"{self.target}, batch {self.batch}: {self.predicted_us:.0f} us predicted"]
         lines += [f"  ring: {self.stages} x {self.stage_bytes} bytes, {self.window} in flight; {self.smem_bytes} bytes of shared memory"]
         for p in self.phases:
-            lines.append(f"  {p.name}: {p.rows} x {p.parts}, chunk {p.chunk}, pieces {p.pieces}, cluster {p.cluster}, splits {p.splits}, {us[p.name]:.1f} us")
+            lines.append(
+                f"  {p.name}: {p.rows} x {p.parts}, chunk {p.chunk}, pieces {p.pieces}, cluster {p.cluster}, splits {p.splits}, {us[p.name]:.1f} us"
+            )
         return "\n".join(lines)
 
     def to_json(self) -> dict[str, Any]:

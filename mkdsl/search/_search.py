@@ -17,7 +17,8 @@ from mkdsl.search._simulate import simulate
 from mkdsl.search._verify import ScheduleError, verify_schedule
 
 HANDOFFS = ("data", "counter")
-FINALISTS = 2  # depths of each ring that are simulated
+FINALISTS = 2  # depths of each ring
+SIMULATED = 28  # of all launches' and rings' cheapest
 CLOSEST = 3  # of the finalists, by a simulation without drift, that are simulated with it
 UNLIMITED = 1 << 40  # bytes
 
@@ -76,20 +77,20 @@ def _with_best_handoffs(graph: OpGraph, schedule: Schedule, gpu: Profile) -> Sch
 
 def _closest(graph: OpGraph, batch: int, gpu: Profile, handoff: str) -> list[Schedule]:
     """The few finalists that look fastest, with hand-offs that are safe: what those cost may decide."""
-    ranked = sorted(finalists(graph, batch, gpu, handoff), key=lambda c: rough(graph, batch, gpu, handoff, c).us)
-    return [timed(graph, with_handoffs(graph, draft(graph, batch, gpu, handoff, choice)), gpu) for choice in ranked[:CLOSEST]]
+    ranked = sorted(finalists(graph, batch, gpu, handoff), key=lambda c: rough(graph, batch, handoff, c).us)
+    return [timed(graph, with_handoffs(graph, draft(graph, batch, handoff, choice)), gpu) for choice in ranked[:CLOSEST]]
 
 
 def finalists(graph: OpGraph, batch: int, gpu: Profile, handoff: str) -> list[Choice]:
-    """Of every ring the cheapest few (depth, candidates) by the cost model.
+    """Of every launch and ring the cheapest few (depth, candidates) by the cost model, and of those again the cheapest.
 
     Raises:
       ScheduleError: under no ring does anything fit.
     """
-    found = [choice for ring in RINGS for choice in _first(cheapest(graph, batch, gpu, handoff, ring))]
+    found = [choice for launch in gpu.launches for ring in RINGS for choice in _first(cheapest(graph, batch, launch, handoff, ring))]
     if not found:
         raise ScheduleError(_no_room(graph, batch, gpu))
-    return found
+    return sorted(found, key=lambda choice: choice.found.cost)[:SIMULATED]
 
 
 def _first(choices: list[Choice]) -> list[Choice]:
@@ -111,7 +112,7 @@ def without_k_split(graph: OpGraph, schedule: Schedule, gpu: Profile) -> tuple[S
     best = shortest_path(graph, choices, price, ring.capacity(gpu, schedule.stages)) if all(choices.values()) else None
     if best is None:
         raise ScheduleError(_no_room(graph, schedule.batch, lifted))
-    whole = draft(graph, schedule.batch, lifted, "data", Choice(ring, schedule.stages, best))
+    whole = draft(graph, schedule.batch, "data", Choice(lifted, ring, schedule.stages, best))
     return timed(graph, with_handoffs(graph, whole), lifted), lifted
 
 

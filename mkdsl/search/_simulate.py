@@ -62,9 +62,11 @@ def simulate(graph: OpGraph, schedule: Schedule, profile: Profile, *, whole: boo
       drift: workers that are alike keep different paces; without, a third of the time is needed.
 
     Raises:
-      ValueError: workers wait for ever.
+      ValueError: workers wait for ever, or the GPU holds no such clusters.
     """
-    return _Simulation(graph.in_order(schedule.order), schedule, profile, whole, PACES if drift else (0.0,)).run()
+    return _Simulation(
+        graph.in_order(schedule.order), schedule, profile.launched(schedule.cluster), whole, PACES if drift else (0.0,)
+    ).run()
 
 
 Wish = float | list[Action]

@@ -119,7 +119,10 @@ def _check_clusters(schedule: Schedule, profile: Profile) -> None:
     _require(min(sizes) >= 1, f"a cluster of {min(sizes)} workers")
     _require(len(sizes - {1}) <= 1, f"clusters of {sorted(sizes - {1})}: a launch has one size")
     size = schedule.cluster
-    _require(size in profile.clusters, f"clusters of {size}: {profile.name} holds as many workers in clusters of {list(profile.clusters)} only")
+    holds = {1, *(n for n, *_ in profile.clusters)}
+    _require(size in holds, f"clusters of {size}: {profile.name} holds clusters of {sorted(holds)} only")
+    most = profile.launched(size).workers
+    _require(schedule.workers <= most, f"{schedule.workers} workers: {profile.name} holds {most} in clusters of {size}")
     _require(schedule.workers % size == 0, f"{schedule.workers} workers in clusters of {size}")
 
 
@@ -136,7 +139,9 @@ def _check_fold(graph: OpGraph, schedule: Schedule, phase: Phase, plan: PhasePla
     _require(divides, f"{name}: {p.parts} parts x {pieces} x chunk {p.chunk} do not divide k={phase.k} (group {p.group})")
     whole = phase.parallel and phase.separable
     _require(p.cluster == 1 or whole, f"{name}: a cluster of {p.cluster} for a fold that needs its whole prologue, or whole rows, at once")
-    _require(p.cluster == 1 or p.pieces == 1, f"{name}: {p.pieces} pieces in a cluster of {p.cluster}: K is split in time or over a cluster")
+    _require(
+        p.cluster == 1 or p.pieces == 1, f"{name}: {p.pieces} pieces in a cluster of {p.cluster}: K is split in time or over a cluster"
+    )
     _require(p.chunk % MMA_K == 0, f"{name}: chunk {p.chunk} is no multiple of {MMA_K}")
     _check_stage(schedule, phase, ROWS * p.chunk * phase.itemsize)
     _require(p.splits == 1, f"{name}: {p.splits} splits: a fold is not split over workers")

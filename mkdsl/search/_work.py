@@ -87,15 +87,21 @@ class Workload:
             before=p.stage_us,
             runs=self._runs(plan, groups, sum(tiles) * units, read),
             unit_us=p.unit_us + mma * unit_bytes / UNIT,
-            after=p.finish_us + (p.exchange_us if plan.cluster > 1 else 0.0),
+            after=p.finish_us + self._exchange(plan, min(plan.group, -(-max(tiles) // plan.cluster)) * 64),
             unit_bytes=unit_bytes,
             streamed_bytes=unit_bytes * narrow,
         )
 
+    def _exchange(self, plan: PhasePlan, rows: float) -> float:
+        """Until a cluster's workers have each other's sums, of so many mma rows of each sequence from each."""
+        if plan.cluster == 1:
+            return 0.0
+        return self.profile.exchange_us + plan.cluster * rows * self.padded_batch * ITEMSIZE["float32"] / self.profile.exchange_rate * 1e6
+
     def _runs(self, plan: PhasePlan, groups: int, units: int, read: float) -> tuple[tuple[float, int], ...]:
         """Groups, and in each the pieces of the resident, which are staged anew for each group."""
         p, out = self.profile, []
-        finish = p.group_us * (1 + 0.1 * (self.padded_batch - 1)) + (p.exchange_us if plan.cluster > 1 else 0.0)
+        finish = p.group_us * (1 + 0.1 * (self.padded_batch - 1)) + self._exchange(plan, plan.group * 64)
         for run in range(groups * plan.pieces):
             pause = p.piece_us if run and plan.pieces > 1 else 0.0
             if run and run % plan.pieces == 0:
@@ -112,7 +118,8 @@ class Workload:
             before=0.6 * p.attention_us,
             runs=tuple((p.attention_us if item else 0.0, 2 * blocks) for item in range(counts[0])),
             unit_us=p.block_us / 2 + p.mma_us * unit_bytes / UNIT,
-            after=0.4 * p.attention_us + (p.exchange_us if plan.cluster > 1 else 0.0),
+            after=0.4 * p.attention_us
+            + self._exchange(plan, phase.head_dim * columns(1, phase.heads // phase.kv_heads) / self.padded_batch),
             unit_bytes=unit_bytes,
             streamed_bytes=unit_bytes,
         )

@@ -112,7 +112,7 @@ def with_tiles(graph, batch, **wanted):
     }
     price = Prices(graph, Model(graph, batch, SMALL, ring, released=False, padded_batch=padded(batch)))
     best = shortest_path(graph, choices, price, ring.capacity(SMALL, ring.window))
-    return timed(graph, with_handoffs(graph, draft(graph, batch, SMALL, "data", Choice(ring, ring.window, best))), SMALL)
+    return timed(graph, with_handoffs(graph, draft(graph, batch, "data", Choice(SMALL, ring, ring.window, best))), SMALL)
 
 
 def own_params(layers=1, hidden=192, wide=320, vocab=128):

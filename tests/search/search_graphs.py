@@ -126,12 +126,20 @@ def _phase(draw, index: int, segment: int, known: list[Tensor], out: Tensor, sca
     if draw(st.booleans()):
         made.append(Tensor(name=f"{out.name}.b", width=64 * scale * draw(st.integers(1, 3))))
         parts.append(Part(weights=(f"v{index}",), rows=made[-1].width, writes=(made[-1].name,)))
-    k, parallel = 64 * scale * draw(st.integers(1, 6)), draw(st.booleans())
+    k, parallel, separable = 64 * scale * draw(st.integers(1, 6)), draw(st.booleans()), draw(st.integers(0, 3)) > 0
     if draw(st.integers(0, 3)) == 0:
         parts = [Part(weights=(), rows=p.rows, writes=p.writes) for p in parts]
         return Phase(name=name, kind="map", segment=segment, parts=tuple(parts), reads=reads, row_reads=row_reads), made
     return Phase(
-        name=name, kind="fold", segment=segment, parts=tuple(parts), reads=reads, row_reads=row_reads, k=k, parallel=parallel
+        name=name,
+        kind="fold",
+        segment=segment,
+        parts=tuple(parts),
+        reads=reads,
+        row_reads=row_reads,
+        k=k,
+        parallel=parallel,
+        separable=separable,
     ), made
 
 

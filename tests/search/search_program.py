@@ -222,7 +222,10 @@ class Compiler:
 
     def _exchanged(self, plan: PhasePlan, worker: int, place: int) -> list[Op]:
         """Three rounds where tiles finish in groups: enough to come back to the first set of buffers."""
-        mates, grouped = [w for w in self._cluster(plan, worker) if w != worker], any(n > plan.group for part in plan.tasks for _, n in part)
+        mates, grouped = (
+            [w for w in self._cluster(plan, worker) if w != worker],
+            any(n > plan.group for part in plan.tasks for _, n in part),
+        )
         ops: list[Op] = []
         for number in range(3 if grouped else 1) if mates else ():
             ops += [Send(mate, place, number, number % 2) for mate in mates]

@@ -11,8 +11,25 @@ back stores, all of them, or clears alone, or those of one tensor, until nobody 
 import random
 
 from search_program import (
-    SENTINEL, Begin, Compiler, End, Enter, Fence, Fill, Free, Leave, Look, Op, Program, Receive, Send, Signal, Use, Wait, Write,
-)  # fmt: skip
+    SENTINEL,
+    Begin,
+    Compiler,
+    End,
+    Enter,
+    Fence,
+    Fill,
+    Free,
+    Leave,
+    Look,
+    Op,
+    Program,
+    Receive,
+    Send,
+    Signal,
+    Use,
+    Wait,
+    Write,
+)
 
 from mkdsl.graph import OpGraph
 from mkdsl.search import Schedule

@@ -18,7 +18,7 @@ def check_tiles(graph: OpGraph, schedule: Schedule, gpu: Profile) -> None:
     if s.padded_batch < s.batch or s.padded_batch not in (1, 2, 4, 8, 16):
         raise Miscompute("sequences beyond the columns of the mma")
     sizes = {plan.cluster for plan in s.phases} - {1}
-    if s.workers > gpu.workers or len(sizes) > 1 or any(n not in gpu.clusters or s.workers % n for n in sizes):
+    if s.workers > gpu.workers or len(sizes) > 1 or any(s.workers % n or _most(gpu, n) < s.workers for n in sizes):
         raise Overflow("workers that never start")
     for phase in graph.phases:
         plan = s.plan(phase.name)
@@ -32,6 +32,11 @@ def check_tiles(graph: OpGraph, schedule: Schedule, gpu: Profile) -> None:
             _merge(graph, s, reader, graph.tensors[tensor].heads)
 
 
+def _most(gpu: Profile, cluster: int) -> int:
+    """Workers that clusters of this size hold."""
+    return next((gpu.workers - idle for size, idle, _ in gpu.clusters if size == cluster), 0)
+
+
 def _require(holds: bool, phase: Phase, what: str) -> None:
     if not holds:
         raise Miscompute(f"{phase.name}: {what}")
@@ -41,7 +46,9 @@ def _fold(s: Schedule, phase: Phase, plan: PhasePlan) -> None:
     _require(min(plan.rows, plan.parts, plan.pieces, plan.chunk, plan.group) >= 1, phase, "nothing to fold")
     _require(plan.rows * plan.parts == 64 and plan.parts in (1, 2, 4, 8), phase, "no mma operand")
     _require(phase.parallel or plan.parts == plan.pieces == 1, phase, "an ordered fold out of order")
-    _require(plan.cluster == 1 or (phase.separable and phase.parallel and plan.pieces == 1), phase, "parts of a resident that is made whole")
+    _require(
+        plan.cluster == 1 or (phase.separable and phase.parallel and plan.pieces == 1), phase, "parts of a resident that is made whole"
+    )
     piece = phase.k // plan.parts // plan.cluster // plan.pieces
     seen = plan.parts * plan.cluster * plan.pieces * (piece // plan.chunk) * plan.chunk
     _require(seen == phase.k, phase, f"{seen} elements of {phase.k}")

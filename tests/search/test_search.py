@@ -24,7 +24,7 @@ from mkdsl.search._protocol import made_safe, other_handoffs
 from mkdsl.search._rings import RINGS
 from mkdsl.search._search import FINALISTS, finalists, find, without_k_split
 from mkdsl.search._simulate import simulate
-from mkdsl.search._smem import shared_memory
+from mkdsl.search._smem import fixed_extents, shared_memory
 
 H200 = profile("h200")
 
@@ -57,7 +57,7 @@ def test_other_layer_shapes(graph, handoff):
 
 def test_the_finalist_that_is_predicted_to_be_the_fastest_wins():
     schedule = search(llama_1b(), batch=1, target="h200")
-    drafts = [timed(llama_1b(), draft(llama_1b(), 1, H200, "data", choice), H200) for choice in finalists(llama_1b(), 1, H200, "data")]
+    drafts = [timed(llama_1b(), draft(llama_1b(), 1, "data", choice), H200) for choice in finalists(llama_1b(), 1, H200, "data")]
     best = min(drafts, key=lambda s: s.predicted_us)
     assert len(drafts) > len(RINGS)
     assert [dataclasses.replace(p, waits=(), fence=False) for p in schedule.phases] == [
@@ -69,7 +69,8 @@ def test_the_finalist_that_is_predicted_to_be_the_fastest_wins():
 
 
 def test_the_finalists_split_attention_and_do_not():
-    found = finalists(llama_1b(), 1, H200, "data")
+    alone = dataclasses.replace(H200, clusters=())
+    found = finalists(llama_1b(), 1, alone, "data")
     for ring in {choice.ring for choice in found}:
         split = [any(c.plan.splits > 1 for c in choice.found.candidates) for choice in found if choice.ring == ring]
         assert 1 <= split.count(True) <= FINALISTS and 1 <= split.count(False) <= FINALISTS
@@ -148,7 +149,7 @@ def test_one_fence_suffices_where_all_workers_take_part():
 def test_splits_of_heads_that_no_tile_divides():
     """Regression: SmolLM2's 9 heads left its attention to 3 workers."""
     graph = llama(hidden=576, layers=2, heads=9, kv_heads=3, head_dim=64, inner=1536, vocab=1024, context=512)
-    schedule = search(graph, batch=1, target="h200")
+    schedule = search(graph, batch=1, target=dataclasses.replace(H200, clusters=()))
     assert schedule.tensor("attention").splits > 1
     assert 9 % schedule.plan("wo").parts
 
@@ -276,12 +277,14 @@ def iteration_us(costs: list[Cost], repeats: int, capacity: float) -> float:
 
 
 def least_cost(graph: OpGraph, batch: int, gpu: Profile) -> float:
-    """By trying every combination of candidates under every ring."""
+    """By trying every combination of candidates under every launch and ring."""
     best = float("inf")
-    for ring in RINGS[:2]:
+    for gpu, ring in itertools.product(gpu.launches, RINGS[:2]):
         model = Model(graph, batch, gpu, ring, released=False, padded_batch=padded(batch))
         found = [
-            candidates(graph, p, batch=batch, stage_bytes=ring.stage_bytes, workers=gpu.workers, smem_bytes=gpu.smem_bytes)
+            candidates(
+                graph, p, batch=batch, stage_bytes=ring.stage_bytes, workers=gpu.workers, smem_bytes=gpu.smem_bytes, clusters=gpu.sizes
+            )
             for p in graph.phases
         ]
         for combination in itertools.product(*found):
@@ -293,7 +296,9 @@ def combined_cost(graph: OpGraph, batch: int, gpu: Profile, ring: Ring, model: M
     by_name = {c.plan.name: c for c in combination}
     splits = {graph.phase(n).writes[0]: c.plan.splits for n, c in by_name.items() if graph.phase(n).kind == "attention"}
     plans = assign_all(graph, [c.plan for c in combination], batch=batch, workers=gpu.workers)
-    rest = shared_memory(graph, plans, padded_batch=padded(batch), stages=0, stage_bytes=ring.stage_bytes).total
+    own = shared_memory(graph, plans, padded_batch=padded(batch), stages=0, stage_bytes=ring.stage_bytes)
+    fixed = sum(e.total for e in fixed_extents(graph, padded(batch), max(gpu.sizes)))  # as for clusters, whoever uses them
+    rest = own.total - sum(e.total for e in own.by_phase[""]) + fixed
     stages = (gpu.smem_bytes - rest) // ring.stage_bytes
     if stages < max(2, ring.window):
         return float("inf")
@@ -313,7 +318,7 @@ def test_shortest_path_equals_brute_force_whatever_the_costs(data, phases, repea
     graph = make_graph([(repeats, loop)], [])
     cost = st.builds(Cost, st.floats(0, 4), st.floats(0, 9), st.floats(0, 9))
     costs = {n: data.draw(st.lists(cost, min_size=1, max_size=4)) for n in names}
-    some = Candidate(PhasePlan(name="", rows=64, tasks=(), waits=()), (1,), 1)
+    some = Candidate(PhasePlan(name="", rows=64, tasks=(), waits=()), (1,), (1,), 1)
     choices = {n: [(i, some) for i in range(len(c))] for n, c in costs.items()}
     found = shortest_path(graph, choices, lambda phase, number, *_: costs[phase.name][number], capacity)
     want = min(repeats * iteration_us(list(c), repeats, capacity) for c in itertools.product(*costs.values()))

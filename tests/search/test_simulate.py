@@ -27,7 +27,7 @@ INSTANT = dataclasses.replace(H200, bandwidth=1e18)
 @functools.cache
 def prototype(handoff: str = "data") -> Schedule:
     """The tiles and the ring of the hand-written kernel: Llama-3.2-1B, batch 1, context 512."""
-    schedule = with_handoffs(llama_1b(), draft(llama_1b(), 1, H200, handoff, cheapest(llama_1b(), 1, H200, handoff, RINGS[0])[0]))
+    schedule = with_handoffs(llama_1b(), draft(llama_1b(), 1, handoff, cheapest(llama_1b(), 1, H200, handoff, RINGS[0])[0]))
     assert (schedule.stages, schedule.stage_bytes, schedule.window) == (6, 32768, 2)
     return schedule
 
@@ -90,7 +90,7 @@ MEASURED = {(32, 2): 669.9, (16, 3): 658.4, (16, 4): 679.5, (24, 2): 724.7, (28,
 def test_the_generated_kernels_candidates_are_ranked_as_measured():
     """docs/measurements.md, Llama-3.2-1B at batch 1: the cheapest of each (KiB a stage, window)."""
     choices = {(r.stage_bytes // 1024, r.window): cheapest(llama_1b(), 1, H200, "data", r)[0] for r in RINGS}
-    predicted = {ring: simulate(llama_1b(), draft(llama_1b(), 1, H200, "data", choices[ring]), H200).us for ring in MEASURED}
+    predicted = {ring: simulate(llama_1b(), draft(llama_1b(), 1, "data", choices[ring]), H200).us for ring in MEASURED}
     assert min(predicted, key=lambda r: predicted[r]) == min(MEASURED, key=lambda r: MEASURED[r])
     assert predicted == pytest.approx(MEASURED, rel=0.1)
 
