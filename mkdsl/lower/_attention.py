@@ -261,7 +261,7 @@ def _fold(m: Machine, phase: Phase, number: Any, mate: Any, l: Any, i: Any) -> t
 def _shared(m: Machine, phase: Phase, j: Any, l: Any, i: Any) -> Any:
     """One round: an item of each worker of the cluster, where it has one left, folded by all and written by its owner."""
     plan = m.schedule.plan(phase.name)
-    number, groups = _exchange.round_number(m), plan.rounds(0)
+    number, groups = _exchange.round_number(m), group_count(m, phase, 0, COMPUTE)
     first, n = m.tasks(phase, 0, COMPUTE)
     a, mine = share(n, j, groups)
     _exchange.expect(m, number, mine * plan.cluster * carry_words(phase))

@@ -40,8 +40,9 @@ def start(m: Machine) -> None:
     def go(ctx: Any, exchange: Any) -> None:
         one = mu.single_thread_predicate(mu.ThreadSubset.BLOCK)
         for barrier in range(2):
-            nvvm.mbarrier_init(_barrier(exchange, _word(barrier)), _word(1), predicate=one)
-        mu.inline_ptx("st.shared.b32 [$0], $1;", _pointer(exchange, _word(ROUNDS)), _word(0), predicate=one, has_side_effects=True)
+            at = mu.getelementptr(mu.memref_ptr(exchange), [2 * barrier], ir.IntegerType.get_signless(32))
+            nvvm.mbarrier_init(at, _word(1), predicate=one)
+        mu.inline_ptx("st.shared.b32 [$0], $1;", _address(exchange, _word(ROUNDS)), _word(0), predicate=one, has_side_effects=True)
         mu.inline_ptx("fence.mbarrier_init.release.cluster;", has_side_effects=True)
         mu.inline_ptx("barrier.cluster.arrive.release.aligned;", has_side_effects=True)
         mu.inline_ptx("barrier.cluster.wait.acquire.aligned;", has_side_effects=True)
@@ -84,7 +85,7 @@ def expect(m: Machine, number: jax.Array, words: Any) -> None:
     @plgpu.inline_mgpu(arg_types=(plgpu.RefType(), SCALAR, SCALAR))
     def go(ctx: Any, exchange: Any, which: Any, size: Any) -> None:
         one = mu.single_thread_predicate(mu.ThreadSubset.WARPGROUP)
-        barrier, size = _barrier(exchange, which.registers.item()), size.registers.item()
+        barrier, size = _address(exchange, _twice(which)), size.registers.item()
         mu.inline_ptx("mbarrier.arrive.expect_tx.shared.b64 _, [$0], $1;", barrier, size, predicate=one, has_side_effects=True)
 
     go(m.refs["exchange"], lax.rem(number, 2), jnp.asarray(4 * (words + m.schedule.cluster), i32))  # pyright: ignore[reportCallIssue]
@@ -95,10 +96,9 @@ def receive(m: Machine, number: jax.Array) -> None:
 
     @plgpu.inline_mgpu(arg_types=(plgpu.RefType(), SCALAR, SCALAR))
     def go(ctx: Any, exchange: Any, which: Any, parity: Any) -> None:
-        here, mate = _barrier(exchange, which.registers.item()), arith.remui(mu.thread_idx(), _word(THREADS))
+        here, mate = _barrier(exchange, which), arith.remui(mu.thread_idx(), _word(THREADS))
         with mu.when(arith.cmpi(arith.CmpIPredicate.ult, mate, _word(m.schedule.cluster))):
-            nothing = arith.bitcast(ir.F32Type.get(), mate)
-            _send(_remote(_pointer(exchange, _word(TOKEN)), mate), nothing, _remote(here, mate))
+            _send(_remote(_address(exchange, _word(TOKEN)), mate), [mate], _remote(_address(exchange, _twice(which)), mate))
         at = mu.BarrierRef(here, _word(0), _word(0), 1)
         at.wait_parity(arith.trunci(ir.IntegerType.get_signless(1), parity.registers.item()))
 
@@ -107,18 +107,17 @@ def receive(m: Machine, number: jax.Array) -> None:
 
 
 def send_array(m: Machine, here: Any, there: Any, number: jax.Array, mate: Any) -> None:
-    """A float32 array [n] in shared memory, which no thread still writes, to a place like `there` in a mate's."""
+    """A float32 array [n], of a multiple of 4, in shared memory, which no thread still writes, to a place like `there` in a mate's."""
 
     @plgpu.inline_mgpu(arg_types=(plgpu.RefType(), plgpu.RefType(), plgpu.RefType(), SCALAR, SCALAR))
     def go(ctx: Any, exchange: Any, here: Any, there: Any, which: Any, mate: Any) -> None:
-        n, owner = ir.MemRefType(here.type).shape[0], mate.registers.item()
-        to, barrier = _remote(_pointer(there), owner), _remote(_barrier(exchange, which.registers.item()), owner)
+        n, owner = ir.MemRefType(here.type).shape[0] // 4, mate.registers.item()
+        source, to, barrier = _address(here), _remote(_address(there), owner), _remote(_address(exchange, _twice(which)), owner)
         thread = arith.remui(mu.thread_idx(), _word(THREADS))
         for first in range(0, n, THREADS):
             at = arith.addi(thread, _word(first))
             with mu.when(arith.cmpi(arith.CmpIPredicate.ult, at, _word(n))):
-                value = llvm.load(ir.F32Type.get(), mu.getelementptr(_pointer(here), [at], ir.F32Type.get()))
-                _send(mu.getelementptr(to, [at], ir.F32Type.get()), value, barrier)
+                _send(_after(to, at, 16), _load(_after(source, at, 16)), barrier)
 
     go(m.refs["exchange"], here, there, lax.rem(number, 2), i32(mate))  # pyright: ignore[reportCallIssue]
 
@@ -132,35 +131,63 @@ def send_sums(m: Machine, phase: Phase, sums: Sequence[jax.Array], s: Any, numbe
     def go(ctx: Any, *args: Any) -> None:
         *arrays, ref, exchange, which, mate = args
         owner = mate.registers.item()
-        to, barrier = _remote(_pointer(ref), owner), _remote(_barrier(exchange, which.registers.item()), owner)
+        to, barrier = _remote(_address(ref), owner), _remote(_address(exchange, _twice(which)), owner)
         strides = ir.MemRefType(ref.type).get_strides_and_offset()[0]
 
         def put(value: ir.Value, at: Sequence[ir.Value]) -> None:
-            word = ir.IntegerType.get_signless(32)
-            steps = [arith.muli(arith.index_castui(word, i) if i.type != word else i, _word(s)) for i, s in zip(at, strides, strict=True)]
-            _send(mu.getelementptr(to, [arith.addi(*steps)], ir.F32Type.get()), value, barrier)
+            place = to
+            for index, stride in zip(at, strides, strict=True):
+                place = _after(place, index, 4 * stride)
+            _send(place, [arith.bitcast(ir.IntegerType.get_signless(32), value)], barrier)
 
         own_parts(arrays, put, parts=m.schedule.plan(phase.name).parts, sequences=m.batch)
 
     go(*sums, there, m.refs["exchange"], lax.rem(number, 2), mate)  # pyright: ignore[reportCallIssue]
 
 
-def _send(to: ir.Value, value: ir.Value, barrier: ir.Value) -> None:
-    mu.inline_ptx("st.async.shared::cluster.mbarrier::complete_tx::bytes.f32 [$0], $1, [$2];", to, value, barrier, has_side_effects=True)
+# Words, and addresses in shared memory, which are words too: 64-bit arithmetic would double the code.
 
 
-def _remote(pointer: ir.Value, mate: ir.Value) -> ir.Value:
-    return mu.get_cluster_ptr(pointer, mate, generic=False)
+def _send(to: ir.Value, words: Sequence[ir.Value], barrier: ir.Value) -> None:
+    names = ", ".join(f"${1 + i}" for i in range(len(words)))
+    data = (".v4", f"{{{names}}}") if len(words) == 4 else ("", names)
+    ptx = f"st.async.shared::cluster.mbarrier::complete_tx::bytes{data[0]}.b32 [$0], {data[1]}, [${1 + len(words)}];"
+    mu.inline_ptx(ptx, to, *words, barrier, has_side_effects=True)
 
 
-def _pointer(ref: ir.Value, word: ir.Value | None = None) -> ir.Value:
-    """Of a word of an array in shared memory."""
-    pointer = mu.memref_ptr(ref)
-    return pointer if word is None else mu.getelementptr(pointer, [word], ir.IntegerType.get_signless(32))
+def _load(source: ir.Value) -> list[ir.Value]:
+    """Four words."""
+    word = ir.IntegerType.get_signless(32)
+    return list(mu.inline_ptx("ld.shared.v4.b32 {$0, $1, $2, $3}, [$4];", source, result_types=[word] * 4, has_side_effects=True))
 
 
-def _barrier(exchange: ir.Value, which: ir.Value) -> ir.Value:
-    return _pointer(exchange, arith.muli(which, _word(2)))
+def _remote(address: ir.Value, mate: ir.Value) -> ir.Value:
+    """The same place in a mate's shared memory."""
+    return mu.inline_ptx(
+        "mapa.shared::cluster.u32 $0, $1, $2;", address, mate, result_types=ir.IntegerType.get_signless(32), has_side_effects=True
+    )
+
+
+def _address(ref: ir.Value, word: ir.Value | None = None) -> ir.Value:
+    start = llvm.ptrtoint(ir.IntegerType.get_signless(32), mu.memref_ptr(ref))
+    return start if word is None else _after(start, word, 4)
+
+
+def _after(address: ir.Value, index: ir.Value, size: int) -> ir.Value:
+    """So many items of a size further on."""
+    word = ir.IntegerType.get_signless(32)
+    index = index if index.type == word else arith.index_castui(word, index)
+    return arith.addi(address, arith.muli(index, _word(size)))
+
+
+def _barrier(exchange: ir.Value, which: Any) -> ir.Value:
+    """A pointer, as Mosaic's own functions want it."""
+    return mu.getelementptr(mu.memref_ptr(exchange), [_twice(which)], ir.IntegerType.get_signless(32))
+
+
+def _twice(which: Any) -> ir.Value:
+    """Where a barrier's words are."""
+    return arith.muli(which.registers.item(), _word(2))
 
 
 def _word(value: int) -> ir.Value:

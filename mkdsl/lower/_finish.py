@@ -16,11 +16,15 @@ from mkdsl.lower._loader import COMPUTE
 from mkdsl.lower._machine import Machine, Request, i32, zeros
 from mkdsl.search import PhasePlan
 
+FRAME = 512  # values of a finish's block, 4 per thread
 
-def finish_size(plan: PhasePlan, part: int) -> int:
-    """Tiles finished at once: the smallest group that any worker has, so that every group is covered by overlapping blocks of this size."""
+
+def finish_size(plan: PhasePlan, part: int, batch: int) -> int:
+    """Tiles finished at once: the smallest group that any worker has, so that every group is covered by overlapping blocks of this size, but
+    no more than a few values per thread, whose code is written out."""
     rounds = plan.rounds(part) if plan.cluster > 1 else None
-    return max(1, min((n // (rounds or -(-n // plan.group)) for _, n in plan.tasks[part] if n), default=1))
+    smallest = min((n // (rounds or -(-n // plan.group)) for _, n in plan.tasks[part] if n), default=1)
+    return max(1, min(smallest, FRAME // (plan.rows * batch)))
 
 
 def finish_part(m: Machine, phase: Phase, part: int, first: Any, at: Any, count: Any, base: Any, sets: Sequence[Any], l: Any) -> None:
@@ -28,7 +32,7 @@ def finish_part(m: Machine, phase: Phase, part: int, first: Any, at: Any, count:
 
     In blocks of a fixed size; the last one overlaps the one before, which writes the same values twice.
     """
-    size = finish_size(m.schedule.plan(phase.name), part)
+    size = finish_size(m.schedule.plan(phase.name), part, m.batch)
 
     def block(j: Any, carry: Any) -> Any:
         offset = jnp.minimum(j * size, count - size)
@@ -47,7 +51,7 @@ def finish_part(m: Machine, phase: Phase, part: int, first: Any, at: Any, count:
 
 def _frame(m: Machine, phase: Phase, part: int, tile: Any, l: Any) -> Rows:
     plan = m.schedule.plan(phase.name)
-    return Rows(m, phase, l, sequence=0, sequences=m.batch, first=tile * plan.rows, count=finish_size(plan, part) * plan.rows)
+    return Rows(m, phase, l, sequence=0, sequences=m.batch, first=tile * plan.rows, count=finish_size(plan, part, m.batch) * plan.rows)
 
 
 def _fold_values(m: Machine, phase: Phase, part: int, frame: Rows, slots: list[Any], sets: Sequence[Any]) -> None:
@@ -78,7 +82,7 @@ def preload(m: Machine, phase: Phase, l: Any) -> None:
         return
     for part, (_, written) in enumerate(m.graph.code[phase.name].parts):
         first, n = m.tasks(phase, part, COMPUTE)
-        size = finish_size(plan, part)
+        size = finish_size(plan, part, m.batch)
         if not row_leaves(m, _frame(m, phase, part, 0, l), written):
             continue
 

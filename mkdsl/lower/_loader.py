@@ -103,7 +103,7 @@ def over_mates(m: Machine, plan: PhasePlan, body: Callable[[Any, Any], Any], ini
     """body(mate, carry) for all workers that fold this one's tiles with it, itself last."""
     if plan.cluster == 1:
         return body(None, init)
-    return lax.fori_loop(0, plan.cluster, lambda j, carry: body(lax.rem(m.rank + 1 + j, plan.cluster), carry), init)
+    return m.times(plan.cluster, lambda j, carry: body(lax.rem(m.rank + 1 + j, plan.cluster), carry), init)
 
 
 def claim(m: Machine, i: Any) -> None:

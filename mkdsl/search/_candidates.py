@@ -74,7 +74,8 @@ def _measured(phase: Phase, plan: PhasePlan, batch: int, workers: int) -> Candid
 def _after_signals(graph: OpGraph, phase: Phase) -> bool:
     """Whether all phases that may come before signal: those that write outputs only do not."""
     looped = graph.iterations(phase) > 1
-    before = [p for p in graph.phases if p.segment < phase.segment or (p.segment == phase.segment and (looped or p != phase))]
+    at = graph.order[phase.name]
+    before = [p for p in graph.phases if p.segment < phase.segment or (p.segment == phase.segment and (looped or graph.order[p.name] < at))]
     return all(any(not graph.tensors[t].output for t in p.writes) for p in before)
 
 

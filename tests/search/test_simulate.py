@@ -17,6 +17,7 @@ from mkdsl.search._protocol import with_handoffs
 from mkdsl.search._rings import RINGS, cheapest
 from mkdsl.search._search import find
 from mkdsl.search._simulate import Timeline, simulate
+from mkdsl.search._work import Workload
 
 H200 = profile("h200")
 NOTHING = ((0.0, 0.0),)
@@ -119,7 +120,7 @@ def test_random_graphs(graph: OpGraph, workers: int, batch: int, handoff: str):
     gpu = dataclasses.replace(H200, workers=workers)
     schedule = find(graph, batch, gpu, handoff)
     timeline = simulate(graph, schedule, gpu, whole=True)
-    assert sorted(w for crew in timeline.crews for w in crew) == list(range(workers))
+    assert sorted(w for crew in timeline.crews for w in crew) == list(range(schedule.workers))
     steps = sum(len(p.participants) * graph.iterations(graph.phase(p.name)) for p in schedule.phases)
     assert sum(len(timeline.crews[s.crew]) for s in timeline.spans) == steps
     assert all(s.arrived <= s.known <= s.read <= s.folded <= s.signalled for s in timeline.spans)
@@ -138,6 +139,20 @@ def test_memory_serves_at_its_bandwidth(jobs):
     assert len(landed) == len(jobs)
     assert max(landed) == pytest.approx(sum(w * size for w, size, _ in jobs) / 100)
     assert memory.in_flight == pytest.approx(0, abs=1e-6)
+
+
+def test_what_pairs_share_is_read_in_halves():
+    """Of a phase's K each worker of a pair reads and folds half, for the items of both, and each has the other's sums soon after."""
+    graph = llama_1b()
+    schedule = find(graph, 8, H200, "data")
+    plan, phase = schedule.plan("wd"), graph.phase("wd")
+    assert plan.cluster == 2
+    works = [
+        Workload(graph, 8, 8, H200).of(phase, p, counts, {}) for p, counts in ((plan, (2,)), (dataclasses.replace(plan, cluster=1), (1,)))
+    ]
+    assert works[0].units == works[1].units
+    assert works[0].read == pytest.approx(works[1].read / 2, rel=0.1)
+    assert works[1].after < works[0].after < works[1].after + 1
 
 
 def test_tiny_decoders_are_all_latency():
