@@ -88,6 +88,11 @@ class Profile:
         """Sizes of clusters, 1 included, of which a launch holds as many workers as there are."""
         return (1, *(size for size, idle, reached in self.clusters if (idle, reached) == (0, 1) and self.workers % size == 0))
 
+    def held(self, cluster: int) -> int:
+        """Workers that clusters of a size hold; 0 if there are none such."""
+        idle = {1: 0} | {size: idle for size, idle, _ in self.clusters}
+        return max(0, self.workers - idle.get(cluster, self.workers)) // cluster * cluster
+
     def launched(self, cluster: int) -> "Profile":
         """The GPU as a launch in clusters of a size sees it: with the workers and the bandwidth that those have.
 
@@ -96,16 +101,15 @@ class Profile:
         """
         if cluster == 1:
             return self
-        for size, idle, reached in self.clusters:
-            workers = (self.workers - idle) // size * size
-            if size == cluster and workers > 0:
-                return dataclasses.replace(self, workers=workers, bandwidth=self.bandwidth * reached, clusters=((size, 0, 1.0),))
-        raise ValueError(f"{self.name} holds no clusters of {cluster}: {self.clusters=} {self.workers=}")
+        if not self.held(cluster):
+            raise ValueError(f"{self.name} holds no clusters of {cluster}: {self.clusters=} {self.workers=}")
+        reached = next(reached for size, _, reached in self.clusters if size == cluster)
+        return dataclasses.replace(self, workers=self.held(cluster), bandwidth=self.bandwidth * reached, clusters=((cluster, 0, 1.0),))
 
     @property
     def launches(self) -> tuple["Profile", ...]:
         """All that is worth a search: clusters of each size, and none unless one size leaves nothing idle."""
-        found = [self.launched(size) for size, idle, _ in self.clusters if self.workers - idle >= size]
+        found = [self.launched(size) for size, *_ in self.clusters if self.held(size)]
         return (*([] if len(self.sizes) > 1 else [dataclasses.replace(self, clusters=())]), *found)
 
     @property

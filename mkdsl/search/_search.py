@@ -2,6 +2,7 @@
 that the simulator predicts to be the fastest; and the proof."""
 
 import dataclasses
+import itertools
 
 from mkdsl.graph import OpGraph
 from mkdsl.search import _cache
@@ -18,8 +19,9 @@ from mkdsl.search._verify import ScheduleError, verify_schedule
 
 HANDOFFS = ("data", "counter")
 FINALISTS = 2  # depths of each ring
-SIMULATED = 28  # of all launches' and rings' cheapest
-CLOSEST = 3  # of the finalists, by a simulation without drift, that are simulated with it
+SIMULATED = 16  # of all launches' and rings' cheapest
+IDLE = 1.01  # a launch that leaves SMs idle must be predicted to be faster by this: such predictions were optimistic (docs/measurements.md)
+CLOSEST = 3  # of each launch's finalists, by a simulation without drift, that are simulated with it
 UNLIMITED = 1 << 40  # bytes
 
 
@@ -59,7 +61,8 @@ def search(graph: OpGraph, *, batch: int, target: str | Profile, handoff: str = 
 
 def find(graph: OpGraph, batch: int, gpu: Profile, handoff: str) -> Schedule:
     """Searches, without a cache: of the finalists of all orders of phases the one that the simulator predicts to be the fastest."""
-    best = min((s for g in (graph, *graph.others) for s in _closest(g, batch, gpu, handoff)), key=lambda s: s.predicted_us)
+    found = (s for g in (graph, *graph.others) for s in _closest(g, batch, gpu, handoff))
+    best = min(found, key=lambda s: s.predicted_us * (IDLE if s.workers < gpu.workers else 1.0))
     if handoff == "data":
         best = _with_best_handoffs(graph.in_order(best.order), best, gpu)
     verify_schedule(graph, best, gpu)
@@ -76,9 +79,10 @@ def _with_best_handoffs(graph: OpGraph, schedule: Schedule, gpu: Profile) -> Sch
 
 
 def _closest(graph: OpGraph, batch: int, gpu: Profile, handoff: str) -> list[Schedule]:
-    """The few finalists that look fastest, with hand-offs that are safe: what those cost may decide."""
+    """The few finalists of each launch that look fastest, with hand-offs that are safe: what those cost may decide."""
     ranked = sorted(finalists(graph, batch, gpu, handoff), key=lambda c: rough(graph, batch, handoff, c).us)
-    return [timed(graph, with_handoffs(graph, draft(graph, batch, handoff, choice)), gpu) for choice in ranked[:CLOSEST]]
+    launches = [[c for c in ranked if c.gpu == launch][:CLOSEST] for launch in gpu.launches]
+    return [timed(graph, with_handoffs(graph, draft(graph, batch, handoff, c)), gpu) for c in itertools.chain(*launches)]
 
 
 def finalists(graph: OpGraph, batch: int, gpu: Profile, handoff: str) -> list[Choice]:

@@ -118,10 +118,10 @@ def _check_clusters(schedule: Schedule, profile: Profile) -> None:
     sizes = {p.cluster for p in schedule.phases}
     _require(min(sizes) >= 1, f"a cluster of {min(sizes)} workers")
     _require(len(sizes - {1}) <= 1, f"clusters of {sorted(sizes - {1})}: a launch has one size")
-    size = schedule.cluster
-    holds = {1, *(n for n, *_ in profile.clusters)}
-    _require(size in holds, f"clusters of {size}: {profile.name} holds clusters of {sorted(holds)} only")
-    most = profile.launched(size).workers
+    size, most = schedule.cluster, profile.held(schedule.cluster)
+    _require(
+        most > 0, f"clusters of {size}: {profile.name} holds none such, but {[n for n, *_ in profile.clusters]} with {profile.workers} SMs"
+    )
     _require(schedule.workers <= most, f"{schedule.workers} workers: {profile.name} holds {most} in clusters of {size}")
     _require(schedule.workers % size == 0, f"{schedule.workers} workers in clusters of {size}")
 

@@ -38,11 +38,11 @@ def test_without_k_splitting():
 
 def test_the_predicted_timeline_is_a_trace(tmp_path):
     file = tmp_path / "trace.json"
-    out = CliRunner().invoke(app, ["explain", "smollm2-135m", "--context", "128", "--trace", str(file)])
+    out = CliRunner().invoke(app, ["explain", "smollm2-135m", "--context", "128", "--target", "a100", "--trace", str(file)])
     assert out.exit_code == 0, out.output
     events = json.loads(file.read_text())["traceEvents"]
     slices = [e for e in events if e["ph"] == "X"]
-    assert {e["tid"] for e in events} == set(range(132))
+    assert {e["tid"] for e in events} == set(range(108))
     assert {"wo", "wg·wu", "wait", "fold"} <= {e["name"] for e in slices}
     assert all(e["dur"] >= 0 for e in slices)
     assert max(e["args"]["iteration"] for e in slices if e["name"] == "wo") == 29

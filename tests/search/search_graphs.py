@@ -116,6 +116,18 @@ def long_chain(phases: int, rows: int = 1056, repeats: int = 1) -> OpGraph:
     return make_graph([(1, [first]), (repeats, body)], [Tensor(name=n, width=rows, carried=n == "x") for n in names])
 
 
+def free_running() -> OpGraph:
+    """A loop in which a phase reads nothing, so that only the order of its own iterations holds it back."""
+    x, t, out = Tensor(name="x", width=64, carried=True), Tensor(name="t", width=128), Tensor(name="out", width=128, output=True)
+
+    def phase(name: str, segment: int, tensor: Tensor, reads: tuple[str, ...]) -> Phase:
+        part = Part(weights=(), rows=tensor.width, writes=(tensor.name,))
+        return Phase(name=name, kind="map", segment=segment, parts=(part,), reads=reads, row_reads=())
+
+    loop = [phase("free", 1, t, ()), phase("state", 1, x, ("x", "t"))]
+    return make_graph([(1, [phase("first", 0, x, ())]), (3, loop), (1, [phase("end", 2, out, ("x",))])], [x, t, out])
+
+
 def _phase(draw, index: int, segment: int, known: list[Tensor], out: Tensor, scale: int) -> tuple[Phase, list[Tensor]]:
     """A random phase that writes `out`, and perhaps more; returns it with all it writes."""
     reads = tuple(draw(st.lists(st.sampled_from([t.name for t in known]), unique=True, max_size=2))) if known else ()

@@ -5,7 +5,7 @@ import functools
 from typing import NamedTuple
 
 from hypothesis import HealthCheck, Phase, given, seed, settings
-from search_graphs import graphs, llama, parallel, sandwich, tiny
+from search_graphs import free_running, graphs, llama, parallel, sandwich, tiny
 
 from mkdsl.graph import OpGraph
 from mkdsl.search import Profile, Schedule, profile
@@ -44,6 +44,7 @@ def decoders() -> tuple[Source, ...]:
     split = llama(hidden=128, layers=3, heads=8, kv_heads=1, head_dim=64, inner=128, vocab=128, context=1024)
     multi_query = llama(hidden=192, layers=4, heads=3, kv_heads=1, head_dim=64, inner=192, vocab=64, context=64, window=32)
     found = [_source(wide, 6, 1, handoff) for handoff in ("data", "counter")]
+    found.append(_source(wide, 6, 8, "data", clusters=True))
     for graph in (tiny(2), tiny(3), split, multi_query, *each_order(parallel()), sandwich()):
         found += [_source(graph, w, 1 + w % 2, h) for w in (3, 4, 5, 6) for h in ("data", "counter")]
         found += [_source(graph, 4, 8, "data", clusters=True)]
@@ -62,6 +63,7 @@ def random_graphs(count: int = 48) -> tuple[Source, ...]:
 
     collect()
     plain = [_source(g, 2 + i % 5, 1 + i % 3, "counter" if i % 4 == 3 else "data") for i, g in enumerate(found)]
+    plain.append(_source(free_running(), 3, 1, "counter"))
     return (*plain, *(_source(g, 2 + 2 * (i % 2), 8, "data", clusters=True) for i, g in enumerate(found[: count // 4])))
 
 

@@ -18,7 +18,7 @@ def check_tiles(graph: OpGraph, schedule: Schedule, gpu: Profile) -> None:
     if s.padded_batch < s.batch or s.padded_batch not in (1, 2, 4, 8, 16):
         raise Miscompute("sequences beyond the columns of the mma")
     sizes = {plan.cluster for plan in s.phases} - {1}
-    if s.workers > gpu.workers or len(sizes) > 1 or any(s.workers % n or _most(gpu, n) < s.workers for n in sizes):
+    if s.workers > gpu.workers or len(sizes) > 1 or any(s.workers % n or gpu.held(n) < s.workers for n in sizes):
         raise Overflow("workers that never start")
     for phase in graph.phases:
         plan = s.plan(phase.name)
@@ -30,11 +30,6 @@ def check_tiles(graph: OpGraph, schedule: Schedule, gpu: Profile) -> None:
     for reader in graph.phases:
         for tensor in (t for t in reader.reads if s.tensor(t).splits > 1):
             _merge(graph, s, reader, graph.tensors[tensor].heads)
-
-
-def _most(gpu: Profile, cluster: int) -> int:
-    """Workers that clusters of this size hold."""
-    return next((gpu.workers - idle for size, idle, _ in gpu.clusters if size == cluster), 0)
 
 
 def _require(holds: bool, phase: Phase, what: str) -> None:

@@ -57,7 +57,7 @@ def test_structure(good, name, changes, match):
 
 
 def test_what_a_gpu_holds(good):
-    refused(tiny(), good, r"clusters of 2: h200 holds clusters of \[1\] only", dataclasses.replace(SLOW, clusters=()))
+    refused(tiny(), good, r"clusters of 2: h200 holds none such, but \[\] with 4 SMs", dataclasses.replace(SLOW, clusters=()))
     refused(tiny(), good, "4 workers: h200 holds 2 in clusters of 2", dataclasses.replace(SLOW, clusters=((2, 2, 1.0),)))
     odd = dataclasses.replace(
         good, workers=3, phases=tuple(dataclasses.replace(p, tasks=tuple(t[:3] for t in p.tasks)) for p in good.phases)

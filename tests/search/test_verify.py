@@ -7,7 +7,7 @@ from typing import Any
 import pytest
 from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
-from search_graphs import graphs, make_graph, parallel, sandwich, tiny
+from search_graphs import free_running, graphs, make_graph, parallel, sandwich, tiny
 from search_mutations import with_plan, with_tensor
 from search_simulator import Hang, Race, simulate
 from search_sources import each_order
@@ -348,14 +348,7 @@ def test_two_incarnations_where_three_are_needed():
 
 def test_a_worker_that_may_run_ahead_of_its_own_event():
     """Phases that depend on nothing are held back by nothing: two iterations of one worker count as one of two workers."""
-    x, t, out = Tensor(name="x", width=64, carried=True), Tensor(name="t", width=128), Tensor(name="out", width=128, output=True)
-
-    def phase(name: str, segment: int, tensor: Tensor, reads: tuple[str, ...]) -> Phase:
-        part = Part(weights=(), rows=tensor.width, writes=(tensor.name,))
-        return Phase(name=name, kind="map", segment=segment, parts=(part,), reads=reads, row_reads=())
-
-    loop = [phase("free", 1, t, ()), phase("state", 1, x, ("x", "t"))]
-    graph = make_graph([(1, [phase("first", 0, x, ())]), (3, loop), (1, [phase("end", 2, out, ("x",))])], [x, t, out])
+    graph = free_running()
     gpu = dataclasses.replace(H200, workers=3)
     schedule = schedule_of(graph, handoff="counter", gpu=gpu)
     assert schedule.plan("free").waits
