@@ -25,8 +25,9 @@ class Profile:
       name: as `profile` finds it, lower case.
       capability: CUDA compute capability (public).
       workers: streaming multiprocessors; one resident CTA each (public).
-      clusters: (CTAs of a thread-block cluster, SMs that such clusters leave idle, fraction of `bandwidth` they reach) (H200: 120 SMs in
-        clusters of 4 stream 4.42 TB/s, measured, but kernels on them are as slow as with 0.94 of the ceiling).
+      clusters: (CTAs of a thread-block cluster, SMs that such clusters leave idle, fraction of `bandwidth` they reach). All of them must be
+        resident at once. Pairs always are: SMs come in pairs. How many fours are depends on which SMs of a card are fused off, so that the
+        built-in profiles have none; of the H200s measured, (4, 12, 0.94).
       smem_bytes: most shared memory of one CTA (public).
       bandwidth: bytes/s that all workers together read from device memory (H200: measured ceiling).
       stream: (KiB in flight per worker, fraction of `bandwidth` reached) (H200: measured).
@@ -155,7 +156,7 @@ _H200 = Profile(
     name="h200",
     capability=(9, 0),
     workers=132,
-    clusters=((2, 0, 1.0), (4, 12, 0.94)),
+    clusters=((2, 0, 1.0),),
     smem_bytes=227 * KIB,
     bandwidth=4.61e12,
     stream=((8, 0.408), (16, 0.689), (24, 0.845), (32, 0.927), (40, 0.957), (48, 0.973), (64, 0.983), (160, 1.0)),
@@ -193,7 +194,7 @@ def _assumed(name: str, *, capability: tuple[int, int], workers: int, smem_kib: 
         name=name,
         capability=capability,
         workers=workers,
-        clusters=tuple(c for c in _H200.clusters if capability >= (9, 0) and (workers == _H200.workers or not c[1])),
+        clusters=_H200.clusters if capability >= (9, 0) else (),
         smem_bytes=smem_kib * KIB,
         bandwidth=bandwidth,
         stream=tuple((x * needed, y) for x, y in _H200.stream),

@@ -56,6 +56,19 @@ def test_structure(good, name, changes, match):
     refused(tiny(), with_plan(base, name, **changes), match, SLOW)
 
 
+def test_fours_where_a_profile_has_them():
+    """Of 8 SMs, two of which they leave idle: one cluster of 4, in a launch of its own; unless pairs are as good."""
+    gpu = dataclasses.replace(SLOW, workers=8, clusters=((2, 0, 1.0), (4, 2, 1.0)))
+    fours = dataclasses.replace(gpu, clusters=((4, 2, 1.0),), bandwidth=1e15)
+    schedule = find(tiny(), 8, fours, "data")
+    assert (schedule.cluster, schedule.workers) in ((4, 4), (1, 8))
+    assert {(s.cluster, s.workers) for s in (find(tiny(), 8, g, "data") for g in fours.launches)} == {(1, 8), (4, 4)}
+    best = find(tiny(), 8, gpu, "data")
+    verify_schedule(tiny(), best, gpu)
+    pairs = find(tiny(), 8, dataclasses.replace(gpu, clusters=((2, 0, 1.0),)), "data")
+    assert best.predicted_us <= pairs.predicted_us
+
+
 def test_what_a_gpu_holds(good):
     refused(tiny(), good, r"clusters of 2: h200 holds none such, but \[\] with 4 SMs", dataclasses.replace(SLOW, clusters=()))
     refused(tiny(), good, "4 workers: h200 holds 2 in clusters of 2", dataclasses.replace(SLOW, clusters=((2, 2, 1.0),)))

@@ -29,9 +29,11 @@ def test_what_is_known_of_gpus():
 
 
 def test_launches_in_clusters():
-    """An H200 holds 66 clusters of 2, and 30 of 4, which leave 12 SMs idle; with an odd number of SMs one is left by pairs."""
-    assert [(p.workers, p.sizes, p.launched(max(p.sizes)) == p) for p in H200.launches] == [(132, (1, 2), True), (120, (1, 4), True)]
-    assert H200.launched(1) == H200 and H200.launched(4).bandwidth < H200.bandwidth
+    """An H200 holds 66 clusters of 2; those that were measured 30 of 4, which leave 12 SMs idle. With an odd number of SMs one is left."""
+    both = dataclasses.replace(H200, clusters=((2, 0, 1.0), (4, 12, 0.94)))
+    assert [(p.workers, p.sizes, p.launched(max(p.sizes)) == p) for p in H200.launches] == [(132, (1, 2), True)]
+    assert [(p.workers, p.sizes, p.launched(max(p.sizes)) == p) for p in both.launches] == [(132, (1, 2), True), (120, (1, 4), True)]
+    assert both.launched(1) == both and both.launched(4).bandwidth < both.bandwidth
     assert [(p.workers, p.sizes) for p in dataclasses.replace(H200, workers=5).launches] == [(5, (1,)), (4, (1, 2))]
     assert [(p.workers, p.sizes) for p in profile("l20").launches] == [(92, (1,))]
     with pytest.raises(ValueError, match="h200 holds no clusters of 3"):

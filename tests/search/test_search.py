@@ -22,7 +22,7 @@ from mkdsl.search._draft import draft, timed
 from mkdsl.search._path import STARTS, shortest_path
 from mkdsl.search._protocol import made_safe, other_handoffs
 from mkdsl.search._rings import RINGS
-from mkdsl.search._search import FINALISTS, finalists, find, without_k_split
+from mkdsl.search._search import FINALISTS, SIMULATED, finalists, find, without_k_split
 from mkdsl.search._simulate import simulate
 from mkdsl.search._smem import fixed_extents, shared_memory
 
@@ -68,7 +68,14 @@ def test_the_finalist_that_is_predicted_to_be_the_fastest_wins():
     assert times == pytest.approx(schedule.predicted_us, rel=0.01)
 
 
-def test_the_finalists_split_attention_and_do_not():
+def test_the_cheapest_finalists_are_simulated():
+    found = finalists(llama_1b(), 1, H200, "data")
+    assert len(found) == SIMULATED
+    assert [c.found.cost for c in found] == sorted(c.found.cost for c in found)
+
+
+def test_the_finalists_split_attention_and_do_not(monkeypatch):
+    monkeypatch.setattr(search_module, "SIMULATED", 1000)
     alone = dataclasses.replace(H200, clusters=())
     found = finalists(llama_1b(), 1, alone, "data")
     for ring in {choice.ring for choice in found}:
