@@ -159,6 +159,21 @@ def test_splits_of_heads_that_no_tile_divides(batch, parts):
     assert float(jnp.linalg.norm(got[1] - want) / jnp.linalg.norm(want)) < 0.02
 
 
+@pytest.mark.parametrize("batch", [1, 8])
+def test_what_clusters_share(batch):
+    """In phased form each worker folds its own tiles, what clusters split in space split in time."""
+    config = dataclasses.replace(LLAMA, layers=1, scaling=None)
+    params, kv = random_params(config, jax.random.key(1), jnp.bfloat16), random_kv(init_cache(config, 256, batch=batch))
+    args = params, kv, np.arange(batch), np.asarray([250, 64, 100, 3, 0, 128, 255, 7])[:batch]
+    traced = mk.jit(decode_step(config), batch=batch, target=SMALL, interpret=True).trace(*args)
+    shared = {name: {"cluster": 2} for name in ("wq+wk+wv", "wo", "wg·wu", "wd", "embed")}
+    schedule = with_tiles(traced.graph, batch, attention={"cluster": 2, "chunk": 64}, **shared)
+    assert schedule.cluster == 2
+    got = traced.lower(schedule=schedule).compile()(*args)
+    want = jax.jit(jax.vmap(decode_step(config), (None, 0, 0, 0)))(float32(params), float32(kv), *args[2:])[1]
+    assert float(jnp.linalg.norm(got[1] - want) / jnp.linalg.norm(want)) < 0.02
+
+
 @pytest.mark.parametrize("batch", [1, 3, 8])
 def test_an_embedding_that_a_projection_is_added_to(batch):
     """Regression: with more than one sequence this was refused."""
