@@ -87,11 +87,11 @@ class Profile:
     @property
     def sizes(self) -> tuple[int, ...]:
         """Sizes of clusters, 1 included, of which a launch holds as many workers as there are."""
-        return (1, *(size for size, idle, reached in self.clusters if (idle, reached) == (0, 1) and self.workers % size == 0))
+        return (1, *(size for size, _, reached in self.clusters if self.held(size) == self.workers and reached == 1))
 
     def held(self, cluster: int) -> int:
-        """Workers that clusters of a size hold; 0 if there are none such."""
-        idle = {1: 0} | {size: idle for size, idle, _ in self.clusters}
+        """Workers that clusters of a size hold; 0 if there are none such, as before Hopper."""
+        idle = {1: 0} | {size: idle for size, idle, _ in self.clusters if self.capability >= (9, 0)}
         return max(0, self.workers - idle.get(cluster, self.workers)) // cluster * cluster
 
     def launched(self, cluster: int) -> "Profile":

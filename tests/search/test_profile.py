@@ -35,7 +35,8 @@ def test_launches_in_clusters():
     assert [(p.workers, p.sizes, p.launched(max(p.sizes)) == p) for p in both.launches] == [(132, (1, 2), True), (120, (1, 4), True)]
     assert both.launched(1) == both and both.launched(4).bandwidth < both.bandwidth
     assert [(p.workers, p.sizes) for p in dataclasses.replace(H200, workers=5).launches] == [(5, (1,)), (4, (1, 2))]
-    assert [(p.workers, p.sizes) for p in profile("l20").launches] == [(92, (1,))]
+    older = dataclasses.replace(H200, capability=(8, 0))
+    assert [(p.workers, p.sizes) for p in (*profile("l20").launches, *older.launches)] == [(92, (1,)), (132, (1,))]
     with pytest.raises(ValueError, match="h200 holds no clusters of 3"):
         H200.launched(3)
 
