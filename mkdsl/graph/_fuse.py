@@ -151,11 +151,15 @@ class Fuser:
         phase = Phase(
             name=self._unique("+".join("·".join(map(self._weight, folds)) for folds, _ in parts)), kind="fold", segment=segment,
             k=self.node(resident).width, parallel=first.op == LINEAR, where=first.where,
-            separable=all(depth(self.node, self.tensor_of, i) == 0 for i in (resident, *stats)),
+            separable=self._separable(resident, stats), reductions=len(stats),
             reads=self._tensors([resident, *stats]), row_reads=self._tensors(finish, stats),
             parts=tuple(self._part(folds, [t for id in ids for t in written[id]]) for folds, ids in parts),
         )  # fmt: skip
         self._add(phase, Code(resident, stats, tuple((folds, tuple(id for id in ids for _ in written[id])) for folds, ids in parts)))
+
+    def _separable(self, resident: int, stats: tuple[int, ...]) -> bool:
+        wide = all(self.node(self.node(r).inputs[0]).width == self.node(resident).width for r in stats)
+        return wide and all(depth(self.node, self.tensor_of, i) == 0 for i in (resident, *stats))
 
     def _written(self, id: int, cone: set[int], segment: int, group: list[int]) -> list[str]:
         """The tensors that hold this value for those outside the cone; declares them."""
@@ -239,7 +243,7 @@ class Fuser:
             stats = self._reductions(ids)
             phase = Phase(
                 name=self._unique("map"), kind="map", segment=segment, where=self.node(ids[0]).where, reads=self._tensors(stats),
-                row_reads=self._tensors(ids, stats), parts=tuple(Part(weights=(), rows=self.node(i).width, writes=(t,)) for i, t in todo),
+                row_reads=self._tensors(ids, stats), reductions=len(stats), parts=tuple(Part(weights=(), rows=self.node(i).width, writes=(t,)) for i, t in todo),
             )  # fmt: skip
             self._add(phase, Code(None, stats, tuple(((), (i,)) for i in ids)))
 

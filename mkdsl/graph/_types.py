@@ -86,7 +86,8 @@ class Phase:
     kind: "fold" (weights [rows, k] past a resident [k]), "attention" (a KV cache past queries), or "map" (no stream).
     reads: tensors read whole in the prologue. row_reads: tensors of which the finish reads just the rows it writes.
     parallel: a fold made of `mk.dot` alone, which may be cut into parts inside a tile; others fold whole rows.
-    separable: nothing that the prologue stages or reduces waits for another reduction, so that several workers can stage some columns each.
+    separable: nothing that the prologue stages or reduces waits for another reduction, and all of it is k wide, so that several workers can
+      stage some columns each. reductions: of the prologue.
     """
 
     name: str
@@ -99,6 +100,7 @@ class Phase:
     itemsize: int = 2
     parallel: bool = True
     separable: bool = True
+    reductions: int = 0
     heads: int = 0
     kv_heads: int = 0
     head_dim: int = 0

@@ -1,4 +1,4 @@
-"""Stores to shared memory between two barriers, with addresses that Pallas has no word for."""
+"""Stores to shared memory, with addresses that Pallas has no word for, and what is stored of an mma's sums."""
 
 from collections.abc import Callable, Iterator, Sequence
 from typing import Any

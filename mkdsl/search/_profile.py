@@ -132,6 +132,11 @@ class Profile:
         for name in ("workers", "smem_bytes", "bandwidth", "l2_rate", "exchange_rate", "clock_hz"):
             if not getattr(found, name):
                 raise ValueError(f"{what}: {name} is 0")
+        sizes = [size for size, *_ in found.clusters]
+        if len({*sizes}) < len(sizes) or any(not 2 <= size <= 8 or not 0 < reached <= 1 for size, _, reached in found.clusters):
+            raise ValueError(
+                f"{what}: clusters are (2 to 8 CTAs, idle SMs, fraction of bandwidth), each size once, not {found.clusters!r:.80}"
+            )
         for name in ("stream", "handoff", "released"):
             _check_curve(getattr(found, name), f"{what}: {name}")
         return found

@@ -57,7 +57,7 @@ class Violation:
             FENCE: f"{self.then} may look at {t} (instance {n}) on worker {v} before worker {w}'s clear in {self.first}: no fence",
             EARLY: f"{self.then} may look at {t} (instance {n}) on worker {v} too early, before worker {w}'s clear in {self.first}",
             REUSE: f"{self.then} on worker {v} writes to {t}'s slot of instance {n}, unordered with {self.first} on worker {w}",
-            EXCHANGE: f"{self.then} on worker {w} may write to shared memory that worker {v} of its cluster still uses in {self.first}",
+            EXCHANGE: f"{self.then} on worker {v} may write to shared memory that worker {w} of its cluster still uses in {self.first}",
             COUNT: f"{self.then} on worker {v} may signal before {self.first} on worker {w}: their event counts both",
         }[self.kind]
 
@@ -79,7 +79,7 @@ def exchanges(execution: Execution) -> Iterator[Violation]:
         late = pairs.late(last, step.clock)
         if late:
             owner, sender = late
-            yield Violation(EXCHANGE, "", step.iteration, execution.steps[last[execution.crews.of[owner]]], sender, step, owner)
+            yield Violation(EXCHANGE, "", step.iteration, execution.steps[last[execution.crews.of[owner]]], owner, step, sender)
         last[step.who] = step.index
 
 
@@ -201,7 +201,8 @@ class Accesses:
         instance. The writer itself may have seen its stores before others can."""
         seen = np.zeros((len(self.crews.size),) * 2, bool)
         for read in self.reads.get(instance, ()):
-            if self.tensor.name in read.phase.reads and read.phase.kind != "attention":  # which reads its own heads only
+            alone = self.schedule.plan(read.phase.name).cluster == 1  # of a cluster each reads its columns only, and attention its heads
+            if self.tensor.name in read.phase.reads and read.phase.kind != "attention" and alone:
                 known = read.who & (then.clock.others >= read.index)
                 own = read.who & (then.clock.own >= read.index)
                 readers = known @ self.crews.size - known.diagonal() + own

@@ -19,9 +19,8 @@ class PhasePlan:
     elements per mma row; each part spans k / parts elements. The resident is staged in `pieces` equal pieces of every part, one after the
     other, each folded past all of a worker's tiles before the next: a K-split in time. `cluster` workers of a thread-block cluster fold their
     tiles together, each past its own of as many pieces of the resident, and send each other their sums through distributed shared memory,
-    `group` tiles of each at a time: a K-split in space. An attention item is (sequence, kv head, split):
-    split s of `splits` folds cache blocks s, s + splits, ... of `chunk` positions,
-    again each worker of a `cluster` its share of them. A map's item is `rows` features of one sequence.
+    `group` tiles of each at a time: a K-split in space. An attention item is (sequence, kv head, split): split s of `splits` folds cache blocks
+    s, s + splits, ... of `chunk` positions, each worker of a `cluster` its share of them. A map's item is `rows` features of one sequence.
 
     tasks: per part of the phase, per worker, its contiguous items. An item of a fold is a tile; items of a part number rows / plan.rows
       (attention: batch * kv_heads * splits; map: batch * rows / plan.rows).

@@ -19,7 +19,7 @@ from mkdsl.search._verify import ScheduleError, verify_schedule
 
 HANDOFFS = ("data", "counter")
 FINALISTS = 2  # depths of each ring
-SIMULATED = 16  # of all launches' and rings' cheapest
+SIMULATED = 16  # of all rings' cheapest, for each launch
 IDLE = 1.01  # a launch that leaves SMs idle must be predicted to be faster by this: such predictions were optimistic (docs/measurements.md)
 CLOSEST = 3  # of each launch's finalists, by a simulation without drift, that are simulated with it
 UNLIMITED = 1 << 40  # bytes
@@ -86,15 +86,22 @@ def _closest(graph: OpGraph, batch: int, gpu: Profile, handoff: str) -> list[Sch
 
 
 def finalists(graph: OpGraph, batch: int, gpu: Profile, handoff: str) -> list[Choice]:
-    """Of every launch and ring the cheapest few (depth, candidates) by the cost model, and of those again the cheapest.
+    """Of every launch and ring the cheapest few (depth, candidates) by the cost model, and of a launch's again the cheapest.
 
     Raises:
       ScheduleError: under no ring does anything fit.
     """
-    found = [choice for launch in gpu.launches for ring in RINGS for choice in _first(cheapest(graph, batch, launch, handoff, ring))]
+    found = [choice for launch in gpu.launches for choice in _launched(graph, batch, gpu, launch, handoff)]
     if not found:
         raise ScheduleError(_no_room(graph, batch, gpu))
-    return sorted(found, key=lambda choice: choice.found.cost)[:SIMULATED]
+    return found
+
+
+def _launched(graph: OpGraph, batch: int, gpu: Profile, launch: Profile, handoff: str) -> list[Choice]:
+    """The finalists of one launch; none that leaves SMs idle for clusters that no phase uses."""
+    found = [choice for ring in RINGS for choice in _first(cheapest(graph, batch, launch, handoff, ring))]
+    used = [c for c in found if launch.workers == gpu.workers or any(x.plan.cluster > 1 for x in c.found.candidates)]
+    return sorted(used, key=lambda choice: choice.found.cost)[:SIMULATED]
 
 
 def _first(choices: list[Choice]) -> list[Choice]:

@@ -120,7 +120,8 @@ def _check_clusters(schedule: Schedule, profile: Profile) -> None:
     _require(len(sizes - {1}) <= 1, f"clusters of {sorted(sizes - {1})}: a launch has one size")
     size, most = schedule.cluster, profile.held(schedule.cluster)
     _require(
-        most > 0, f"clusters of {size}: {profile.name} holds none such, but {[n for n, *_ in profile.clusters]} with {profile.workers} SMs"
+        most > 0,
+        f"clusters of {size}: {profile.name} holds none such, but {[n for n, *_ in profile.clusters if profile.held(n)]} with {profile.workers} SMs",
     )
     _require(schedule.workers <= most, f"{schedule.workers} workers: {profile.name} holds {most} in clusters of {size}")
     _require(schedule.workers % size == 0, f"{schedule.workers} workers in clusters of {size}")

@@ -7,7 +7,7 @@ from collections.abc import Sequence
 from mkdsl.graph import OpGraph, Phase, Tensor
 from mkdsl.search._profile import KIB, Profile
 from mkdsl.search._schedule import ITEMSIZE, SHARING, PhasePlan, narrowest
-from mkdsl.search._smem import columns
+from mkdsl.search._smem import ROWS, columns
 
 UNIT = 32 * KIB  # bytes: what the profile's per-unit times are of
 THREADS = 128  # of a warpgroup
@@ -85,9 +85,9 @@ class Workload:
         return Work(
             read=read,
             before=p.stage_us,
-            runs=self._runs(plan, groups, sum(tiles) * units, read),
+            runs=self._runs(phase, plan, groups, sum(tiles) * units, read),
             unit_us=p.unit_us + mma * unit_bytes / UNIT,
-            after=p.finish_us + self._exchange(plan, min(plan.group, -(-max(tiles) // plan.cluster)) * 64),
+            after=p.finish_us + self._exchange(plan, min(self._group(phase, plan), -(-sum(tiles) // plan.cluster)) * ROWS),
             unit_bytes=unit_bytes,
             streamed_bytes=unit_bytes * narrow,
         )
@@ -98,10 +98,15 @@ class Workload:
             return 0.0
         return self.profile.exchange_us + plan.cluster * rows * self.padded_batch * ITEMSIZE["float32"] / self.profile.exchange_rate * 1e6
 
-    def _runs(self, plan: PhasePlan, groups: int, units: int, read: float) -> tuple[tuple[float, int], ...]:
+    @staticmethod
+    def _group(phase: Phase, plan: PhasePlan) -> int:
+        """Tiles of a worker that finish together, of every matrix."""
+        return plan.group * max(len(part.weights) for part in phase.parts)
+
+    def _runs(self, phase: Phase, plan: PhasePlan, groups: int, units: int, read: float) -> tuple[tuple[float, int], ...]:
         """Groups, and in each the pieces of the resident, which are staged anew for each group."""
         p, out = self.profile, []
-        finish = p.group_us * (1 + 0.1 * (self.padded_batch - 1)) + self._exchange(plan, plan.group * 64)
+        finish = p.group_us * (1 + 0.1 * (self.padded_batch - 1)) + self._exchange(plan, self._group(phase, plan) * ROWS)
         for run in range(groups * plan.pieces):
             pause = p.piece_us if run and plan.pieces > 1 else 0.0
             if run and run % plan.pieces == 0:
@@ -113,13 +118,15 @@ class Workload:
         p, positions = self.profile, min(phase.k, phase.window or phase.k)
         blocks = math.ceil(positions / plan.chunk / (plan.splits * plan.cluster))
         unit_bytes = plan.chunk * phase.head_dim * phase.itemsize  # keys, then values
+        exchange = self._exchange(plan, phase.head_dim * columns(1, phase.heads // phase.kv_heads) / self.padded_batch)
         return Work(
             read=self._read(phase, splits, 1 / (self.batch * phase.kv_heads)),
             before=0.6 * p.attention_us,
-            runs=tuple((p.attention_us if item else 0.0, 2 * blocks) for item in range(counts[0])),
+            runs=tuple(
+                (p.attention_us * (item > 0) + exchange * (item > 0 and item % plan.cluster == 0), 2 * blocks) for item in range(counts[0])
+            ),
             unit_us=p.block_us / 2 + p.mma_us * unit_bytes / UNIT,
-            after=0.4 * p.attention_us
-            + self._exchange(plan, phase.head_dim * columns(1, phase.heads // phase.kv_heads) / self.padded_batch),
+            after=0.4 * p.attention_us + exchange,
             unit_bytes=unit_bytes,
             streamed_bytes=unit_bytes,
         )

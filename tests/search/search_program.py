@@ -206,7 +206,7 @@ class Compiler:
         return 0 if phase.kind == "map" else sum(n * max(1, len(p.weights)) for n, p in zip(items, phase.parts, strict=True))
 
     def _step(self, phase: Phase, iteration: int, worker: int, units: range, place: int) -> list[Op]:
-        plan, whole, rows = self.schedule.plan(phase.name), self._looks(phase, iteration), self._row_looks(phase, iteration, worker)
+        plan, whole, rows = self.schedule.plan(phase.name), self._looks(phase, iteration, worker), self._row_looks(phase, iteration, worker)
         fence: list[Op] = [Fence()] if plan.fence else []
         early = phase.kind == "fold" and all(self.schedule.tensor(t).handoff == "data" for t in phase.row_reads)
         ops: list[Op] = [Enter(place), *(rows if early else []), *fence, *self._waits(phase, iteration), *whole]
@@ -242,8 +242,17 @@ class Compiler:
                 out.append(Wait(name, workers * (iteration + (self.place[name] < self.place[phase.name]))))
         return out
 
-    def _looks(self, phase: Phase, iteration: int) -> list[Op]:
-        return [self._look(phase, t, iteration, list(range(self.size[t]))) for t in phase.reads]
+    def _looks(self, phase: Phase, iteration: int, worker: int) -> list[Op]:
+        return [self._look(phase, t, iteration, self._columns(phase, t, worker)) for t in phase.reads]
+
+    def _columns(self, phase: Phase, tensor: str, worker: int) -> list[int]:
+        """Words of what a phase reads whole: of a fold that a cluster shares, those that begin in this worker's piece of a part."""
+        plan, width = self.schedule.plan(phase.name), self.graph.tensors[tensor].width
+        rank, part = worker % plan.cluster, max(1, width // plan.parts)
+        every = list(range(self.size[tensor]))
+        if plan.cluster == 1 or phase.kind != "fold":
+            return every
+        return [w for w in every if w * self.grain % width % part * plan.cluster // part == rank]
 
     def _row_looks(self, phase: Phase, iteration: int, worker: int) -> list[Op]:
         out = []

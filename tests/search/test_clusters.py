@@ -129,3 +129,13 @@ def test_who_folds_and_takes_part(good):
     alone = good.without_clusters()
     assert alone.cluster == 1
     assert [p.pieces for p in alone.phases] == [p.pieces * p.cluster for p in good.phases]
+
+
+def test_who_read_only_its_columns_has_not_seen_all():
+    """Found in review: a pair's worker was taken to have read all of x, and so to know that map's stores are there before it clears them."""
+    gpu = dataclasses.replace(with_workers(2), load_us=5.0)
+    schedule = find(tiny(), 8, gpu, "data")
+    assert schedule.plan("wq+wk+wv").cluster == 2 and schedule.plan("wq+wk+wv").parts == 1
+    swapped = tuple((second, first) for first, second in schedule.plan("wd").tasks)
+    late = dataclasses.replace(schedule, phases=tuple(dataclasses.replace(p, fence=p.name == "wd") for p in schedule.phases))
+    refused(tiny(), with_plan(late, "wd", tasks=swapped), "writes to x's slot of instance 0, unordered with map", gpu)

@@ -60,6 +60,9 @@ def test_profiles_go_through_json(name):
         ({"stream": {"8": 0.3}}, "profile: stream is {'8': 0.3}, not a list"),
         ({"handoff": [[32, 1.0], [8, 2.0]]}, "profile: handoff: (x, y) points with ascending x"),
         ({"handoff": [[32, 1.0], [40, "?"]]}, "profile: handoff[1][1] is '?', not a number"),
+        ({"clusters": [[1, 0, 1.0]]}, "profile: clusters are (2 to 8 CTAs"),
+        ({"clusters": [[2, 0, 1.0], [2, 4, 0.5]]}, "profile: clusters are (2 to 8 CTAs"),
+        ({"clusters": [[2, 0, 0.0]]}, "profile: clusters are (2 to 8 CTAs"),
         ({"colour": "green"}, "profile: unknown colour"),
     ],
 )
