@@ -78,7 +78,7 @@ def _fold_values(m: Machine, phase: Phase, part: int, frame: Rows, slots: list[A
 def preload(m: Machine, phase: Phase, l: Any) -> None:
     """Copies the rows of older tensors that the finish adds to shared memory, while there is nothing else to do."""
     plan = m.schedule.plan(phase.name)
-    if m.schedule.plan(phase.name).grouped or not phase.row_reads:
+    if plan.grouped or not phase.row_reads:
         return
     for part, (_, written) in enumerate(m.graph.code[phase.name].parts):
         first, n = m.tasks(phase, part, COMPUTE)

@@ -40,7 +40,7 @@ def fold_phase(m: Machine, phase: Phase, l: Any, i: Any) -> Any:
         preload(m, phase, l)
     prologue.run()
     m.stamp(phase, l, "read")
-    return (_grouped if m.schedule.plan(phase.name).grouped else _at_once)(m, phase, prologue, l, i)
+    return (_grouped if plan.grouped else _at_once)(m, phase, prologue, l, i)
 
 
 def _at_once(m: Machine, phase: Phase, prologue: Prologue, l: Any, i: Any) -> Any:

@@ -44,8 +44,8 @@ class Profile:
       row_bytes: a box row shorter than this is bound by TMA's issue rate: 128-byte rows run 40 % slower (H200: measured).
       stage_us: from a fold's data to its first mma; finish_us: from its last unit to the signal, the last mma's latency included; group_us:
         one more group's finish (timeline).
-      exchange_us: from a cluster's last sum to the others' shared memory (H200: 0.5 for 512 bytes of each, measured; alone);
-        exchange_rate: bytes/s that one receives there (H200: fitted to kernels in clusters of 2 and 4).
+      exchange_us: from a cluster's last sum to the others' shared memory (H200: an all-gather of 512 bytes each takes 0.5, measured alone;
+        in kernels, where folding goes on meanwhile, less shows); exchange_rate: bytes/s that one receives there (H200: fitted to kernels in clusters of 2 and 4).
       piece_us: one more piece of a resident, staged while compute waits for L2 (H200: the wait for data in o's timeline).
       attention_us: an attention item's short dependent steps; block_us: one more cache block, besides its bytes (H200: 4
         splits against 2 of one model).
