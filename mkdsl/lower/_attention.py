@@ -48,7 +48,7 @@ class Item:
 
     @property
     def columns(self) -> int:
-        return _columns(self.phase)
+        return query_columns(self.phase)
 
     @property
     def shape(self) -> tuple[int, int]:
@@ -290,9 +290,9 @@ def _shared(m: Machine, phase: Phase, j: Any, l: Any, i: Any) -> Any:
 
 def carry_words(phase: Phase) -> int:
     """Words of what one worker sends of one item."""
-    return (phase.head_dim + 1) * _columns(phase)
+    return (phase.head_dim + 1) * query_columns(phase)
 
 
-def _columns(phase: Phase) -> int:
+def query_columns(phase: Phase) -> int:
     """Queries of a kv head as mma columns."""
     return -(-phase.heads // phase.kv_heads // 8) * 8

@@ -10,7 +10,7 @@ from jax.experimental.mosaic.gpu import utils as mu
 from jaxlib.mlir import ir
 from jaxlib.mlir.dialects import arith, llvm, nvvm, scf
 
-from mkdsl.lower._ptx import is_missing
+from mkdsl.lower._ptx import constant, is_missing
 
 BLOCKS = 8  # of a resident that one round of copies takes: 4 per thread
 
@@ -108,10 +108,10 @@ class _Copies:
     def issue(self) -> None:
         @mu.fori(self._count(), [])
         def _(step: ir.Value, _: Any) -> list[ir.Value]:
-            group, run = arith.divui(step, _word(self.runs)), arith.remui(step, _word(self.runs))
-            skipped = arith.addi(arith.muli(group, _word(8 * self.row)), arith.muli(run, _word(self.columns)))
+            group, run = arith.divui(step, constant(self.runs)), arith.remui(step, constant(self.runs))
+            skipped = arith.addi(arith.muli(group, constant(8 * self.row)), arith.muli(run, constant(self.columns)))
             for offset, to in self.copies:
-                source = mu.getelementptr(self.base, [arith.addi(skipped, _word(offset))], ir.BF16Type.get())
+                source = mu.getelementptr(self.base, [arith.addi(skipped, constant(offset))], ir.BF16Type.get())
                 nvvm.cp_async_shared_global(self._at(to, step), source, 16, nvvm.LoadCacheModifierKind.CG)
             return []
 
@@ -124,7 +124,7 @@ class _Copies:
             absent = list(found)
             for _, to in self.copies:
                 loaded = llvm.load(words, self._at(to, step))
-                absent += [a for i in range(4) for a in is_missing(llvm.extractelement(loaded, _word(i)), 16)]
+                absent += [a for i in range(4) for a in is_missing(llvm.extractelement(loaded, constant(i)), 16)]
             return [functools.reduce(arith.ori, absent)]
 
         return found.results[0]
@@ -132,11 +132,7 @@ class _Copies:
     def _count(self) -> ir.Value:
         """Hidden from the compiler, which would unroll."""
         word = ir.IntegerType.get_signless(32)
-        return mu.inline_ptx("mov.b32 $0, $1;", _word(self.steps), result_types=word, has_side_effects=True)
+        return mu.inline_ptx("mov.b32 $0, $1;", constant(self.steps), result_types=word, has_side_effects=True)
 
     def _at(self, to: Any, step: ir.Value) -> Any:
-        return mu.getelementptr(to, [arith.muli(step, _word(self.elements))], ir.BF16Type.get())
-
-
-def _word(value: int) -> ir.Value:
-    return mu.c(value, ir.IntegerType.get_signless(32))
+        return mu.getelementptr(to, [arith.muli(step, constant(self.elements))], ir.BF16Type.get())

@@ -25,7 +25,7 @@ from jaxlib.mlir.dialects import arith, llvm, nvvm
 from mkdsl.graph import Phase
 from mkdsl.lower._layouts import ACC, THREADS
 from mkdsl.lower._machine import Machine, i32
-from mkdsl.lower._ptx import SCALAR
+from mkdsl.lower._ptx import SCALAR, constant
 from mkdsl.lower._stores import own_parts
 from mkdsl.lower._tiles import ROWS
 
@@ -41,8 +41,8 @@ def start(m: Machine) -> None:
         one = mu.single_thread_predicate(mu.ThreadSubset.BLOCK)
         for barrier in range(2):
             at = mu.getelementptr(mu.memref_ptr(exchange), [2 * barrier], ir.IntegerType.get_signless(32))
-            nvvm.mbarrier_init(at, _word(1), predicate=one)
-        mu.inline_ptx("st.shared.b32 [$0], $1;", _address(exchange, _word(ROUNDS)), _word(0), predicate=one, has_side_effects=True)
+            nvvm.mbarrier_init(at, constant(1), predicate=one)
+        mu.inline_ptx("st.shared.b32 [$0], $1;", _address(exchange, constant(ROUNDS)), constant(0), predicate=one, has_side_effects=True)
         mu.inline_ptx("fence.mbarrier_init.release.cluster;", has_side_effects=True)
         mu.inline_ptx("barrier.cluster.arrive.release.aligned;", has_side_effects=True)
         mu.inline_ptx("barrier.cluster.wait.acquire.aligned;", has_side_effects=True)
@@ -96,10 +96,10 @@ def receive(m: Machine, number: jax.Array) -> None:
 
     @plgpu.inline_mgpu(arg_types=(plgpu.RefType(), SCALAR, SCALAR))
     def go(ctx: Any, exchange: Any, which: Any, parity: Any) -> None:
-        here, mate = _barrier(exchange, which), arith.remui(mu.thread_idx(), _word(THREADS))
-        with mu.when(arith.cmpi(arith.CmpIPredicate.ult, mate, _word(m.schedule.cluster))):
-            _send(_remote(_address(exchange, _word(TOKEN)), mate), [mate], _remote(_address(exchange, _twice(which)), mate))
-        at = mu.BarrierRef(here, _word(0), _word(0), 1)
+        here, mate = _barrier(exchange, which), arith.remui(mu.thread_idx(), constant(THREADS))
+        with mu.when(arith.cmpi(arith.CmpIPredicate.ult, mate, constant(m.schedule.cluster))):
+            _send(_remote(_address(exchange, constant(TOKEN)), mate), [mate], _remote(_address(exchange, _twice(which)), mate))
+        at = mu.BarrierRef(here, constant(0), constant(0), 1)
         at.wait_parity(arith.trunci(ir.IntegerType.get_signless(1), parity.registers.item()))
 
     go(m.refs["exchange"], lax.rem(number, 2), lax.rem(lax.div(number, 2), 2))  # pyright: ignore[reportCallIssue]
@@ -113,10 +113,10 @@ def send_array(m: Machine, here: Any, there: Any, number: jax.Array, mate: Any) 
     def go(ctx: Any, exchange: Any, here: Any, there: Any, which: Any, mate: Any) -> None:
         n, owner = ir.MemRefType(here.type).shape[0] // 4, mate.registers.item()
         source, to, barrier = _address(here), _remote(_address(there), owner), _remote(_address(exchange, _twice(which)), owner)
-        thread = arith.remui(mu.thread_idx(), _word(THREADS))
+        thread = arith.remui(mu.thread_idx(), constant(THREADS))
         for first in range(0, n, THREADS):
-            at = arith.addi(thread, _word(first))
-            with mu.when(arith.cmpi(arith.CmpIPredicate.ult, at, _word(n))):
+            at = arith.addi(thread, constant(first))
+            with mu.when(arith.cmpi(arith.CmpIPredicate.ult, at, constant(n))):
                 _send(_after(to, at, 16), _load(_after(source, at, 16)), barrier)
 
     go(m.refs["exchange"], here, there, lax.rem(number, 2), i32(mate))  # pyright: ignore[reportCallIssue]
@@ -177,7 +177,7 @@ def _after(address: ir.Value, index: ir.Value, size: int) -> ir.Value:
     """So many items of a size further on."""
     word = ir.IntegerType.get_signless(32)
     index = index if index.type == word else arith.index_castui(word, index)
-    return arith.addi(address, arith.muli(index, _word(size)))
+    return arith.addi(address, arith.muli(index, constant(size)))
 
 
 def _barrier(exchange: ir.Value, which: Any) -> ir.Value:
@@ -187,8 +187,4 @@ def _barrier(exchange: ir.Value, which: Any) -> ir.Value:
 
 def _twice(which: Any) -> ir.Value:
     """Where a barrier's words are."""
-    return arith.muli(which.registers.item(), _word(2))
-
-
-def _word(value: int) -> ir.Value:
-    return mu.c(value, ir.IntegerType.get_signless(32))
+    return arith.muli(which.registers.item(), constant(2))

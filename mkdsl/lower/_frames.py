@@ -168,13 +168,14 @@ class Rows(Frame):
     def statistic(self, id: int) -> PerToken:
         slot, plan = self.m.graph.code[self.phase.name].stats.index(id), self.m.schedule.plan(self.phase.name)
         combine = COMBINE[self.m.graph.node(id).op][0]
-        lead = [(slot,)] if plan.cluster == 1 else [(source, slot) for source in range(plan.cluster)]
+        alone = [("statistics", (slot,))]
+        places = alone if plan.cluster == 1 else [("received", (source, slot)) for source in range(plan.cluster)]
         parts = 1 if (self.phase.name, id) in self.m.settled else plan.parts
-        return PerToken(functools.reduce(combine, [self._partial(at, plan.parts, p) for at in lead for p in range(parts)]))
+        return PerToken(functools.reduce(combine, [self._partial(*at, plan.parts, p) for at in places for p in range(parts)]))
 
-    def _partial(self, lead: tuple[int, ...], parts: int, part: int) -> jax.Array:
+    def _partial(self, name: str, lead: tuple[int, ...], parts: int, part: int) -> jax.Array:
         """One worker's reduction over one part, its own or one received from its cluster."""
-        rows = self.m.refs["statistics" if len(lead) == 1 else "received"]
+        rows = self.m.refs[name]
         if self.sequences == 1:
             return rows[(*lead, self.sequence * parts + part)]
         view = (rows.shape[-1] // (self.m.batch * parts), self.m.batch, parts)

@@ -14,7 +14,7 @@ from jax.experimental import pallas as pl
 
 from mkdsl.graph import OpGraph, Phase
 from mkdsl.lower import _exchange
-from mkdsl.lower._attention import attention_phase, carry_words
+from mkdsl.lower._attention import attention_phase, carry_words, query_columns
 from mkdsl.lower._fold import fold_phase
 from mkdsl.lower._layouts import grid
 from mkdsl.lower._loader import COMPUTE, LOADER, drain, land_last, load_phase
@@ -81,7 +81,7 @@ def _fold(phase: Phase, plan: PhasePlan, batch: int) -> dict[str, Any]:
 
 
 def _attention(phase: Phase, plan: PhasePlan) -> dict[str, Any]:
-    columns, d = -(-phase.heads // phase.kv_heads // 8) * 8, phase.head_dim
+    columns, d = query_columns(phase), phase.head_dim
     buffers = {
         "q": plgpu.SMEM((columns, d), bf16),
         "p": plgpu.SMEM((plan.chunk, columns), bf16),

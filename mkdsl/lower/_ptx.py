@@ -18,6 +18,11 @@ from jaxlib.mlir.dialects import arith, scf, vector
 SCALAR = plgpu.Layout.WG_SPLAT(())
 
 
+def constant(value: int) -> ir.Value:
+    """A constant of 32 bits."""
+    return mu.c(value, ir.IntegerType.get_signless(32))
+
+
 class Item(NamedTuple):
     """One array to be loaded: a reference in global memory, what it holds, and in which layout it is wanted."""
 
@@ -120,10 +125,6 @@ def _load_words(pointer: ir.Value, n: int, word: ir.Type) -> list[ir.Value]:
 
 def is_missing(w: ir.Value, bits: int) -> list[ir.Value]:
     """Whether the word, or either of the two values in it, has all its bits set: conditions of which any will do."""
-
-    def constant(value: int) -> ir.Value:
-        return arith.constant(w.type, ir.IntegerAttr.get(w.type, value))
-
     if bits == 32:
         return [arith.cmpi(arith.CmpIPredicate.eq, w, constant(-1))]
     return [

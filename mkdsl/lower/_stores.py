@@ -10,8 +10,8 @@ from jaxlib.mlir import ir
 from jaxlib.mlir.dialects import arith, llvm, memref, vector
 
 from mkdsl.lower._layouts import ACC
+from mkdsl.lower._ptx import SCALAR, constant
 
-SCALAR = plgpu.Layout.WG_SPLAT(())
 ROWS = 8  # of a swizzled block: the columns of the mma's right-hand side
 
 
@@ -31,12 +31,12 @@ def store_blocks(values: Sequence[jax.Array], there: Any, where: Sequence[tuple[
     @plgpu.inline_mgpu(arg_types=(plgpu.RefType(to), SCALAR, *(layout for _ in arrays)))
     def go(ctx: Any, ref: Any, first: Any, *arrays: Any) -> None:
         mu.warpgroup_barrier()
-        base = arith.muli(first.registers.item(), _word(ROWS * width))
+        base = arith.muli(first.registers.item(), constant(ROWS * width))
         begin, element = mu.memref_ptr(ref), ir.BF16Type.get()
         for register, offsets in enumerate(_offsets(arrays[0].layout, height, width, swizzle=2 * width if to else 16)):
             for array, (group, block) in zip(arrays, where, strict=True):
                 for offset in offsets:
-                    at = arith.addi(base, arith.addi(offset, _word((group * blocks + block) * ROWS * width)))
+                    at = arith.addi(base, arith.addi(offset, constant((group * blocks + block) * ROWS * width)))
                     llvm.store(array.registers.flat[register], mu.getelementptr(begin, [at], element))
         mu.warpgroup_barrier()
 
@@ -51,14 +51,10 @@ def _offsets(layout: Any, height: int, width: int, *, swizzle: int) -> Iterator[
         row, column = arith.index_castui(word, row), arith.index_castui(word, column)
         out = []
         for copy in range(ROWS // height):
-            plain = arith.addi(arith.muli(arith.addi(row, _word(height * copy)), _word(width)), column)
-            line = arith.andi(arith.divui(plain, _word(64)), _word(swizzle // 16 - 1))
-            out.append(arith.xori(plain, arith.muli(line, _word(8))))
+            plain = arith.addi(arith.muli(arith.addi(row, constant(height * copy)), constant(width)), column)
+            line = arith.andi(arith.divui(plain, constant(64)), constant(swizzle // 16 - 1))
+            out.append(arith.xori(plain, arith.muli(line, constant(8))))
         yield out
-
-
-def _word(value: int) -> ir.Value:
-    return mu.c(value, ir.IntegerType.get_signless(32))
 
 
 def store_vectors(values: Sequence[jax.Array], there: Any, where: Sequence[tuple[int, int]], *, layout: Any) -> None:

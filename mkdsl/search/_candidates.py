@@ -67,7 +67,7 @@ def candidates(
 
 def _measured(phase: Phase, plan: PhasePlan, batch: int, workers: int) -> Candidate:
     busiest, pad = busiest_counts(phase, plan, batch, workers), padded(batch)
-    own = phase_extents(phase, plan, slots_of(phase, plan, busiest, workers), sets_of(plan, busiest), pad)
+    own = phase_extents(phase, plan, slots_of(phase, plan, busiest, workers), plan.sets_if(max(busiest) > plan.group), pad)
     return Candidate(plan, busiest, busiest_counts(phase, plan, batch, workers, plan.cluster), pad, sum(e.total for e in own))
 
 
@@ -86,11 +86,6 @@ def slots_of(phase: Phase, plan: PhasePlan, busiest: tuple[int, ...], workers: i
         return plan.group * max(matrices)
     each = [n * m for n, m in zip(busiest, matrices, strict=True)]
     return max(each) if len(each) <= workers else sum(each)
-
-
-def sets_of(plan: PhasePlan, busiest: tuple[int, ...]) -> int:
-    """`PhasePlan.sets` of the tasks that will be assigned."""
-    return plan.cluster * (2 if plan.cluster > 1 and max(busiest) > plan.group else 1)
 
 
 def busiest_counts(phase: Phase, plan: PhasePlan, batch: int, workers: int, cluster: int = 1) -> tuple[int, ...]:

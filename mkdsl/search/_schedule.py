@@ -56,7 +56,10 @@ class PhasePlan:
     @property
     def sets(self) -> int:
         """How often a worker holds those tiles: as summed by each of its cluster, and where there are groups, of two in turn."""
-        return self.cluster * (2 if self.cluster > 1 and self.grouped else 1)
+        return self.sets_if(self.grouped)
+
+    def sets_if(self, grouped: bool) -> int:
+        return self.cluster * (2 if self.cluster > 1 and grouped else 1)
 
     def rounds(self, part: int) -> int:
         """Groups of a part in which a cluster's workers fold each other's tiles."""

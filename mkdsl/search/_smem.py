@@ -128,7 +128,7 @@ def fixed_extents(graph: OpGraph, padded_batch: int, cluster: int) -> tuple[Exte
     """What lives for the whole kernel and does not depend on how phases are tiled: partial reductions, a cluster's besides, for both roles the
     task table's rows of the cluster's workers, barriers."""
     sources = 1 if cluster == 1 else 1 + cluster
-    reductions = sources * max((p.reductions for p in graph.phases), default=0) * round_up(8 * padded_batch, 8) * 4
+    reductions = sources * max((p.reductions for p in graph.phases), default=0) * 8 * padded_batch * 4
     table = 4 * round_up(2 * sum(len(p.parts) for p in graph.phases), 128) * 2 * cluster
     return (
         Extent("statistics", round_up(max(reductions, ROWS * 4 * max(8, padded_batch) + 2048), ALIGNMENT)),

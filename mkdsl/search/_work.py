@@ -119,12 +119,15 @@ class Workload:
         blocks = math.ceil(positions / plan.chunk / (plan.splits * plan.cluster))
         unit_bytes = plan.chunk * phase.head_dim * phase.itemsize  # keys, then values
         exchange = self._exchange(plan, phase.head_dim * columns(1, phase.heads // phase.kv_heads) / self.padded_batch)
+
+        def pause(item: int) -> float:
+            """Before an item; every so many of them a cluster's workers exchange what they have."""
+            return (p.attention_us if item else 0.0) + (exchange if item and item % plan.cluster == 0 else 0.0)
+
         return Work(
             read=self._read(phase, splits, 1 / (self.batch * phase.kv_heads)),
             before=0.6 * p.attention_us,
-            runs=tuple(
-                (p.attention_us * (item > 0) + exchange * (item > 0 and item % plan.cluster == 0), 2 * blocks) for item in range(counts[0])
-            ),
+            runs=tuple((pause(item), 2 * blocks) for item in range(counts[0])),
             unit_us=p.block_us / 2 + p.mma_us * unit_bytes / UNIT,
             after=0.4 * p.attention_us + exchange,
             unit_bytes=unit_bytes,

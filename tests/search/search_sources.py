@@ -29,10 +29,13 @@ def with_workers(workers: int) -> Profile:
     return dataclasses.replace(H200, workers=workers)
 
 
+def where_clusters_pay(workers: int) -> Profile:
+    """Reading takes long."""
+    return dataclasses.replace(with_workers(workers), load_us=5.0)
+
+
 def _source(graph: OpGraph, workers: int, batch: int, handoff: str, *, clusters: bool = False) -> Source:
-    """`clusters`: on a GPU on which reading takes so long that clusters pay."""
-    gpu = with_workers(workers)
-    gpu = dataclasses.replace(gpu, load_us=5.0) if clusters else gpu
+    gpu = where_clusters_pay(workers) if clusters else with_workers(workers)
     return Source(graph, find(graph, batch, gpu, handoff), gpu)
 
 

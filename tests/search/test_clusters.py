@@ -5,7 +5,7 @@ import dataclasses
 import pytest
 from search_graphs import make_graph, parallel, tiny
 from search_mutations import with_plan
-from search_sources import with_workers
+from search_sources import where_clusters_pay, with_workers
 from search_tiles import fitted
 
 from mkdsl.graph import OpGraph, Part, Phase, Tensor
@@ -15,7 +15,7 @@ from mkdsl.search._candidates import busiest_counts, candidates
 from mkdsl.search._search import find
 
 FEW = with_workers(4)
-SLOW = dataclasses.replace(FEW, load_us=5.0)  # reading takes so long that clusters pay
+SLOW = where_clusters_pay(4)
 
 
 def refused(graph: OpGraph, schedule: Schedule, match: str, gpu: Profile = FEW) -> None:
@@ -133,7 +133,7 @@ def test_who_folds_and_takes_part(good):
 
 def test_who_read_only_its_columns_has_not_seen_all():
     """Found in review: a pair's worker was taken to have read all of x, and so to know that map's stores are there before it clears them."""
-    gpu = dataclasses.replace(with_workers(2), load_us=5.0)
+    gpu = where_clusters_pay(2)
     schedule = find(tiny(), 8, gpu, "data")
     assert schedule.plan("wq+wk+wv").cluster == 2 and schedule.plan("wq+wk+wv").parts == 1
     swapped = tuple((second, first) for first, second in schedule.plan("wd").tasks)
