@@ -84,7 +84,7 @@ def _fold_all(m: Machine, phase: Phase, prologue: Prologue, slots: Callable[[Any
     send of this one's. `begins`: whether the phase does, and reductions are sent too. Returns the sets of finished rows that the finish adds up."""
     plan = m.schedule.plan(phase.name)
     if plan.cluster == 1:
-        return [0], _fold_slots(m, phase, prologue, slots(None), functools.partial(_store_sums, m, phase, prologue.tile), i)
+        return [0], _fold_slots(m, phase, prologue, slots(None), functools.partial(store_sums, m, phase, prologue.tile), i)
     number = _exchange.round_number(m)
     _exchange.announce(m, phase, number, slots(None), begins)
 
@@ -103,10 +103,11 @@ def _fold_slots(m: Machine, phase: Phase, prologue: Prologue, count: Any, keep: 
     """Folds the next `count` tiles of the ring; keep(s, sums) says where the s-th one's go."""
     tile, rows = prologue.tile, m.refs[f"rows.{phase.name}"]
     own = m.graph.node(m.graph.code[phase.name].parts[0][0][0]).op
+    wgmma = m.by_wgmma(phase)
 
     def one_tile(s: Any, i: Any, operand: list[jax.Array] | None) -> Any:
         if tile.tensor_cores:
-            sums, i = _accumulate(m, phase, tile, operand, i)
+            sums, i = accumulate_async(m, phase, tile, i) if wgmma else accumulate(m, phase, tile, operand, i)
             keep(s, sums)
         else:
             each, i = fold_own(m, phase, tile, own, i)
@@ -115,7 +116,8 @@ def _fold_slots(m: Machine, phase: Phase, prologue: Prologue, count: Any, keep: 
         return i
 
     if tile.pieces == 1:
-        operand = _operand(m, phase, tile, 0) if tile.chunks == tile.groups == 1 and tile.tensor_cores else None
+        kept = tile.chunks == tile.groups == 1 and tile.tensor_cores and not wgmma
+        operand = _operand(m, phase, tile, 0) if kept else None
         return lax.fori_loop(0, count, lambda s, i: one_tile(s, i, operand), i)
     return _piecewise(m, prologue, rows, count, one_tile, i)
 
@@ -153,7 +155,7 @@ def _operand_block(m: Machine, phase: Phase, tile: Tile, group: int, chunk: Any,
     return block[...].T if m.interpret else plgpu.load(block.transpose((1, 0)), layout=RHS)
 
 
-def _accumulate(m: Machine, phase: Phase, tile: Tile, operand: list[jax.Array] | None, i: Any) -> tuple[list[jax.Array], Any]:
+def accumulate(m: Machine, phase: Phase, tile: Tile, operand: list[jax.Array] | None, i: Any) -> tuple[list[jax.Array], Any]:
     """Folds one tile's units; returns [64, 8] sums per group of columns.
 
     Several accumulators hide the mma's latency: copies of one where there are few groups; else the groups themselves, in a loop.
@@ -191,6 +193,27 @@ def _accumulate(m: Machine, phase: Phase, tile: Tile, operand: list[jax.Array] |
     return [functools.reduce(jnp.add, accs[g * copies : (g + 1) * copies]) for g in range(tile.groups)], i
 
 
+def accumulate_async(m: Machine, phase: Phase, tile: Tile, i: Any) -> tuple[list[jax.Array], Any]:
+    """The same by `wgmma`, which reads both operands from shared memory: [64, columns] sums."""
+    left, right = m.refs[f"stage.{phase.name}"][1], m.refs[f"operand.{phase.name}"]
+
+    def fold(acc: Any) -> tuple[jax.Array, Any]:
+        def one_unit(c: Any, i: Any) -> Any:
+            slot = lax.rem(i, m.schedule.stages)
+            plgpu.barrier_wait(m.refs["full"].at[slot])
+            columns = slice(None) if tile.chunks == 1 else pl.ds(pl.multiple_of(c * tile.chunk, tile.chunk), tile.chunk)
+            plgpu.wgmma(acc, left.at[slot, pl.ds(0, ROWS)], right.at[:, columns].transpose((1, 0)))
+            plgpu.wgmma_wait(0)
+            m.free_stage(slot)
+            return i + 1
+
+        done = m.times(tile.chunks, one_unit, i)
+        return acc[...], done
+
+    sums, i = pl.run_scoped(fold, plgpu.ACC((ROWS, 8 * tile.groups)))
+    return [sums], i
+
+
 def _left(m: Machine, tile: Tile, whole: jax.Array | None, read: Any, slot: Any, q: Any) -> jax.Array:
     """Block q of a unit, [64, width], as the mma's left-hand side."""
     if whole is not None:
@@ -199,7 +222,7 @@ def _left(m: Machine, tile: Tile, whole: jax.Array | None, read: Any, slot: Any,
     return plgpu.load(read.at[slot, pl.ds(0, ROWS), pl.ds(start, tile.width)], layout=LHS)
 
 
-def _store_sums(m: Machine, phase: Phase, tile: Tile, s: Any, sums: list[jax.Array]) -> None:
+def store_sums(m: Machine, phase: Phase, tile: Tile, s: Any, sums: list[jax.Array]) -> None:
     """Finished mma rows to their slot, or their sums so far. Row r * parts + p has met x's part p only in column (sequence, p)."""
     add, rows = tile.pieces > 1, m.refs[f"rows.{phase.name}"]
     if not m.interpret:

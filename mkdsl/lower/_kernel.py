@@ -51,6 +51,8 @@ def scratch(graph: OpGraph, schedule: Schedule, phases: Sequence[Phase], *, tma:
             views = Tile.of(phase, plan, schedule.padded_batch).views(schedule.stages, schedule.stage_bytes)
             ring[f"written.{phase.name}"], ring[f"read.{phase.name}"] = views
             own.append(_fold(phase, plan, schedule.padded_batch))
+            if plan.instruction == "wgmma":
+                own.append({f"operand.{phase.name}": Tile.of(phase, plan, schedule.padded_batch).operand()})
         if phase.kind == "attention":
             ring[f"stage.{phase.name}"] = kv_view(schedule.stages, schedule.stage_bytes, phase.head_dim)
             own.append(_attention(phase, plan))

@@ -95,6 +95,10 @@ class Machine:
         table, at, who = self.refs["tasks"], self.column(phase, part), self.rank if mate is None else mate
         return table[role, who, at], table[role, who, at + 1]
 
+    def by_wgmma(self, phase: Phase) -> bool:
+        """Whether a fold's tensor cores read both operands from shared memory. Interpret mode multiplies in one way."""
+        return self.schedule.plan(phase.name).instruction == "wgmma" and not self.interpret
+
     def layer(self, leaf: Leaf, l: Any) -> Any:
         return l if leaf.stacked else 0
 

@@ -91,6 +91,8 @@ class Prologue:
             self._copy(0)
         if self.unsettled and self.tile.pieces > 1 and self.code.resident is not None and self._depth(self.code.resident):
             self.settle()
+        if self.tile.pieces == 1:
+            self._commit()
 
     def stage(self, piece: Any) -> None:
         """One piece of a resident that is staged in several."""
@@ -98,6 +100,12 @@ class Prologue:
             self._copy(piece)
         else:
             self._sweep(Sweep(self.tile, (), self.code.resident), piece * self.tile.blocks)
+        self._commit()
+
+    def _commit(self) -> None:
+        """Shows the tensor cores what threads have stored, where they read shared memory by themselves."""
+        if self.m.by_wgmma(self.phase):
+            plgpu.commit_smem()
 
     def _copied(self) -> bool:
         """Whether the resident is a tensor as others wrote it, which needs no registers on its way to shared memory."""

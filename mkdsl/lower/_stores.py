@@ -100,12 +100,13 @@ def store_own_parts(sums: Sequence[jax.Array], rows: Any, *, parts: int, sequenc
 
 def own_parts(arrays: Sequence[Any], put: Callable[[ir.Value, Sequence[ir.Value]], None], *, parts: int, sequences: int) -> None:
     """put(value, [row, sequence] or, of fewer than 8 sequences, [sequence, row]) for this thread's values of `store_own_parts`."""
-    places: list[Any] = list(arrays[0].layout.thread_idxs((64, 8)))  # of a register's first element; rows 8 apart
+    width = arrays[0].shape[1]
+    places: list[Any] = list(arrays[0].layout.thread_idxs((64, width)))  # of a register's first element; rows and columns 8 apart
     for lane in range(arrays[0].layout.vector_length):
         with mu.when(_is_own(places[0], lane, parts, sequences)):
-            for group, array in enumerate(arrays):
+            for number, array in enumerate(arrays):
                 for (row, column), register in zip(places, array.registers.flat, strict=True):
-                    sequence = arith.divui(arith.addi(column, mu.c(8 * group + lane, column.type)), mu.c(parts, column.type))
+                    sequence = arith.divui(arith.addi(column, mu.c(width * number + lane, column.type)), mu.c(parts, column.type))
                     value = vector.extract(register, dynamic_position=[], static_position=[lane])
                     put(value, [row, sequence] if sequences >= 8 else [sequence, row])
 

@@ -85,6 +85,10 @@ class Tile:
         transforms = self.swizzle(8, self.width) if self.tensor_cores else ()
         return plgpu.SMEM((self.groups, self.blocks, 8, self.width), jnp.bfloat16, transforms=transforms)
 
+    def operand(self) -> object:
+        """The same bytes as `wgmma` reads them: [columns, elements of a piece]."""
+        return plgpu.SMEM((8 * self.groups, self.piece), jnp.bfloat16, transforms=self.swizzle(8, self.width))
+
 
 def kv_view(stages: int, stage_bytes: int, head_dim: int) -> object:
     """A stage as a block of keys or of values: [positions, head_dim]."""

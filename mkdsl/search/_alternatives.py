@@ -13,7 +13,7 @@ from mkdsl.search._rings import Prices, numbered
 from mkdsl.search._schedule import PhasePlan, Schedule
 from mkdsl.search._smem import fixed_extents
 
-DECISIONS = ("rows", "parts", "chunk", "pieces", "cluster", "splits", "group")
+DECISIONS = ("rows", "parts", "chunk", "pieces", "cluster", "splits", "group", "instruction")
 
 
 class Alternative(NamedTuple):

@@ -55,12 +55,23 @@ def chunks_of(piece: int, stage_bytes: int) -> list[int]:
 
 
 def candidates(
-    graph: OpGraph, phase: Phase, *, batch: int, stage_bytes: int, workers: int, smem_bytes: int, clusters: Sequence[int] = (1,)
+    graph: OpGraph,
+    phase: Phase,
+    *,
+    batch: int,
+    stage_bytes: int,
+    workers: int,
+    smem_bytes: int,
+    clusters: Sequence[int] = (1,),
+    instructions: Sequence[str] = ("mma",),
 ) -> list[Candidate]:
-    """All candidates of a phase whose own extents leave room for a ring of two stages."""
+    """All candidates of a phase whose own extents leave room for a ring of two stages. clusters, instructions: as the GPU has them."""
     shared = tuple(n for n in clusters if n == 1 or _after_signals(graph, phase))
     make = {"fold": _folds, "attention": _attentions, "map": _maps}[phase.kind]
-    found = [_measured(phase, plan, batch, workers) for plan in make(graph, phase, batch, stage_bytes, workers, shared)]
+    plans = make(graph, phase, batch, stage_bytes, workers, shared)
+    if phase.kind == "fold" and phase.parallel:  # a fold of the user's own does without tensor cores
+        plans = [dataclasses.replace(plan, instruction=i) for plan in plans for i in instructions]
+    found = [_measured(phase, plan, batch, workers) for plan in plans]
     room = smem_bytes - 2 * stage_bytes
     return [c for c in dict.fromkeys(found) if c.bytes <= room]
 

@@ -39,8 +39,9 @@ class Profile:
       released: the same behind a release/acquire counter (H200: measured).
       issue_us: from a unit's landing to the issue of the one that waits for it (H200: window 1 against 2).
       unit_us: a unit's barriers and loop (H200: fitted to the prototype's table, as are stage_us, finish_us and attention_us); mma_us: 32 KiB
-        past 8 columns, shared memory to accumulators; column_us: for every further column (H200: 16 KiB units take 0.3 us at 32 columns and
-        0.9 at 64, by kernels' timelines).
+        past 8 columns, shared memory to accumulators; column_us: for every further column; wgmma_us, wgmma_column_us: the same by `wgmma`,
+        which a unit waits for, wgmma_wait_us; store_us: a tile's sums of a column to shared memory, twice that where they are added to what is
+        there (H200: benchmarks/units.py).
       row_bytes: a box row shorter than this is bound by TMA's issue rate: 128-byte rows run 40 % slower (H200: measured).
       stage_us: from a fold's data to its first mma; finish_us: from its last unit to the signal, the last mma's latency included; group_us:
         one more group's finish (timeline).
@@ -70,6 +71,10 @@ class Profile:
     unit_us: float
     mma_us: float
     column_us: float
+    wgmma_us: float
+    wgmma_column_us: float
+    wgmma_wait_us: float
+    store_us: float
     row_bytes: int
     stage_us: float
     finish_us: float
@@ -117,6 +122,11 @@ class Profile:
     def tma(self) -> bool:
         """Whether it has a tensor memory accelerator; without one, threads copy (`cp.async`)."""
         return self.capability >= (9, 0)
+
+    @property
+    def instructions(self) -> tuple[str, ...]:
+        """What a warpgroup's tensor cores can be told: `wgmma`, which reads both operands from shared memory, by Hopper's only."""
+        return ("mma", "wgmma") if self.capability[0] == 9 else ("mma",)
 
     def to_json(self) -> dict[str, Any]:
         return dataclasses.asdict(self)
@@ -173,7 +183,11 @@ _H200 = Profile(
     issue_us=0.05,
     unit_us=0.02,
     mma_us=0.22,
-    column_us=0.028,
+    column_us=0.0105,
+    wgmma_us=0.165,
+    wgmma_column_us=0.003,
+    wgmma_wait_us=0.065,
+    store_us=0.006,
     row_bytes=180,
     stage_us=0.4,
     finish_us=0.35,
@@ -218,6 +232,10 @@ _BY_CLOCK = (
     "unit_us",
     "mma_us",
     "column_us",
+    "wgmma_us",
+    "wgmma_column_us",
+    "wgmma_wait_us",
+    "store_us",
     "stage_us",
     "finish_us",
     "group_us",

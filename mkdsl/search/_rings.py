@@ -40,7 +40,14 @@ def numbered(graph: OpGraph, batch: int, gpu: Profile, ring: Ring) -> Choices:
 
     def of(phase: Phase) -> list[Candidate]:
         return candidates(
-            graph, phase, batch=batch, stage_bytes=ring.stage_bytes, workers=gpu.workers, smem_bytes=gpu.smem_bytes, clusters=gpu.sizes
+            graph,
+            phase,
+            batch=batch,
+            stage_bytes=ring.stage_bytes,
+            workers=gpu.workers,
+            smem_bytes=gpu.smem_bytes,
+            clusters=gpu.sizes,
+            instructions=gpu.instructions,
         )
 
     return {p.name: list(enumerate(of(p))) for p in graph.phases}

@@ -24,6 +24,7 @@ class PhasePlan:
 
     tasks: per part of the phase, per worker, its contiguous items. An item of a fold is a tile; items of a part number rows / plan.rows
       (attention: batch * kv_heads * splits; map: batch * rows / plan.rows).
+    instruction: of a linear fold's tensor cores: "mma", which has both operands in registers, or "wgmma", which reads them where they lie.
     group: at most this many items of a fold part are finished together.
     waits: names of phases whose event must have come before this phase's prologue reads (same iteration; the previous one for phases
       that come later in the loop; all iterations for phases of earlier segments).
@@ -38,6 +39,7 @@ class PhasePlan:
     cluster: int = 1
     splits: int = 1
     group: int = 1
+    instruction: str = "mma"
     tasks: tuple[tuple[Range, ...], ...]
     waits: tuple[str, ...]
     fence: bool = False

@@ -80,17 +80,27 @@ class Workload:
         units = phase.k // plan.parts // plan.chunk // plan.cluster
         tiles = [n * len(part.weights) for n, part in zip(counts, phase.parts, strict=True)]
         groups = -(-max(counts) // (plan.group * plan.cluster))
-        mma = p.mma_us + p.column_us * (columns(self.padded_batch, plan.parts) - 8)
         narrow = max(1.0, p.row_bytes / (plan.chunk * phase.itemsize))
         return Work(
             read=read,
             before=p.stage_us,
             runs=self._runs(phase, plan, groups, sum(tiles) * units, read),
-            unit_us=p.unit_us + mma * unit_bytes / UNIT,
+            unit_us=self._unit_us(plan, unit_bytes) + self._store_us(plan) * plan.pieces / units,
             after=p.finish_us + self._exchange(plan, min(self._group(phase, plan), -(-sum(tiles) // plan.cluster)) * ROWS),
             unit_bytes=unit_bytes,
             streamed_bytes=unit_bytes * narrow,
         )
+
+    def _unit_us(self, plan: PhasePlan, unit_bytes: int) -> float:
+        """Of a fold's unit that is there, past the resident's columns."""
+        p, further = self.profile, columns(self.padded_batch, plan.parts) - 8
+        if plan.instruction == "wgmma":
+            return p.unit_us + p.wgmma_wait_us + (p.wgmma_us + p.wgmma_column_us * further) * unit_bytes / UNIT
+        return p.unit_us + (p.mma_us + p.column_us * further) * unit_bytes / UNIT
+
+    def _store_us(self, plan: PhasePlan) -> float:
+        """What follows a tile's units of one piece: its sums to shared memory, past other pieces' where there are several."""
+        return self.profile.store_us * columns(self.padded_batch, plan.parts) * (1 if plan.pieces == 1 else 2)
 
     def _exchange(self, plan: PhasePlan, rows: float) -> float:
         """Until a cluster's workers have each other's sums, of so many mma rows of each sequence from each."""
