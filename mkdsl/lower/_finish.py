@@ -14,9 +14,7 @@ from mkdsl.graph import Phase
 from mkdsl.lower._frames import Rows, fetch
 from mkdsl.lower._loader import COMPUTE
 from mkdsl.lower._machine import Machine, Request, i32, zeros
-from mkdsl.search import PhasePlan
-
-FRAME = 512  # values of a finish's block, 4 per thread
+from mkdsl.search import FRAME, PhasePlan
 
 
 def finish_size(plan: PhasePlan, part: int, batch: int) -> int:

@@ -10,8 +10,9 @@ from mkdsl.search._simulate import Span, Timeline, simulate
 from mkdsl.search._smem import Extent, SharedMemory, shared_memory
 from mkdsl.search._trace import trace_events
 from mkdsl.search._verify import ScheduleError, verify_schedule
+from mkdsl.search._work import FRAME
 
 __all__ = [
-    "PROFILES", "SHARING", "Extent", "PhasePlan", "Profile", "Schedule", "ScheduleError", "SharedMemory", "Span", "TensorPlan", "Timeline",
+    "FRAME", "PROFILES", "SHARING", "Extent", "PhasePlan", "Profile", "Schedule", "ScheduleError", "SharedMemory", "Span", "TensorPlan", "Timeline",
     "explain", "floor_us", "profile", "search", "shared_memory", "simulate", "trace_events", "verify_schedule", "without_k_split",
 ]  # fmt: skip

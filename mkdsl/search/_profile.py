@@ -44,7 +44,7 @@ class Profile:
         there (H200: benchmarks/units.py).
       row_bytes: a box row shorter than this is bound by TMA's issue rate: 128-byte rows run 40 % slower (H200: measured).
       stage_us: from a fold's data to its first mma; finish_us: from its last unit to the signal, the last mma's latency included; group_us:
-        one more group's finish (timeline).
+        one more group's finish; value_us: of a finish, one value of a thread from one part, matrix and worker of a cluster (timelines).
       exchange_us: from a cluster's last sum to the others' shared memory (H200: an all-gather of 512 bytes each takes 0.5, measured alone;
         in kernels, where folding goes on meanwhile, less shows); exchange_rate: bytes/s that one receives there (H200: fitted to kernels in clusters of 2 and 4).
       piece_us: one more piece of a resident, staged while compute waits for L2 (H200: the wait for data in o's timeline).
@@ -79,6 +79,7 @@ class Profile:
     stage_us: float
     finish_us: float
     group_us: float
+    value_us: float
     exchange_us: float
     exchange_rate: float
     piece_us: float
@@ -185,16 +186,17 @@ _H200 = Profile(
     mma_us=0.22,
     column_us=0.0105,
     wgmma_us=0.165,
-    wgmma_column_us=0.003,
-    wgmma_wait_us=0.065,
+    wgmma_column_us=0.005,
+    wgmma_wait_us=0.1,
     store_us=0.006,
     row_bytes=180,
     stage_us=0.4,
-    finish_us=0.35,
-    group_us=0.3,
+    finish_us=0.1,
+    group_us=0.4,
+    value_us=0.02,
     exchange_us=0.2,
-    exchange_rate=40e9,
-    piece_us=0.8,
+    exchange_rate=80e9,
+    piece_us=2.2,
     attention_us=1.3,
     block_us=0.7,
     map_us=0.7,
@@ -239,6 +241,7 @@ _BY_CLOCK = (
     "stage_us",
     "finish_us",
     "group_us",
+    "value_us",
     "exchange_us",
     "piece_us",
     "attention_us",

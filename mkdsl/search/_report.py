@@ -12,7 +12,7 @@ from mkdsl.search._simulate import Timeline, simulate
 from mkdsl.search._smem import shared_memory
 from mkdsl.search._work import Workload
 
-CHOSEN = ("phase", "kind", "items", "tile", "chunk", "pieces", "cluster", "group", "splits", "workers", "waits for", "fence")
+CHOSEN = ("phase", "kind", "items", "tile", "chunk", "pieces", "cluster", "group", "splits", "by", "workers", "waits for", "fence")
 TIMES = ("phase", "MB", "us", "memory us", "wait", "read", "fold", "finish", "bound by")
 HIDDEN = 0.15  # of a phase's time: less than this between it and its bound is bound by it
 
@@ -51,7 +51,8 @@ def explain(graph: OpGraph, schedule: Schedule, profile: Profile, *, alternative
 def _chosen(phase: Phase, schedule: Schedule) -> tuple[str, ...]:
     plan = schedule.plan(phase.name)
     items = "+".join(str(sum(n for _, n in part)) for part in plan.tasks)
-    numbers = plan.chunk or "", plan.pieces, plan.cluster, plan.group, plan.splits, len(plan.participants)
+    by = plan.instruction if phase.kind == "fold" and phase.parallel else ""
+    numbers = plan.chunk or "", plan.pieces, plan.cluster, plan.group, plan.splits, by, len(plan.participants)
     waits = ", ".join(plan.waits) or "-"
     return (phase.name, phase.kind, items, _tile(phase, plan), *map(str, numbers), waits, "yes" if plan.fence else "-")
 

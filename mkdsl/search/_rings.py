@@ -8,6 +8,7 @@ from mkdsl.search._candidates import Candidate, candidates, padded
 from mkdsl.search._cost import Cost, Model, Ring
 from mkdsl.search._path import Found, Splits, shortest_path
 from mkdsl.search._profile import KIB, Profile
+from mkdsl.search._schedule import PhasePlan
 from mkdsl.search._smem import fixed_extents
 
 # 32 to 72 KiB in flight: enough for full bandwidth, no more. Sizes that are no power of two suit widths like 576 or 3584.
@@ -57,8 +58,9 @@ def cheapest(graph: OpGraph, batch: int, gpu: Profile, handoff: str, ring: Ring)
     """The best candidates for each depth of a ring that is worth a search, the cheapest depth first; of equally cheap ones the deepest.
     Where the best splits an attention over workers, also the best that splits none: its hand-off has fewer bytes, and only the simulator
     sees how unevenly workers are loaded."""
-    all_of = numbered(graph, batch, gpu, ring)
+    every = numbered(graph, batch, gpu, ring)
     price = Prices(graph, Model(graph, batch, gpu, ring, released=handoff == "counter", padded_batch=padded(batch)))
+    all_of = {p.name: _best_instruction(p, every[p.name], price) for p in graph.phases}
     out = []
     for stages, choices in _depths(graph, batch, gpu, ring, all_of):
         for some in (choices, {name: [(i, c) for i, c in found if c.plan.splits == 1] for name, found in choices.items()}):
@@ -67,6 +69,14 @@ def cheapest(graph: OpGraph, batch: int, gpu: Profile, handoff: str, ring: Ring)
             if found is None or all(c.plan.splits == 1 for c in found.candidates):
                 break
     return sorted(out, key=lambda choice: choice.found.cost)
+
+
+def _best_instruction(phase: Phase, found: list[tuple[int, Candidate]], price: "Prices") -> list[tuple[int, Candidate]]:
+    """Of candidates that are alike but for the instruction, the one that computes faster: nothing else depends on it."""
+    best: dict[PhasePlan, tuple[int, Candidate]] = {}
+    for number, candidate in sorted(found, key=lambda each: price(phase, *each, ()).compute):
+        best.setdefault(dataclasses.replace(candidate.plan, instruction=""), (number, candidate))
+    return sorted(best.values(), key=lambda each: each[0])
 
 
 class Prices:

@@ -43,6 +43,7 @@ def verify_schedule(graph: OpGraph, schedule: Schedule, profile: Profile) -> Non
     for phase in graph.phases:
         plan = schedule.plan(phase.name)
         {"fold": _check_fold, "attention": _check_attention, "map": _check_map}[phase.kind](graph, schedule, phase, plan)
+        _check_instruction(phase, plan, profile)
         _check_coverage(schedule, phase, plan)
         _check_waits(graph, phase, plan)
     for tensor in graph.tensors.values():
@@ -170,6 +171,11 @@ def _check_map(graph: OpGraph, schedule: Schedule, phase: Phase, plan: PhasePlan
     p, streams = plan, not plan.pieces == plan.cluster == plan.group == 1 or plan.chunk
     _require(not streams, f"{p.name}: {p.pieces} pieces, cluster {p.cluster}, group {p.group}, chunk {p.chunk}: a map streams nothing")
     _check_unsplit(schedule, phase, phase.reads)
+
+
+def _check_instruction(phase: Phase, plan: PhasePlan, profile: Profile) -> None:
+    known = profile.instructions if phase.kind == "fold" and phase.parallel else ("mma",)
+    _require(plan.instruction in known, f"{phase.name}: instruction {plan.instruction!r}: {profile.name} has {', '.join(known)} for it")
 
 
 def _check_stage(schedule: Schedule, phase: Phase, unit: int) -> None:

@@ -11,6 +11,7 @@ from mkdsl.search._smem import ROWS, columns
 
 UNIT = 32 * KIB  # bytes: what the profile's per-unit times are of
 THREADS = 128  # of a warpgroup
+FRAME = 512  # values of a finish's block, 4 per thread
 HANDED = 8 * KIB  # bytes: what a measured hand-off reads
 
 
@@ -86,7 +87,9 @@ class Workload:
             before=p.stage_us,
             runs=self._runs(phase, plan, groups, sum(tiles) * units, read),
             unit_us=self._unit_us(plan, unit_bytes) + self._store_us(plan) * plan.pieces / units,
-            after=p.finish_us + self._exchange(plan, min(self._group(phase, plan), -(-sum(tiles) // plan.cluster)) * ROWS),
+            after=p.finish_us
+            + self._finish(phase, plan, min(plan.group, -(-max(counts) // plan.cluster)))
+            + self._exchange(plan, min(self._group(phase, plan), -(-sum(tiles) // plan.cluster)) * ROWS),
             unit_bytes=unit_bytes,
             streamed_bytes=unit_bytes * narrow,
         )
@@ -102,6 +105,12 @@ class Workload:
         """What follows a tile's units of one piece: its sums to shared memory, past other pieces' where there are several."""
         return self.profile.store_us * columns(self.padded_batch, plan.parts) * (1 if plan.pieces == 1 else 2)
 
+    def _finish(self, phase: Phase, plan: PhasePlan, tiles: int) -> float:
+        """Summing what so many of a worker's tiles have left of each matrix, part and mate, in blocks of up to FRAME values."""
+        size = max(1, min(tiles, FRAME // (plan.rows * self.padded_batch)))
+        loads = max(len(part.weights) for part in phase.parts) * plan.parts * plan.cluster
+        return -(-tiles // size) * loads * max(1.0, size * plan.rows * self.padded_batch / THREADS) * self.profile.value_us
+
     def _exchange(self, plan: PhasePlan, rows: float) -> float:
         """Until a cluster's workers have each other's sums, of so many mma rows of each sequence from each."""
         if plan.cluster == 1:
@@ -116,7 +125,7 @@ class Workload:
     def _runs(self, phase: Phase, plan: PhasePlan, groups: int, units: int, read: float) -> tuple[tuple[float, int], ...]:
         """Groups, and in each the pieces of the resident, which are staged anew for each group."""
         p, out = self.profile, []
-        finish = p.group_us * (1 + 0.1 * (self.padded_batch - 1)) + self._exchange(plan, self._group(phase, plan) * ROWS)
+        finish = p.group_us + self._finish(phase, plan, plan.group) + self._exchange(plan, self._group(phase, plan) * ROWS)
         for run in range(groups * plan.pieces):
             pause = p.piece_us if run and plan.pieces > 1 else 0.0
             if run and run % plan.pieces == 0:

@@ -120,12 +120,22 @@ def test_a_hand_off_changes_where_that_is_predicted_faster():
     assert simulate(graph, other, PROFILES["l20"]).us > schedule.predicted_us
 
 
+def test_folds_multiply_by_wgmma_where_columns_are_many_and_the_gpu_has_it():
+    """Qwen3-0.6B: at batch 1 units past 8 columns are as quick by `mma`."""
+    graph = llama(hidden=1024, layers=28, heads=16, kv_heads=8, head_dim=128, inner=3072, vocab=151936, context=512)
+    used = {(name, batch): {p.instruction for p in find(graph, batch, PROFILES[name], "data").phases} for name, batch in WGMMA}
+    assert used == {at: {"mma", "wgmma"} if expected else {"mma"} for at, expected in WGMMA.items()}
+
+
+WGMMA = {("h200", 1): False, ("h200", 16): True, ("l20", 16): False, ("b200", 16): False}
+
+
 @pytest.mark.parametrize("batch", [1, 8])
 def test_large_models_are_quick_to_search_and_leave_room_for_the_ring(batch):
     graph = llama_8b()
-    start = time.perf_counter()
+    start = time.process_time()
     schedule = find(graph, batch, H200, "data")
-    assert time.perf_counter() - start < 10  # 0.3 s on an idle core
+    assert time.process_time() - start < 8  # 3.7 s
     assert schedule.stages >= 4
     assert batch == 1 or schedule.plan("wd").pieces * schedule.plan("wd").cluster > 1
 
@@ -288,7 +298,12 @@ def least_cost(graph: OpGraph, batch: int, gpu: Profile) -> float:
     best = float("inf")
     for launch, ring in itertools.product(gpu.launches, RINGS[:2]):
         model = Model(graph, batch, launch, ring, released=False, padded_batch=padded(batch))
-        options = {"workers": launch.workers, "smem_bytes": launch.smem_bytes, "clusters": launch.sizes}
+        options = {
+            "workers": launch.workers,
+            "smem_bytes": launch.smem_bytes,
+            "clusters": launch.sizes,
+            "instructions": launch.instructions,
+        }
         found = [candidates(graph, p, batch=batch, stage_bytes=ring.stage_bytes, **options) for p in graph.phases]
         for combination in itertools.product(*found):
             best = min(best, combined_cost(graph, batch, launch, ring, model, combination))

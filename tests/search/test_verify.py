@@ -170,6 +170,18 @@ def test_fields_that_a_map_does_not_use(good, field, value):
     refused(with_plan(good, "map", **{field: value}), "map: .* a map streams nothing")
 
 
+@pytest.mark.parametrize(("phase", "instruction"), [("wo", "fma"), ("attention", "wgmma"), ("map", "wgmma")])
+def test_instructions_that_a_phase_does_not_have(good, phase, instruction):
+    refused(with_plan(good, phase, instruction=instruction), f"{phase}: instruction '{instruction}': h200 has mma")
+
+
+def test_wgmma_on_a_gpu_without_it(good):
+    by_wgmma = with_plan(good, "wo", instruction="wgmma")
+    verify_schedule(tiny(), by_wgmma, FEW)
+    with pytest.raises(ScheduleError, match="wo: instruction 'wgmma': h200 has mma for it"):
+        verify_schedule(tiny(), by_wgmma, dataclasses.replace(FEW, capability=(8, 9)))
+
+
 def test_more_sequences_than_a_kernel_decodes(good):
     refused(dataclasses.replace(good, batch=17, padded_batch=32), "batch 17 padded to 32: a kernel decodes 1 to 16 sequences")
 
