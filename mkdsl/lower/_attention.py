@@ -22,7 +22,7 @@ from mkdsl.lower import _exchange
 from mkdsl.lower._frames import fetch, iota
 from mkdsl.lower._heads import Halves, Heads, head_leaves
 from mkdsl.lower._layouts import ACC, LHS, RHS, grid
-from mkdsl.lower._loader import COMPUTE, group_count, kv_blocks, kv_item, kv_share, over_mates, share
+from mkdsl.lower._loader import group_count, kv_blocks, kv_item, kv_share, over_mates, share
 from mkdsl.lower._machine import Machine, Request, bf16, f32, spread, zeros
 from mkdsl.search import SHARING
 
@@ -233,8 +233,8 @@ class Item:
 def attention_phase(m: Machine, phase: Phase, l: Any, i: Any) -> Any:
     """One execution of attention by a worker that has items of it, or shares a mate's; i counts ring units."""
     if m.schedule.plan(phase.name).cluster > 1:
-        return lax.fori_loop(0, group_count(m, phase, 0, COMPUTE), lambda j, i: _shared(m, phase, j, l, i), i)
-    first, n = m.tasks(phase, 0, COMPUTE)
+        return lax.fori_loop(0, group_count(m, phase, 0), lambda j, i: _shared(m, phase, j, l, i), i)
+    first, n = m.tasks(phase, 0)
 
     def one(t: Any, i: Any) -> Any:
         item, i = _fold(m, phase, first + t, None, l, i)
@@ -261,13 +261,13 @@ def _fold(m: Machine, phase: Phase, number: Any, mate: Any, l: Any, i: Any) -> t
 def _shared(m: Machine, phase: Phase, j: Any, l: Any, i: Any) -> Any:
     """One round: an item of each worker of the cluster, where it has one left, folded by all and written by its owner."""
     plan = m.schedule.plan(phase.name)
-    number, groups = _exchange.round_number(m), group_count(m, phase, 0, COMPUTE)
-    first, n = m.tasks(phase, 0, COMPUTE)
+    number, groups = _exchange.round_number(m), group_count(m, phase, 0)
+    first, n = m.tasks(phase, 0)
     a, mine = share(n, j, groups)
     _exchange.expect(m, number, mine * plan.cluster * carry_words(phase))
 
     def folded(mate: Any, i: Any) -> Any:
-        first, n = m.tasks(phase, 0, COMPUTE, mate)
+        first, n = m.tasks(phase, 0, mate)
         a, count = share(n, j, groups)
 
         def one(t: Any, i: Any) -> Any:

@@ -12,7 +12,6 @@ from jax.experimental import pallas as pl
 
 from mkdsl.graph import Phase
 from mkdsl.lower._frames import Rows, fetch
-from mkdsl.lower._loader import COMPUTE
 from mkdsl.lower._machine import Machine, Request, i32, zeros
 from mkdsl.search import FRAME, PhasePlan
 
@@ -79,7 +78,7 @@ def preload(m: Machine, phase: Phase, l: Any) -> None:
     if plan.grouped or not phase.row_reads:
         return
     for part, (_, written) in enumerate(m.graph.code[phase.name].parts):
-        first, n = m.tasks(phase, part, COMPUTE)
+        first, n = m.tasks(phase, part)
         size = finish_size(plan, part, m.batch)
         if not row_leaves(m, _frame(m, phase, part, 0, l), written):
             continue

@@ -15,12 +15,14 @@ from mkdsl.lower import _exchange
 from mkdsl.lower._finish import finish_part, preload
 from mkdsl.lower._frames import iota
 from mkdsl.lower._layouts import ACC, LHS, RHS
-from mkdsl.lower._loader import COMPUTE, group_count, over_mates, share
+from mkdsl.lower._loader import group_count, over_mates, share
 from mkdsl.lower._machine import Machine, i32, spread, zeros
 from mkdsl.lower._own_fold import fold_own
 from mkdsl.lower._resident import Prologue
 from mkdsl.lower._stores import store_own_parts
 from mkdsl.lower._tiles import ROWS, Tile
+
+Keep = Callable[[Any, list[jax.Array]], None]  # of (number of the tile, sums)
 
 
 def fold_phase(m: Machine, phase: Phase, l: Any, i: Any) -> Any:
@@ -30,16 +32,20 @@ def fold_phase(m: Machine, phase: Phase, l: Any, i: Any) -> Any:
     """
     plan = m.schedule.plan(phase.name)
     prologue = Prologue(m, phase, m.graph.code[phase.name], Tile.of(phase, plan, m.batch), l)
-    prologue.prepare()
-    early = m.schedule.preloads(phase)
-    if early:
-        preload(m, phase, l)
-    m.wait(phase, plan, l)
-    m.stamp(phase, l, "known")
-    if not early:
-        preload(m, phase, l)
-    prologue.run()
-    m.stamp(phase, l, "read")
+
+    def begin() -> None:
+        prologue.prepare()
+        early = m.schedule.preloads(phase)
+        if early:
+            preload(m, phase, l)
+        m.wait(phase, plan, l)
+        m.stamp(phase, l, "known")
+        if not early:
+            preload(m, phase, l)
+        prologue.run()
+        m.stamp(phase, l, "read")
+
+    m.first(begin)
     return (_grouped if plan.grouped else _at_once)(m, phase, prologue, l, i)
 
 
@@ -48,31 +54,39 @@ def _at_once(m: Machine, phase: Phase, prologue: Prologue, l: Any, i: Any) -> An
     parts = m.graph.code[phase.name].parts
 
     def slots(mate: Any) -> list[Any]:
-        return [len(folds) * m.tasks(phase, part, COMPUTE, mate)[1] for part, (folds, _) in enumerate(parts)]
+        return [len(folds) * m.tasks(phase, part, mate)[1] for part, (folds, _) in enumerate(parts)]
 
     sets, i = _fold_all(m, phase, prologue, lambda mate: functools.reduce(jnp.add, slots(mate)), True, i)
-    m.stamp(phase, l, "folded")
-    base: Any = 0
-    for part, n in enumerate(slots(None)):
-        first, count = m.tasks(phase, part, COMPUTE)
-        finish_part(m, phase, part, first, 0, count, base, sets, l)
-        base = base + n
+
+    def finish() -> None:
+        m.stamp(phase, l, "folded")
+        base: Any = 0
+        for part, n in enumerate(slots(None)):
+            first, count = m.tasks(phase, part)
+            finish_part(m, phase, part, first, 0, count, base, sets, l)
+            base = base + n
+
+    m.first(finish)
     return i
 
 
 def _grouped(m: Machine, phase: Phase, prologue: Prologue, l: Any, i: Any) -> Any:
     """Part by part, so many tiles at a time as finished rows have room for."""
     for part, (folds, _) in enumerate(m.graph.code[phase.name].parts):
-        groups = group_count(m, phase, part, COMPUTE)
+        groups = group_count(m, phase, part)
 
         def group(j: Any, i: Any, part: int = part, matrices: int = len(folds), groups: Any = groups) -> Any:
             def slots(mate: Any) -> Any:
-                return matrices * share(m.tasks(phase, part, COMPUTE, mate)[1], j, groups)[1]
+                return matrices * share(m.tasks(phase, part, mate)[1], j, groups)[1]
 
             sets, i = _fold_all(m, phase, prologue, slots, j == 0 if part == 0 else None, i)
-            m.stamp(phase, l, "folded")
-            first, n = m.tasks(phase, part, COMPUTE)
-            finish_part(m, phase, part, first, *share(n, j, groups), 0, sets, l)
+
+            def finish() -> None:
+                m.stamp(phase, l, "folded")
+                first, n = m.tasks(phase, part)
+                finish_part(m, phase, part, first, *share(n, j, groups), 0, sets, l)
+
+            m.first(finish)
             return i
 
         i = lax.fori_loop(0, groups, group, i)
@@ -82,48 +96,56 @@ def _grouped(m: Machine, phase: Phase, prologue: Prologue, l: Any, i: Any) -> An
 def _fold_all(m: Machine, phase: Phase, prologue: Prologue, slots: Callable[[Any], Any], begins: Any, i: Any) -> tuple[list[Any], Any]:
     """Folds the next `slots(None)` tiles of this worker, or as many as it says of each worker of the cluster, and waits for what the others
     send of this one's. `begins`: whether the phase does, and reductions are sent too. Returns the sets of finished rows that the finish adds up."""
-    plan = m.schedule.plan(phase.name)
+    plan, tile = m.schedule.plan(phase.name), prologue.tile
     if plan.cluster == 1:
-        return [0], _fold_slots(m, phase, prologue, slots(None), functools.partial(store_sums, m, phase, prologue.tile), i)
+        store = functools.partial(store_sums, m, phase, tile)
+        return [0], (_fold_slots if tile.pieces == 1 else _piecewise)(m, phase, prologue, slots(None), lambda: store, i)
+    m.first(lambda: _exchange.announce(m, phase, _exchange.round_number(m), slots(None), begins))
+
+    def send(mate: Any) -> Keep:
+        number = _exchange.round_number(m)
+        return lambda s, sums: _exchange.send_sums(m, phase, sums, s, number, mate)
+
+    i = over_mates(m, plan, lambda mate, i: _fold_slots(m, phase, prologue, slots(mate), lambda: send(mate), i), i)
     number = _exchange.round_number(m)
-    _exchange.announce(m, phase, number, slots(None), begins)
-
-    def folded(mate: Any, i: Any) -> Any:
-        def send(s: Any, sums: list[jax.Array]) -> None:
-            _exchange.send_sums(m, phase, sums, s, number, mate)
-
-        return _fold_slots(m, phase, prologue, slots(mate), send, i)
-
-    i = over_mates(m, plan, folded, i)
-    _exchange.receive(m, number)
+    m.first(lambda: _exchange.receive(m, number))
     return [_exchange.buffer(m, phase, number, source) for source in range(plan.cluster)], i
 
 
-def _fold_slots(m: Machine, phase: Phase, prologue: Prologue, count: Any, keep: Callable[[Any, list[jax.Array]], None], i: Any) -> Any:
-    """Folds the next `count` tiles of the ring; keep(s, sums) says where the s-th one's go."""
-    tile, rows = prologue.tile, m.refs[f"rows.{phase.name}"]
+def _fold_slots(m: Machine, phase: Phase, prologue: Prologue, count: Any, keeper: Callable[[], Keep], i: Any) -> Any:
+    """Folds the next `count` tiles of the ring; keeper()(s, sums) says where the s-th one's go. Returns the number of the unit after them."""
+    tile = prologue.tile
+    kept = tile.chunks == tile.groups == 1 and tile.tensor_cores and not m.by_wgmma(phase)
+
+    def fold() -> None:
+        operand, keep = _operand(m, phase, tile, 0) if kept else None, keeper()
+
+        def one_tile(s: Any) -> None:
+            first = i + s * tile.chunks
+            if not tile.tensor_cores:
+                _keep_own(m, phase, tile, s, first)
+            elif m.by_wgmma(phase):
+                keep(s, accumulate_async(m, phase, tile, first))
+            else:
+                keep(s, accumulate(m, phase, tile, operand, first))
+
+        m.turns(phase, count, tile.chunks, i, one_tile)
+
+    m.both(phase, fold)
+    return i + count * tile.chunks
+
+
+def _keep_own(m: Machine, phase: Phase, tile: Tile, s: Any, i: Any) -> None:
+    """A tile of the user's own fold."""
     own = m.graph.node(m.graph.code[phase.name].parts[0][0][0]).op
-    wgmma = m.by_wgmma(phase)
-
-    def one_tile(s: Any, i: Any, operand: list[jax.Array] | None) -> Any:
-        if tile.tensor_cores:
-            sums, i = accumulate_async(m, phase, tile, i) if wgmma else accumulate(m, phase, tile, operand, i)
-            keep(s, sums)
-        else:
-            each, i = fold_own(m, phase, tile, own, i)
-            for where, value in zip(_slot(m, s), _together(m, each), strict=True):
-                rows[where] = value
-        return i
-
-    if tile.pieces == 1:
-        kept = tile.chunks == tile.groups == 1 and tile.tensor_cores and not wgmma
-        operand = _operand(m, phase, tile, 0) if kept else None
-        return lax.fori_loop(0, count, lambda s, i: one_tile(s, i, operand), i)
-    return _piecewise(m, prologue, rows, count, one_tile, i)
+    each = fold_own(m, phase, tile, own, i)
+    for where, value in zip(_slot(m, s), _together(m, each), strict=True):
+        m.refs[f"rows.{phase.name}"][where] = value
 
 
-def _piecewise(m: Machine, prologue: Prologue, rows: Any, count: Any, one_tile: Callable[..., Any], i: Any) -> Any:
+def _piecewise(m: Machine, phase: Phase, prologue: Prologue, count: Any, keeper: Callable[[], Keep], i: Any) -> Any:
     """All tiles past one piece of the resident, then the next piece: a K-split in time."""
+    rows = m.refs[f"rows.{phase.name}"]
 
     def clear(s: Any, carry: Any) -> Any:
         for where in _slot(m, s):
@@ -131,10 +153,10 @@ def _piecewise(m: Machine, prologue: Prologue, rows: Any, count: Any, one_tile: 
         return carry
 
     def piece(q: Any, i: Any) -> Any:
-        prologue.stage(q)
-        return lax.fori_loop(0, count, lambda s, i: one_tile(s, i, None), i)
+        m.first(lambda: prologue.stage(q))
+        return _fold_slots(m, phase, prologue, count, keeper, i)
 
-    lax.fori_loop(0, count, clear, i32(0))
+    m.first(lambda: lax.fori_loop(0, count, clear, i32(0)))
     return m.times(prologue.tile.pieces, piece, i)
 
 
@@ -155,17 +177,16 @@ def _operand_block(m: Machine, phase: Phase, tile: Tile, group: int, chunk: Any,
     return block[...].T if m.interpret else plgpu.load(block.transpose((1, 0)), layout=RHS)
 
 
-def accumulate(m: Machine, phase: Phase, tile: Tile, operand: list[jax.Array] | None, i: Any) -> tuple[list[jax.Array], Any]:
-    """Folds one tile's units; returns [64, 8] sums per group of columns.
+def accumulate(m: Machine, phase: Phase, tile: Tile, operand: list[jax.Array] | None, i: Any) -> list[jax.Array]:
+    """Folds one tile's units, from the i-th on; returns [64, 8] sums per group of columns.
 
     Several accumulators hide the mma's latency: copies of one where there are few groups; else the groups themselves, in a loop.
     """
     written, read = m.refs[f"stage.{phase.name}"]
     copies = max(1, 4 // tile.groups)
 
-    def one_unit(c: Any, carry: Any) -> Any:
-        accs, i = carry
-        slot = lax.rem(i, m.schedule.stages)
+    def one_unit(c: Any, accs: Any) -> Any:
+        slot = lax.rem(i + c, m.schedule.stages)
         first = operand or (_operand(m, phase, tile, c) if copies > 1 else None)
         plgpu.barrier_wait(m.refs["full"].at[slot])
         whole = written[slot][: tile.rows].reshape(ROWS, tile.chunk) if m.interpret else None
@@ -186,32 +207,30 @@ def accumulate(m: Machine, phase: Phase, tile: Tile, operand: list[jax.Array] | 
         else:
             accs = m.times(blocks, columns, accs)
         m.free_stage(slot)
-        return accs, i + 1
+        return accs
 
-    start = tuple(zeros((ROWS, 8), ACC) for _ in range(tile.groups * copies))
-    accs, i = m.times(tile.chunks, one_unit, (start, i))
-    return [functools.reduce(jnp.add, accs[g * copies : (g + 1) * copies]) for g in range(tile.groups)], i
+    accs = m.times(tile.chunks, one_unit, tuple(zeros((ROWS, 8), ACC) for _ in range(tile.groups * copies)))
+    return [functools.reduce(jnp.add, accs[g * copies : (g + 1) * copies]) for g in range(tile.groups)]
 
 
-def accumulate_async(m: Machine, phase: Phase, tile: Tile, i: Any) -> tuple[list[jax.Array], Any]:
-    """The same by `wgmma`, which reads both operands from shared memory: [64, columns] sums."""
+def accumulate_async(m: Machine, phase: Phase, tile: Tile, i: Any) -> list[jax.Array]:
+    """The same by `wgmma`, which reads both operands from shared memory; returns all columns' sums at once."""
     left, right = m.refs[f"stage.{phase.name}"][1], m.refs[f"operand.{phase.name}"]
 
-    def fold(acc: Any) -> tuple[jax.Array, Any]:
-        def one_unit(c: Any, i: Any) -> Any:
-            slot = lax.rem(i, m.schedule.stages)
+    def fold(acc: Any) -> jax.Array:
+        def one_unit(c: Any, carry: Any) -> Any:
+            slot = lax.rem(i + c, m.schedule.stages)
             plgpu.barrier_wait(m.refs["full"].at[slot])
             columns = slice(None) if tile.chunks == 1 else pl.ds(pl.multiple_of(c * tile.chunk, tile.chunk), tile.chunk)
             plgpu.wgmma(acc, left.at[slot, pl.ds(0, ROWS)], right.at[:, columns].transpose((1, 0)))
             plgpu.wgmma_wait(0)
             m.free_stage(slot)
-            return i + 1
+            return carry
 
-        done = m.times(tile.chunks, one_unit, i)
-        return acc[...], done
+        m.times(tile.chunks, one_unit, i32(0))
+        return acc[...]
 
-    sums, i = pl.run_scoped(fold, plgpu.ACC((ROWS, 8 * tile.groups)))
-    return [sums], i
+    return [pl.run_scoped(fold, plgpu.WGMMAAccumulatorRef((ROWS, 8 * tile.groups)))]
 
 
 def _left(m: Machine, tile: Tile, whole: jax.Array | None, read: Any, slot: Any, q: Any) -> jax.Array:

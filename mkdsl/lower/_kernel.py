@@ -17,12 +17,14 @@ from mkdsl.lower import _exchange
 from mkdsl.lower._attention import attention_phase, carry_words, query_columns
 from mkdsl.lower._fold import fold_phase
 from mkdsl.lower._layouts import grid
-from mkdsl.lower._loader import COMPUTE, LOADER, drain, land_last, load_phase
-from mkdsl.lower._machine import Machine, bf16, f32, i32
+from mkdsl.lower._loader import drain, land_last, load_phase, units
+from mkdsl.lower._machine import COMPUTE, LOADER, Machine, bf16, f32, i32
 from mkdsl.lower._map import map_phase
 from mkdsl.lower._operands import Operand, task_table
 from mkdsl.lower._tiles import ROWS, Tile, kv_view
 from mkdsl.search import PhasePlan, Schedule
+
+LOADS, COMPUTES = 56, 224  # registers of a thread that loads, and of one that computes, where two warpgroups do
 
 
 @dataclasses.dataclass(frozen=True)
@@ -56,9 +58,10 @@ def scratch(graph: OpGraph, schedule: Schedule, phases: Sequence[Phase], *, tma:
         if phase.kind == "attention":
             ring[f"stage.{phase.name}"] = kv_view(schedule.stages, schedule.stage_bytes, phase.head_dim)
             own.append(_attention(phase, plan))
-    single = [("tasks", plgpu.SMEM((2, schedule.cluster, task_table(graph, schedule).shape[1]), i32))]
+    single = [("tasks", plgpu.SMEM((1 + schedule.warpgroups, schedule.cluster, task_table(graph, schedule).shape[1]), i32))]
     single += [("exchange", plgpu.SMEM((_exchange.WORDS,), i32))] if schedule.cluster > 1 else []
-    single += _barriers(schedule.stages, 2 if tma else 1) if ring else []
+    single += _barriers(schedule.stages, 2 if tma else 1, schedule.warpgroups) if ring else []
+    single += [("go", plgpu.Barrier()), ("done", plgpu.Barrier())] if schedule.warpgroups > 1 else []
     single += _reductions(graph, schedule, phases)
     unions = [_union([{name: type} for name, type in ring.items()]), _union(own)] if ring else []
     return Scratch((*unions, *(((name,), type) for name, type in single)))
@@ -96,9 +99,9 @@ def _attention(phase: Phase, plan: PhasePlan) -> dict[str, Any]:
     return {f"{name}.{phase.name}": buffer for name, buffer in buffers.items()}
 
 
-def _barriers(stages: int, arrivals: int) -> list[tuple[str, Any]]:
-    """`arrivals`: two copies by TMA, each of which arrives by itself, or the loader once."""
-    return [("full", plgpu.Barrier(num_arrivals=arrivals, num_barriers=stages)), ("empty", plgpu.Barrier(num_barriers=stages))]
+def _barriers(stages: int, copies: int, readers: int) -> list[tuple[str, Any]]:
+    """`copies`: two by TMA, each of which arrives by itself, or the loader once. `readers`: warpgroups that compute."""
+    return [(name, plgpu.Barrier(num_arrivals=n, num_barriers=stages)) for name, n in (("full", copies), ("empty", readers))]
 
 
 def _reductions(graph: OpGraph, schedule: Schedule, phases: Sequence[Phase]) -> list[tuple[str, Any]]:
@@ -132,22 +135,26 @@ def make_kernel(
                 m.refs[f"stage.{phase.name}"] = (m.refs[f"written.{phase.name}"], m.refs[f"read.{phase.name}"])
         if schedule.cluster > 1:
             _exchange.start(m)
-        role = lax.axis_index("wg")
+        warpgroup = lax.axis_index("wg")
         iteration = None if concurrent else refs[len(found)][0]
-        for index, run in ((LOADER, _load), (COMPUTE, _compute)):
-            pl.when(role == index)(lambda run=run, index=index: _role(m, phases, index, run, iteration))
+        compute = COMPUTE if schedule.warpgroups == 1 else warpgroup
+        pl.when(warpgroup == LOADER)(lambda: _role(m, phases, LOADER, load_phase, iteration))
+        pl.when(warpgroup != LOADER)(lambda: _role(m, phases, compute, _compute, iteration))
 
     cluster: dict[str, Any] = {"cluster": (schedule.cluster,), "cluster_names": ("cta",)} if schedule.cluster > 1 else {}
     return plgpu.kernel(
-        body, out_type=(), scratch_types=room.types(), num_threads=2, thread_name="wg",
+        body, out_type=(), scratch_types=room.types(), num_threads=1 + schedule.warpgroups, thread_name="wg",
         grid=(schedule.workers // schedule.cluster,), grid_names=("sm",), **cluster,
         compiler_params=plgpu.CompilerParams(approx_math=True, lowering_semantics=plgpu.LoweringSemantics.Lane),
         interpret=plgpu.InterpretGPUParams(detect_races=True) if interpret else None,
     )  # fmt: skip
 
 
-def _role(m: Machine, phases: Sequence[Phase], role: int, run: Callable[..., Any], iteration: Any) -> None:
+def _role(m: Machine, phases: Sequence[Phase], role: Any, run: Callable[..., Any], iteration: Any) -> None:
     """Walks the queue: every phase of every iteration, or one phase of one."""
+    m.role, loads = role, isinstance(role, int) and role == LOADER
+    if m.schedule.warpgroups > 1 and not m.interpret:
+        plgpu.set_max_registers(LOADS if loads else COMPUTES, action="decrease" if loads else "increase")
     for mate in range(m.schedule.cluster):
         _copy_tasks(m, role, mate)
     i = i32(0)
@@ -157,13 +164,13 @@ def _role(m: Machine, phases: Sequence[Phase], role: int, run: Callable[..., Any
     else:
         for segment in m.graph.segments:
             i = _segment(m, segment, run, i)
-    if role == LOADER and "full" in m.refs:
+    if loads and "full" in m.refs:
         land_last(m, i)
         if m.interpret:
             drain(m, i)
 
 
-def _copy_tasks(m: Machine, role: int, mate: int) -> None:
+def _copy_tasks(m: Machine, role: Any, mate: int) -> None:
     """The row of the task table of one worker of the cluster, for this role."""
     here, there = (role, mate), lax.axis_index("sm") * m.schedule.cluster + mate
     row, layout = m.refs["table"].at[there], grid(1, m.refs["tasks"].shape[-1]).reduce(0)
@@ -179,24 +186,29 @@ def _segment(m: Machine, segment: Any, run: Callable[..., Any], i: Any) -> Any:
     return once(0, i) if segment.repeats == 1 else lax.fori_loop(0, segment.repeats, once, i)
 
 
-def _load(m: Machine, phase: Phase, l: Any, i: Any) -> Any:
-    return load_phase(m, phase, l, i)
+def _skip(m: Machine, phase: Phase, i: Any) -> Any:
+    """A phase in which this warpgroup has nothing to do."""
+    if phase.kind == "map":  # takes no units
+        return i
+    n = units(m, phase)
+    m.skip(i, n)
+    return i + n
 
 
 def _compute(m: Machine, phase: Phase, l: Any, i: Any) -> Any:
+    plan, run = m.schedule.plan(phase.name), {"fold": fold_phase, "attention": attention_phase, "map": map_phase}[phase.kind]
+
     def go(i: Any) -> Any:
-        m.stamp(phase, l, "arrived")
-        if phase.kind == "map":
-            map_phase(m, phase, l)
+        m.first(lambda: m.stamp(phase, l, "arrived"))
+        if plan.warpgroups == m.schedule.warpgroups:
+            i = run(m, phase, l, i)
         else:
-            i = (fold_phase if phase.kind == "fold" else attention_phase)(m, phase, l, i)
-        m.signal(phase)
-        m.stamp(phase, l, "signalled")
+            i = lax.cond(m.role == COMPUTE, lambda i: run(m, phase, l, i), lambda i: _skip(m, phase, i), i)
+        m.first(lambda: (m.signal(phase), m.stamp(phase, l, "signalled")))
         return i
 
-    plan = m.schedule.plan(phase.name)
     if len(plan.participants) == m.schedule.workers:
         return go(i)
     mates = range(plan.cluster) if plan.cluster > 1 else (None,)
-    counts = [m.tasks(phase, part, COMPUTE, mate)[1] for part in range(len(phase.parts)) for mate in mates]
+    counts = [m.tasks(phase, part, mate)[1] for part in range(len(phase.parts)) for mate in mates]
     return lax.cond(sum(counts[1:], counts[0]) > 0, go, lambda i: i, i)

@@ -21,8 +21,6 @@ from mkdsl.lower._machine import Machine, i32
 from mkdsl.lower._tiles import KV_WRITTEN, Tile
 from mkdsl.search import PhasePlan
 
-LOADER, COMPUTE = 1, 0
-
 
 def load_phase(m: Machine, phase: Phase, l: Any, i: Any) -> Any:
     """Issues all units of a phase; i counts units, before and after."""
@@ -33,6 +31,17 @@ def load_phase(m: Machine, phase: Phase, l: Any, i: Any) -> Any:
     return i
 
 
+def units(m: Machine, phase: Phase) -> Any:
+    """How many units a fold or an attention takes, for a warpgroup that takes none of them."""
+    plan = m.schedule.plan(phase.name)
+    mates = range(plan.cluster) if plan.cluster > 1 else (None,)
+    if phase.kind == "fold":
+        tile, parts = Tile.of(phase, plan, m.batch), m.graph.code[phase.name].parts
+        tiles = [len(folds) * m.tasks(phase, part, mate)[1] for part, (folds, _) in enumerate(parts) for mate in mates]
+        return functools.reduce(jnp.add, tiles) * (tile.chunks * tile.pieces)
+    return 2 * functools.reduce(jnp.add, [_kv_blocks_of(m, phase, mate) for mate in mates])
+
+
 def _fold(m: Machine, phase: Phase, l: Any, i: Any) -> Any:
     """In the order in which compute folds: pieces of the resident, then the cluster's workers, then parts, their matrices, their tiles."""
     plan = m.schedule.plan(phase.name)
@@ -40,7 +49,7 @@ def _fold(m: Machine, phase: Phase, l: Any, i: Any) -> Any:
     def pieces(which: Sequence[int], group: Any, groups: Any, i: Any) -> Any:
         def tiles(piece: Any, mate: Any, i: Any) -> Any:
             for part in which:
-                first, n = m.tasks(phase, part, LOADER, mate)
+                first, n = m.tasks(phase, part, mate)
                 a, count = share(n, group, groups)
                 i = _tiles(m, phase, part, first + a, count, piece, l, i)
             return i
@@ -51,7 +60,7 @@ def _fold(m: Machine, phase: Phase, l: Any, i: Any) -> Any:
     if not plan.grouped:
         return pieces(range(len(phase.parts)), 0, 1, i)
     for part in range(len(phase.parts)):
-        groups = group_count(m, phase, part, LOADER)
+        groups = group_count(m, phase, part)
         i = lax.fori_loop(0, groups, lambda j, i, part=part, groups=groups: pieces((part,), j, groups, i), i)
     return i
 
@@ -83,12 +92,12 @@ def _half(m: Machine, phase: Phase, tile: Tile, fold: int, row: Any, column: Any
     _copy(m, source.at[rows, columns] if tile.parts == 1 else source.at[rows, :, columns], there, tile.written, slot)
 
 
-def group_count(m: Machine, phase: Phase, part: int, role: int) -> Any:
+def group_count(m: Machine, phase: Phase, part: int) -> Any:
     """In how many groups this worker's tiles of a part finish: as few as it takes, in a cluster that shares them as many for all."""
     plan = m.schedule.plan(phase.name)
     if plan.cluster > 1:
         return plan.rounds(part)
-    return lax.div(m.tasks(phase, part, role)[1] + (plan.group - 1), plan.group)
+    return lax.div(m.tasks(phase, part)[1] + (plan.group - 1), plan.group)
 
 
 def share(n: Any, group: Any, groups: Any) -> tuple[Any, Any]:
@@ -167,10 +176,10 @@ def drain(m: Machine, units: Any) -> None:
 
 def _attention(m: Machine, phase: Phase, l: Any, i: Any) -> Any:
     """In the order in which compute folds: an item of each worker of the cluster at a time."""
-    plan, groups = m.schedule.plan(phase.name), group_count(m, phase, 0, LOADER)
+    plan, groups = m.schedule.plan(phase.name), group_count(m, phase, 0)
 
     def items(mate: Any, j: Any, i: Any) -> Any:
-        first, n = m.tasks(phase, 0, LOADER, mate)
+        first, n = m.tasks(phase, 0, mate)
         a, count = share(n, j, groups)
         return lax.fori_loop(0, count, lambda t, i: _kv_item(m, phase, first + a + t, mate, l, i), i)
 
@@ -199,6 +208,17 @@ def kv_blocks(m: Machine, phase: Phase, sequence: Any, at: Any) -> tuple[jax.Arr
     low = 0 if phase.window is None else lax.div(jnp.maximum(pos - (phase.window - 1), 0), plan.chunk)
     first = low + lax.rem(at - low + shares * (phase.k // plan.chunk + 1), shares)
     return first, lax.div(jnp.maximum(end - first, 0) + (shares - 1), shares)
+
+
+def _kv_blocks_of(m: Machine, phase: Phase, mate: Any) -> Any:
+    """Blocks of the cache that a worker folds of a mate's items, or of its own."""
+    first, n = m.tasks(phase, 0, mate)
+
+    def one(t: Any, total: Any) -> Any:
+        sequence, _, split = kv_item(m, phase, first + t)
+        return total + kv_blocks(m, phase, sequence, kv_share(m, phase, split, mate))[1]
+
+    return lax.fori_loop(0, n, one, i32(0))
 
 
 def _kv_item(m: Machine, phase: Phase, item: Any, mate: Any, l: Any, i: Any) -> Any:

@@ -7,14 +7,13 @@ from jax import lax
 from mkdsl.graph import Phase
 from mkdsl.lower._finish import row_leaves, store
 from mkdsl.lower._frames import Rows, fetch
-from mkdsl.lower._loader import COMPUTE
 from mkdsl.lower._machine import Machine, i32
 from mkdsl.lower._resident import Prologue
 from mkdsl.lower._tiles import Tile
 
 
-def map_phase(m: Machine, phase: Phase, l: Any) -> None:
-    """One execution of a map; an item is `plan.rows` features of one sequence."""
+def map_phase(m: Machine, phase: Phase, l: Any, i: Any) -> Any:
+    """One execution of a map; an item is `plan.rows` features of one sequence. It takes no units from the ring."""
     plan, code = m.schedule.plan(phase.name), m.graph.code[phase.name]
     m.wait(phase, plan, l)
     m.stamp(phase, l, "known")
@@ -24,7 +23,7 @@ def map_phase(m: Machine, phase: Phase, l: Any) -> None:
     m.stamp(phase, l, "read")
     m.stamp(phase, l, "folded")
     for part, (_, written) in enumerate(code.parts):
-        first, n = m.tasks(phase, part, COMPUTE)
+        first, n = m.tasks(phase, part)
         blocks = phase.parts[part].rows // plan.rows
 
         def item(t: Any, carry: Any, first: Any = first, blocks: int = blocks, part: int = part, written: Any = written) -> Any:
@@ -35,3 +34,4 @@ def map_phase(m: Machine, phase: Phase, l: Any) -> None:
             return carry
 
         lax.fori_loop(0, n, item, i32(0))
+    return i

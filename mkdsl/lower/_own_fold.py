@@ -34,14 +34,13 @@ class OnTile:
     axes: tuple[int, ...]
 
 
-def fold_own(m: Machine, phase: Phase, tile: Tile, op: Fold, i: Any) -> tuple[list[jax.Array], Any]:
-    """Folds one tile's units with the user's step; returns the finished rows [64] of each sequence."""
+def fold_own(m: Machine, phase: Phase, tile: Tile, op: Fold, i: Any) -> list[jax.Array]:
+    """Folds one tile's units, from the i-th on, with the user's step; returns the finished rows [64] of each sequence."""
     written, read = m.refs[f"stage.{phase.name}"]
     arrays = len(op.init)
 
-    def one_unit(c: Any, carry: Any) -> Any:
-        carries, i = carry
-        slot = lax.rem(i, m.schedule.stages)
+    def one_unit(c: Any, carries: Any) -> Any:
+        slot = lax.rem(i + c, m.schedule.stages)
         plgpu.barrier_wait(m.refs["full"].at[slot])
         whole = written[slot][:ROWS] if m.interpret else None
 
@@ -55,11 +54,11 @@ def fold_own(m: Machine, phase: Phase, tile: Tile, op: Fold, i: Any) -> tuple[li
 
         carries = m.times(tile.chunk // tile.width, block, carries)
         m.free_stage(slot)
-        return carries, i + 1
+        return carries
 
     start = tuple(plgpu.layout_cast(jnp.full((ROWS,), v, f32), ACC.reduce(1)) for _ in range(m.batch) for v in op.init)
-    carries, i = m.times(tile.chunks, one_unit, (start, i))
-    return [_finish(op, carries[b * arrays : (b + 1) * arrays], phase) for b in range(m.batch)], i
+    carries = m.times(tile.chunks, one_unit, start)
+    return [_finish(op, carries[b * arrays : (b + 1) * arrays], phase) for b in range(m.batch)]
 
 
 def _tile(tile: Tile, whole: jax.Array | None, read: Any, slot: Any, q: Any) -> OnTile:

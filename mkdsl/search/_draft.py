@@ -1,6 +1,7 @@
 """From the cost model's choices to schedules that the simulator can judge."""
 
 import dataclasses
+from collections.abc import Collection
 
 from mkdsl.graph import OpGraph
 from mkdsl.search._assign import assign_all
@@ -34,6 +35,13 @@ def draft(graph: OpGraph, batch: int, handoff: str, choice: Choice) -> Schedule:
         us=(),
     )
     return with_producers(graph, schedule)
+
+
+def in_turns(graph: OpGraph, schedule: Schedule, folds: Collection[str]) -> Schedule:
+    """The schedule in which two warpgroups take turns at the tiles of these folds."""
+    phases = tuple(dataclasses.replace(p, warpgroups=2 if p.name in folds else 1) for p in schedule.phases)
+    memory = shared_memory(graph, phases, padded_batch=schedule.padded_batch, stages=schedule.stages, stage_bytes=schedule.stage_bytes)
+    return dataclasses.replace(schedule, phases=phases, smem_bytes=memory.total)
 
 
 def timed(graph: OpGraph, schedule: Schedule, gpu: Profile) -> Schedule:

@@ -41,7 +41,7 @@ class Profile:
       unit_us: a unit's barriers and loop (H200: fitted to the prototype's table, as are stage_us, finish_us and attention_us); mma_us: 32 KiB
         past 8 columns, shared memory to accumulators; column_us: for every further column; wgmma_us, wgmma_column_us: the same by `wgmma`,
         which a unit waits for, wgmma_wait_us; store_us: a tile's sums of a column to shared memory, twice that where they are added to what is
-        there (H200: benchmarks/units.py).
+        there (H200: benchmarks/units.py); turn_us: a second warpgroup's being told to fold, and telling that it has (assumed).
       row_bytes: a box row shorter than this is bound by TMA's issue rate: 128-byte rows run 40 % slower (H200: measured).
       stage_us: from a fold's data to its first mma; finish_us: from its last unit to the signal, the last mma's latency included; group_us:
         one more group's finish; value_us: of a finish, one value of a thread from one part, matrix and worker of a cluster (timelines).
@@ -75,6 +75,7 @@ class Profile:
     wgmma_column_us: float
     wgmma_wait_us: float
     store_us: float
+    turn_us: float
     row_bytes: int
     stage_us: float
     finish_us: float
@@ -128,6 +129,11 @@ class Profile:
     def instructions(self) -> tuple[str, ...]:
         """What a warpgroup's tensor cores can be told: `wgmma`, which reads both operands from shared memory, by Hopper's only."""
         return ("mma", "wgmma") if self.capability[0] == 9 else ("mma",)
+
+    @property
+    def warpgroups(self) -> int:
+        """That may compute in one kernel: two where warpgroups can share their registers unevenly, or neither had enough."""
+        return 2 if self.capability >= (9, 0) else 1
 
     def to_json(self) -> dict[str, Any]:
         return dataclasses.asdict(self)
@@ -189,6 +195,7 @@ _H200 = Profile(
     wgmma_column_us=0.005,
     wgmma_wait_us=0.1,
     store_us=0.006,
+    turn_us=0.1,
     row_bytes=180,
     stage_us=0.4,
     finish_us=0.1,
@@ -238,6 +245,7 @@ _BY_CLOCK = (
     "wgmma_column_us",
     "wgmma_wait_us",
     "store_us",
+    "turn_us",
     "stage_us",
     "finish_us",
     "group_us",

@@ -124,12 +124,12 @@ def attention_bytes(phase: Phase, plan: PhasePlan, sets: int) -> dict[str, int]:
     return own | {"received": sets * (d + 1) * c * 4 if plan.cluster > 1 else 0}
 
 
-def fixed_extents(graph: OpGraph, padded_batch: int, cluster: int) -> tuple[Extent, ...]:
-    """What lives for the whole kernel and does not depend on how phases are tiled: partial reductions, a cluster's besides, for both roles the
-    task table's rows of the cluster's workers, barriers."""
+def fixed_extents(graph: OpGraph, padded_batch: int, cluster: int, warpgroups: int = 2) -> tuple[Extent, ...]:
+    """What lives for the whole kernel and does not depend on how phases are tiled: partial reductions, a cluster's besides, for each of
+    `warpgroups` the task table's rows of the cluster's workers, barriers."""
     sources = 1 if cluster == 1 else 1 + cluster
     reductions = sources * max((p.reductions for p in graph.phases), default=0) * 8 * padded_batch * 4
-    table = 4 * round_up(2 * sum(len(p.parts) for p in graph.phases), 128) * 2 * cluster
+    table = 4 * round_up(2 * sum(len(p.parts) for p in graph.phases), 128) * warpgroups * cluster
     return (
         Extent("statistics", round_up(max(reductions, ROWS * 4 * max(8, padded_batch) + 2048), ALIGNMENT)),
         Extent("tasks", round_up(table, ALIGNMENT)),
@@ -150,5 +150,5 @@ def shared_memory(graph: OpGraph, plans: Iterable[PhasePlan], *, padded_batch: i
     slots = [plan.slots(phase) if phase.kind == "fold" else 0 for phase, plan in chosen]
     own = [e for (phase, plan), n in zip(chosen, slots, strict=True) for e in phase_extents(phase, plan, n, plan.sets, padded_batch)]
     ring = (Extent("ring", stage_bytes, stages),) if stages else ()
-    fixed = fixed_extents(graph, padded_batch, max(plan.cluster for _, plan in chosen))
+    fixed = fixed_extents(graph, padded_batch, max(plan.cluster for _, plan in chosen), 1 + max(plan.warpgroups for _, plan in chosen))
     return SharedMemory((*ring, *fixed, *own), tuple(plan.name for _, plan in chosen))

@@ -44,6 +44,7 @@ def verify_schedule(graph: OpGraph, schedule: Schedule, profile: Profile) -> Non
         plan = schedule.plan(phase.name)
         {"fold": _check_fold, "attention": _check_attention, "map": _check_map}[phase.kind](graph, schedule, phase, plan)
         _check_instruction(phase, plan, profile)
+        _check_warpgroups(phase, plan, profile)
         _check_coverage(schedule, phase, plan)
         _check_waits(graph, phase, plan)
     for tensor in graph.tensors.values():
@@ -171,6 +172,11 @@ def _check_map(graph: OpGraph, schedule: Schedule, phase: Phase, plan: PhasePlan
     p, streams = plan, not plan.pieces == plan.cluster == plan.group == 1 or plan.chunk
     _require(not streams, f"{p.name}: {p.pieces} pieces, cluster {p.cluster}, group {p.group}, chunk {p.chunk}: a map streams nothing")
     _check_unsplit(schedule, phase, phase.reads)
+
+
+def _check_warpgroups(phase: Phase, plan: PhasePlan, profile: Profile) -> None:
+    most = profile.warpgroups if phase.kind == "fold" else 1
+    _require(1 <= plan.warpgroups <= most, f"{phase.name}: {plan.warpgroups} warpgroups: of {profile.name}, 1 to {most} compute it")
 
 
 def _check_instruction(phase: Phase, plan: PhasePlan, profile: Profile) -> None:
