@@ -126,7 +126,7 @@ def test_who_folds_and_takes_part(good):
     assert [plan.folded(w) for w in range(4)] == [(3,), (3,), (0,), (0,)]
     assert plan.participants == (0, 1) and list(plan.mates(1)) == [0, 1]
     assert plan.grouped and plan.rounds(0) == 3 and plan.sets == 4
-    alone = good.without_clusters()
+    alone = good.phased()
     assert alone.cluster == 1
     assert [p.pieces for p in alone.phases] == [p.pieces * p.cluster for p in good.phases]
 
