@@ -6,7 +6,8 @@ next write, which replaces the rows, after it. Loop state is one iteration behin
 it, by whomever, and is fetched from global memory to the same place.
 """
 
-from collections.abc import Sequence
+import dataclasses
+from collections.abc import Iterator, Sequence
 
 from mkdsl.graph import OpGraph, Part, Phase
 from mkdsl.search._schedule import PhasePlan, Range, Schedule
@@ -16,12 +17,17 @@ def objection(graph: OpGraph, schedule: Schedule, reader: Phase, tensor: str) ->
     """Why a phase's workers cannot take their rows of a tensor from their own shared memory; None if they can."""
     if reader.kind != "fold" or tensor not in reader.row_reads:
         return "its finish adds none"
-    writer = next((p for p in graph.writers[tensor] if p.segment == reader.segment), None)
-    if writer is None or writer.kind != "fold":
+    writer = keeper(graph, reader, tensor)
+    if writer is None:
         return "no fold of its segment writes them"
     if behind(graph, reader, tensor) and graph.order[writer.name] <= graph.order[reader.name]:
         return f"{writer.name} writes the next ones before it has added them"
     return _unlike(schedule, writer, reader, tensor, graph.tensors[tensor].width)
+
+
+def keeper(graph: OpGraph, reader: Phase, tensor: str) -> Phase | None:
+    """The fold of a reader's segment that writes a tensor."""
+    return next((p for p in graph.writers[tensor] if p.segment == reader.segment and p.kind == "fold"), None)
 
 
 def behind(graph: OpGraph, reader: Phase, tensor: str) -> bool:
@@ -56,10 +62,14 @@ def _adding(parts: Sequence[Part], width: int) -> list[int]:
     return [i for i, part in enumerate(parts) if part.rows == width]
 
 
+def _making(writer: Phase, tensor: str) -> int:
+    """The part of a phase that writes a tensor."""
+    return next(i for i, part in enumerate(writer.parts) if tensor in part.writes)
+
+
 def _unlike(schedule: Schedule, writer: Phase, reader: Phase, tensor: str, width: int) -> str | None:
     """Of workers that add other rows than they wrote the first."""
-    made = next(i for i, part in enumerate(writer.parts) if tensor in part.writes)
-    wrote = _rows(schedule.plan(writer.name), made)
+    wrote = _rows(schedule.plan(writer.name), _making(writer, tensor))
     adding = _adding(reader.parts, width)
     if not adding:
         return f"none of its parts has {width}"
@@ -73,3 +83,46 @@ def _unlike(schedule: Schedule, writer: Phase, reader: Phase, tensor: str, width
 def _rows(plan: PhasePlan, part: int) -> list[Range]:
     """Each worker's rows of a part."""
     return [(first * plan.rows, n * plan.rows) if n else (0, 0) for first, n in plan.tasks[part]]
+
+
+# What the search may try.
+
+
+def edges(graph: OpGraph) -> Iterator[tuple[Phase, Phase, str]]:
+    """(writer, reader, tensor) of rows that may be own, given the tasks for it. State of a loop that is run once is never read back."""
+    for reader in graph.phases:
+        for tensor in reader.row_reads:
+            writer = keeper(graph, reader, tensor)
+            if writer and graph.iterations(reader) > behind(graph, reader, tensor):
+                yield writer, reader, tensor
+
+
+def with_own(graph: OpGraph, schedule: Schedule, writer: Phase, reader: Phase, tensor: str) -> Iterator[Schedule]:
+    """The schedules in which an edge's rows are own, besides those that are already: with tasks as they are or, where those do not do, with
+    the writer's given to the reader, or the reader's to the writer. All else is as it was: fit to be simulated only."""
+    plan = schedule.plan(reader.name)
+    as_is = _with_plan(schedule, dataclasses.replace(plan, own=(*plan.own, tensor)))
+    if not _objections(graph, as_is):
+        yield as_is
+        return
+    making, adding = (writer, [_making(writer, tensor)]), (reader, _adding(reader.parts, graph.tensors[tensor].width))
+    for (giver, given), (taker, taken) in ((making, adding), (adding, making)):
+        changed = as_is
+        for part in taken if given else ():
+            changed = _with_plan(changed, _given(schedule.plan(giver.name), given[0], changed.plan(taker.name), part))
+        if not _objections(graph, changed):
+            yield changed
+
+
+def _objections(graph: OpGraph, schedule: Schedule) -> bool:
+    return any(objection(graph, schedule, graph.phase(plan.name), tensor) for plan in schedule.phases for tensor in plan.own)
+
+
+def _given(giver: PhasePlan, given: int, taker: PhasePlan, part: int) -> PhasePlan:
+    """The taker's plan, a part of which goes to those who have the same rows of the giver's; as far as they are whole tiles."""
+    tasks = tuple((first // taker.rows, n // taker.rows) for first, n in _rows(giver, given))
+    return dataclasses.replace(taker, tasks=(*taker.tasks[:part], tasks, *taker.tasks[part + 1 :]))
+
+
+def _with_plan(schedule: Schedule, plan: PhasePlan) -> Schedule:
+    return dataclasses.replace(schedule, phases=tuple(plan if p.name == plan.name else p for p in schedule.phases))

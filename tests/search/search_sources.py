@@ -5,7 +5,7 @@ import functools
 from typing import NamedTuple
 
 from hypothesis import HealthCheck, Phase, given, seed, settings
-from search_graphs import free_running, graphs, llama, parallel, sandwich, tiny
+from search_graphs import free_running, graphs, llama, long_chain, parallel, sandwich, tiny
 
 from mkdsl.graph import OpGraph
 from mkdsl.search import Profile, Schedule, profile
@@ -67,6 +67,7 @@ def random_graphs(count: int = 48) -> tuple[Source, ...]:
     collect()
     plain = [_source(g, 2 + i % 5, 1 + i % 3, "counter" if i % 4 == 3 else "data") for i, g in enumerate(found)]
     plain.append(_source(free_running(), 3, 1, "counter"))
+    plain += [_source(long_chain(5, rows=128, repeats=3), workers, 1 + workers % 2, "data") for workers in (2, 3, 4)]
     return (*plain, *(_source(g, 2 + 2 * (i % 2), 8, "data", clusters=True) for i, g in enumerate(found[: count // 4])))
 
 
