@@ -148,7 +148,7 @@ def without_k_split(graph: OpGraph, schedule: Schedule, gpu: Profile) -> tuple[S
     if best is None:
         raise ScheduleError(_no_room(graph, schedule.batch, lifted))
     whole = draft(graph, schedule.batch, "data", Choice(lifted, ring, schedule.stages, best))
-    return timed(graph, with_handoffs(graph, whole), lifted), lifted
+    return _with_own_rows(graph, timed(graph, with_handoffs(graph, whole), lifted), lifted), lifted
 
 
 def _no_room(graph: OpGraph, batch: int, gpu: Profile) -> str:
