@@ -199,8 +199,7 @@ class _Simulation:
                     yield self.waiting[event]
                 yield max(self.clock.now, self.known[event]) + self._trip(event[0] in self.released)
             known, released = self.clock.now, any(event[0] in self.released for event in step.waits)
-            looks = step.phase.reads or self.schedule.plan(step.phase.name).fetched(step.phase)
-            yield known + (self._trip(released) if looks else 0.0) + step.work.read
+            yield known + (self._trip(released) if step.phase.reads or step.phase.row_reads else 0.0) + step.work.read
             read = self.clock.now
             yield read + step.work.before
             yield from self._fold(crew, step.work)

@@ -231,7 +231,6 @@ def test_own_fold_with_a_carry_of_two_arrays():
     np.testing.assert_allclose(got[1], want[1], atol=2e-2)
 
 
-
 @pytest.mark.parametrize(("batch", "parts", "group"), [(1, (8, 4), 16), (8, (2, 1), 1)])
 def test_own_rows(batch, parts, group, monkeypatch):
     """A worker alone has nobody to hand over to, so that interpret mode can run all phases in one launch, in which shared memory survives.
