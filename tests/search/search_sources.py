@@ -61,8 +61,8 @@ def decoders() -> tuple[Source, ...]:
     for graph in (tiny(2), tiny(3), split, multi_query, *each_order(parallel()), sandwich()):
         found += [_source(graph, w, 1 + w % 2, h) for w in (3, 4, 5, 6) for h in ("data", "counter")]
         found += [_source(graph, 4, 8, "data", clusters=True)]
-    keeping = [s for s in found if any(p.own for p in s.schedule.phases)]
-    return (*found, *map(fetching, keeping[::3]))
+    keeping = [s for s in found if any(p.own for p in s.schedule.phases) and {t.handoff for t in s.schedule.tensors} == {"data"}]
+    return (*found, *(fetching(s) for s in keeping if s.schedule.workers == 6 or s.schedule.batch > 1))
 
 
 @functools.cache
