@@ -78,7 +78,7 @@ def _fold_values(m: Machine, phase: Phase, part: int, frame: Rows, slots: list[A
 
 
 def preload(m: Machine, phase: Phase, l: Any) -> None:
-    """Copies the rows of older tensors that the finish adds to shared memory, while there is nothing else to do."""
+    """Copies the rows of older tensors that the finish adds to shared memory, while there is nothing else to do; own ones are there."""
     plan = m.schedule.plan(phase.name)
     if plan.grouped:
         return

@@ -13,8 +13,18 @@ from mkdsl.graph import OpGraph, Part, Phase
 from mkdsl.search._schedule import PhasePlan, Range, Schedule
 
 
-def objection(graph: OpGraph, schedule: Schedule, reader: Phase, tensor: str) -> str | None:
-    """Why a phase's workers cannot take their rows of a tensor from their own shared memory; None if they can."""
+def objections(graph: OpGraph, schedule: Schedule) -> Iterator[str]:
+    """Why workers do not find the rows that a schedule has them take from their own shared memory."""
+    for plan in schedule.phases:
+        if len(set(plan.own)) < len(plan.own):
+            yield f"{plan.name}: own rows of {', '.join(plan.own)}: one of them twice"
+        for tensor in plan.own:
+            reason = _objection(graph, schedule, graph.phase(plan.name), tensor)
+            if reason:
+                yield f"{plan.name}: own rows of {tensor}: {reason}"
+
+
+def _objection(graph: OpGraph, schedule: Schedule, reader: Phase, tensor: str) -> str | None:
     if reader.kind != "fold" or tensor not in reader.row_reads:
         return "its finish adds none"
     writer = keeper(graph, reader, tensor)
@@ -102,7 +112,7 @@ def with_own(graph: OpGraph, schedule: Schedule, writer: Phase, reader: Phase, t
     the writer's given to the reader, or the reader's to the writer. All else is as it was: fit to be simulated only."""
     plan = schedule.plan(reader.name)
     as_is = _with_plan(schedule, dataclasses.replace(plan, own=(*plan.own, tensor)))
-    if not _objections(graph, as_is):
+    if not any(objections(graph, as_is)):
         yield as_is
         return
     making, adding = (writer, [_making(writer, tensor)]), (reader, _adding(reader.parts, graph.tensors[tensor].width))
@@ -110,12 +120,8 @@ def with_own(graph: OpGraph, schedule: Schedule, writer: Phase, reader: Phase, t
         changed = as_is
         for part in taken if given else ():
             changed = _with_plan(changed, _given(schedule.plan(giver.name), given[0], changed.plan(taker.name), part))
-        if not _objections(graph, changed):
+        if not any(objections(graph, changed)):
             yield changed
-
-
-def _objections(graph: OpGraph, schedule: Schedule) -> bool:
-    return any(objection(graph, schedule, graph.phase(plan.name), tensor) for plan in schedule.phases for tensor in plan.own)
 
 
 def _given(giver: PhasePlan, given: int, taker: PhasePlan, part: int) -> PhasePlan:

@@ -10,7 +10,7 @@ from typing import Any
 from mkdsl.graph import OpGraph, Phase, Tensor
 from mkdsl.search._assign import items
 from mkdsl.search._order import Execution
-from mkdsl.search._own import objection
+from mkdsl.search._own import objections
 from mkdsl.search._profile import Profile
 from mkdsl.search._races import Accesses, exchanges, home, overtakings
 from mkdsl.search._schedule import PhasePlan, Schedule, TensorPlan
@@ -48,8 +48,8 @@ def verify_schedule(graph: OpGraph, schedule: Schedule, profile: Profile) -> Non
         _check_waits(graph, phase, plan)
     for tensor in graph.tensors.values():
         _check_tensor(graph, schedule, tensor)
-    for phase in graph.phases:
-        _check_own(graph, schedule, phase)
+    for objection in objections(graph, schedule):
+        raise ScheduleError(objection)
     _check_smem(graph, schedule, profile)
     _check_order(graph, schedule)
 
@@ -280,15 +280,6 @@ def _check_reader(graph: OpGraph, schedule: Schedule, tensor: Tensor, reader: Ph
         )
     else:
         _require(order[writers[0].name] < order[reader.name], f"{reader.name}: reads {name} before {writers[0].name} writes it")
-
-
-def _check_own(graph: OpGraph, schedule: Schedule, phase: Phase) -> None:
-    """Program order does the rest: who adds rows has written them, and writes the next ones only when it has added these."""
-    own = schedule.plan(phase.name).own
-    _require(len(set(own)) == len(own), f"{phase.name}: own rows of {', '.join(own)}: one of them twice")
-    for tensor in own:
-        reason = objection(graph, schedule, phase, tensor)
-        _require(not reason, f"{phase.name}: own rows of {tensor}: {reason}")
 
 
 # Shared memory and order.

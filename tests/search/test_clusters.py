@@ -137,5 +137,6 @@ def test_who_read_only_its_columns_has_not_seen_all():
     schedule = find(tiny(), 8, gpu, "data")
     assert schedule.plan("wq+wk+wv").cluster == 2 and schedule.plan("wq+wk+wv").parts == 1
     swapped = tuple((second, first) for first, second in schedule.plan("wd").tasks)
-    late = dataclasses.replace(schedule, phases=tuple(dataclasses.replace(p, fence=p.name == "wd") for p in schedule.phases))
+    plans = tuple(dataclasses.replace(p, fence=p.name == "wd", own=()) for p in schedule.phases)
+    late = fitted(tiny(), dataclasses.replace(schedule, phases=plans))
     refused(tiny(), with_plan(late, "wd", tasks=swapped), "writes to x's slot of instance 0, unordered with map", gpu)
