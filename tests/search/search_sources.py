@@ -62,7 +62,7 @@ def decoders() -> tuple[Source, ...]:
         found += [_source(graph, w, 1 + w % 2, h) for w in (3, 4, 5, 6) for h in ("data", "counter")]
         found += [_source(graph, 4, 8, "data", clusters=True)]
     keeping = [s for s in found if any(p.own for p in s.schedule.phases) and {t.handoff for t in s.schedule.tensors} == {"data"}]
-    return (*found, *(fetching(s) for s in keeping if s.schedule.workers == 6 or s.schedule.batch > 1))
+    return (*found, *(fetching(s) for s in keeping if s.schedule.workers == 6))
 
 
 @functools.cache
