@@ -22,7 +22,7 @@ from mkdsl.lower._machine import COMPUTE, LOADER, Machine, bf16, f32, i32
 from mkdsl.lower._map import map_phase
 from mkdsl.lower._operands import Operand, task_table
 from mkdsl.lower._tiles import ROWS, Tile, kv_view
-from mkdsl.search import PhasePlan, Schedule
+from mkdsl.search import PhasePlan, Schedule, kept_rows
 
 LOADS, COMPUTES = 56, 224  # registers of a thread that loads, and of one that computes, where two warpgroups do
 
@@ -63,6 +63,7 @@ def scratch(graph: OpGraph, schedule: Schedule, phases: Sequence[Phase], *, tma:
     single += _barriers(schedule.stages, 2 if tma else 1, schedule.warpgroups) if ring else []
     single += [("go", plgpu.Barrier()), ("done", plgpu.Barrier())] if schedule.warpgroups > 1 else []
     single += _reductions(graph, schedule, phases)
+    single += [(f"kept.{t}", plgpu.SMEM((schedule.padded_batch, n), f32)) for t, n in kept_rows(graph, schedule.phases).items()]
     unions = [_union([{name: type} for name, type in ring.items()]), _union(own)] if ring else []
     return Scratch((*unions, *(((name,), type) for name, type in single)))
 
@@ -80,8 +81,8 @@ def _fold(phase: Phase, plan: PhasePlan, batch: int) -> dict[str, Any]:
         f"resident.{phase.name}": Tile.of(phase, plan, batch).resident(),
         f"rows.{phase.name}": plgpu.SMEM((plan.sets, *rows), f32),
     }
-    if phase.row_reads:
-        buffers[f"side.{phase.name}"] = plgpu.SMEM((len(phase.parts), len(phase.row_reads), batch, plan.group * plan.rows), f32)
+    if fetched := plan.fetched(phase):
+        buffers[f"side.{phase.name}"] = plgpu.SMEM((len(phase.parts), len(fetched), batch, plan.group * plan.rows), f32)
     return buffers
 
 

@@ -60,7 +60,7 @@ class Program:
 
     def _run(self, found: list[Operand], refs: dict[str, Any]) -> None:
         args = [refs[o.name] for o in found]
-        schedule = self.schedule if self.form == "mega" else self.schedule.without_clusters()
+        schedule = self.schedule if self.form == "mega" else self.schedule.phased()
         make = functools.partial(make_kernel, self.graph, schedule, found, interpret=self.interpret, tma=self.tma)
         if self.form == "mega":
             make(self.graph.phases, concurrent=True)(*args)

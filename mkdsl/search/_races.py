@@ -11,7 +11,8 @@ writes a row of instance n at home clears the same row of the slot that instance
 Hence (clear) all reads of that older instance happen before the clear. And (fence) between the clear and anyone else's first look at
 instance n + 1 the clearing worker fences and then signals, and that signal happens before the look. Relaxed signals order nothing by
 themselves, which is why the fence must come between. A worker sees its own clears without one. A phase looks at what it reads whole after
-its waits, but a fold may look at the older rows that its finish adds before them (`Schedule.preloads`).
+its waits, but a fold may look at the older rows that its finish adds before them (`Schedule.preloads`). Rows that a worker takes from its own
+shared memory are no look at all; of loop state the first instance is, after the waits (`_own.takes`).
 
 Both kinds need (reuse): a slot's former readers are done before it is written again. Instance 0 has another writer, and its stores must
 not come late either: they are there once they are released, or fenced and signalled, or once someone else who read them whole is done.
@@ -32,6 +33,7 @@ import numpy as np
 from mkdsl.graph import OpGraph, Phase, Tensor
 from mkdsl.search._crews import Clock, Pairs
 from mkdsl.search._order import Execution, Step
+from mkdsl.search._own import takes
 from mkdsl.search._schedule import PhasePlan
 
 BEFORE, CLEAR, FENCE, EARLY, REUSE, COUNT, EXCHANGE = "before", "clear", "fence", "early", "reuse", "count", "exchange"
@@ -125,16 +127,26 @@ class Accesses:
         self.reads: dict[int, list[Step]] = {}
         for step in (s for p in graph.writers[tensor.name] for s in execution.of[p.name]):
             self.writes[written_instance(tensor, self.home, step)] = step
-        for step in (s for p in graph.readers[tensor.name] for s in execution.of[p.name]):
+        for step in (s for p in graph.readers[tensor.name] for s in execution.of[p.name] if self._reads(s)):
             self.reads.setdefault(read_instance(tensor, self.home, step, repeats), []).append(step)
         self._pairs: dict[tuple[str, str, bool], Pairs] = {}
+
+    def _reads(self, step: Step) -> bool:
+        """Whether a reader's step looks at this tensor in global memory."""
+        return self.tensor.name in step.phase.reads or self._fetches(step)
+
+    def _fetches(self, step: Step) -> bool:
+        """Whether it looks there for the rows that its finish adds."""
+        plan, name = self.schedule.plan(step.phase.name), self.tensor.name
+        return name in step.phase.row_reads and not takes(self.execution.graph, step.phase, plan, name, step.iteration)
 
     def looks(self, read: Step, writer: Phase) -> Iterator[tuple[str, Pairs, Clock]]:
         """The reads of a step as (kind of violation, (writer, reader) pairs, what the reading workers know when they look)."""
         if self.tensor.name in read.phase.reads:
             yield FENCE, self._met(read.phase, writer, whole=True).T, read.clock
-        if self.tensor.name in read.phase.row_reads:
-            kind, clock = (EARLY, read.early) if self.schedule.preloads(read.phase) else (FENCE, read.clock)
+        if self._fetches(read):
+            early = self.schedule.preloads(read.phase) and self.tensor.name not in self.schedule.plan(read.phase.name).own
+            kind, clock = (EARLY, read.early) if early else (FENCE, read.clock)
             yield kind, self._met(read.phase, writer, whole=False).T, clock
 
     def _met(self, reader: Phase, writer: Phase, *, whole: bool) -> Pairs:

@@ -62,10 +62,11 @@ def _tile(phase: Phase, plan: PhasePlan) -> str:
 
 
 def _tensors(graph: OpGraph, schedule: Schedule) -> list[str]:
-    rows = [("tensor", "hand-off", "slots", "splits", "dtype")]
+    rows = [("tensor", "hand-off", "slots", "splits", "dtype", "own rows of")]
     for t in schedule.tensors:
         of = graph.tensors[t.name]
-        rows.append((t.name, "output" if of.output else t.handoff, str(t.incarnations), str(t.splits), t.dtype))
+        own = ", ".join(p.name for p in schedule.phases if t.name in p.own) or "-"
+        rows.append((t.name, "output" if of.output else t.handoff, str(t.incarnations), str(t.splits), t.dtype, own))
     return _table(rows, 4)
 
 

@@ -30,6 +30,7 @@ class PhasePlan:
     waits: names of phases whose event must have come before this phase's prologue reads (same iteration; the previous one for phases
       that come later in the loop; all iterations for phases of earlier segments).
     fence: before it waits, every worker that takes part in this phase orders its earlier clears before its later signals.
+    own: tensors of a fold's `row_reads` whose rows its workers left in their own shared memory when they wrote them, and take from there.
     """
 
     name: str
@@ -45,6 +46,7 @@ class PhasePlan:
     tasks: tuple[tuple[Range, ...], ...]
     waits: tuple[str, ...]
     fence: bool = False
+    own: tuple[str, ...] = ()
 
     def count(self, part: int, worker: int) -> int:
         return self.tasks[part][worker][1]
@@ -73,6 +75,10 @@ class PhasePlan:
     def grouped(self) -> bool:
         """Whether some worker has more items of a part than are finished together."""
         return any(n > self.group for part in self.tasks for _, n in part)
+
+    def fetched(self, phase: Phase) -> tuple[str, ...]:
+        """Tensors of which the finish adds rows that it takes from global memory."""
+        return tuple(t for t in phase.row_reads if t not in self.own)
 
     def mates(self, worker: int) -> range:
         """The workers of its cluster, itself included."""
@@ -140,7 +146,7 @@ class Schedule:
 
     def preloads(self, phase: Phase) -> bool:
         """Whether a fold asks for the older rows that its finish adds before it waits: only words that prove themselves can be."""
-        return phase.kind == "fold" and all(self.tensor(t).handoff == "data" for t in phase.row_reads)
+        return phase.kind == "fold" and all(self.tensor(t).handoff == "data" for t in self.plan(phase.name).fetched(phase))
 
     @property
     def cluster(self) -> int:
@@ -152,9 +158,10 @@ class Schedule:
         """Of a worker that compute."""
         return max(p.warpgroups for p in self.phases)
 
-    def without_clusters(self) -> "Schedule":
-        """The same tiles, each folded by its owner: what clusters split in space is split in time."""
-        phases = tuple(dataclasses.replace(p, cluster=1, pieces=p.pieces * p.cluster) for p in self.phases)
+    def phased(self) -> "Schedule":
+        """The same tiles for launches of one phase each: every tile is folded by its owner, what clusters split in space is split in time,
+        and rows that are added come from global memory, as shared memory does not outlive a launch."""
+        phases = tuple(dataclasses.replace(p, cluster=1, pieces=p.pieces * p.cluster, own=()) for p in self.phases)
         return dataclasses.replace(self, phases=phases)
 
     @property
@@ -192,7 +199,7 @@ class Schedule:
     @staticmethod
     def from_json(data: dict[str, Any]) -> "Schedule":
         fields = dict(data)
-        fields["phases"] = tuple(PhasePlan(**{**p, "tasks": _tuples(p["tasks"]), "waits": tuple(p["waits"])}) for p in data["phases"])
+        fields["phases"] = tuple(PhasePlan(**p | {name: _tuples(p[name]) for name in ("tasks", "waits", "own")}) for p in data["phases"])
         fields["tensors"] = tuple(TensorPlan(**t) for t in data["tensors"])
         fields["us"] = _tuples(data["us"])
         return Schedule(**fields)

@@ -9,12 +9,14 @@ from mkdsl.search import _cache
 from mkdsl.search._candidates import candidates, padded
 from mkdsl.search._cost import Model, Ring
 from mkdsl.search._draft import draft, rough, timed
+from mkdsl.search._own import edges, with_own
 from mkdsl.search._path import shortest_path
 from mkdsl.search._profile import Profile, profile
 from mkdsl.search._protocol import made_safe, other_handoffs, with_handoffs
 from mkdsl.search._rings import RINGS, Choice, Prices, cheapest, numbered
 from mkdsl.search._schedule import Schedule
 from mkdsl.search._simulate import simulate
+from mkdsl.search._smem import shared_memory
 from mkdsl.search._verify import ScheduleError, verify_schedule
 
 HANDOFFS = ("data", "counter")
@@ -63,10 +65,40 @@ def find(graph: OpGraph, batch: int, gpu: Profile, handoff: str) -> Schedule:
     """Searches, without a cache: of the finalists of all orders of phases the one that the simulator predicts to be the fastest."""
     found = (s for g in (graph, *graph.others) for s in _closest(g, batch, gpu, handoff))
     best = min(found, key=lambda s: s.predicted_us * (IDLE if s.workers < gpu.workers else 1.0))
+    ordered = graph.in_order(best.order)
     if handoff == "data":
-        best = _with_best_handoffs(graph.in_order(best.order), best, gpu)
+        best = _with_best_handoffs(ordered, best, gpu)
+    best = _with_own_rows(ordered, best, gpu)
+    if handoff == "data" and any(t.handoff == "counter" for t in best.tensors):  # own rows may have made it needless
+        best = _with_best_handoffs(ordered, best, gpu)
     verify_schedule(graph, best, gpu)
     return best
+
+
+def _with_own_rows(graph: OpGraph, schedule: Schedule, gpu: Profile) -> Schedule:
+    """Has workers keep the rows that they add later, tensor by tensor, where there is room and the simulator does not say that the tasks and
+    waits for it are slower. That there is nothing to fetch is faster, but not simulated."""
+    for edge in edges(graph):
+        options = [s for s in (_measured(graph, s) for s in with_own(graph, schedule, *edge)) if s.smem_bytes <= gpu.smem_bytes]
+        if len(options) > 1:
+            options.sort(key=lambda s: simulate(graph, s, gpu, drift=False).us)
+        safe = made_safe(graph, edge[-1], options[0]) if options else None
+        if safe is not None:
+            kept = safe if _plays_alike(safe, schedule) else timed(graph, safe, gpu)
+            schedule = kept if kept.predicted_us <= schedule.predicted_us else schedule
+    return schedule
+
+
+def _plays_alike(a: Schedule, b: Schedule) -> bool:
+    """Whether two schedules of the same tiles are the same to the simulator."""
+    return a.tensors == b.tensors and all((p.tasks, p.waits) == (q.tasks, q.waits) for p, q in zip(a.phases, b.phases, strict=True))
+
+
+def _measured(graph: OpGraph, schedule: Schedule) -> Schedule:
+    """With the shared memory that it takes."""
+    s = schedule
+    memory = shared_memory(graph, s.phases, padded_batch=s.padded_batch, stages=s.stages, stage_bytes=s.stage_bytes)
+    return dataclasses.replace(s, smem_bytes=memory.total)
 
 
 def _with_best_handoffs(graph: OpGraph, schedule: Schedule, gpu: Profile) -> Schedule:
@@ -124,7 +156,7 @@ def without_k_split(graph: OpGraph, schedule: Schedule, gpu: Profile) -> tuple[S
     if best is None:
         raise ScheduleError(_no_room(graph, schedule.batch, lifted))
     whole = draft(graph, schedule.batch, "data", Choice(lifted, ring, schedule.stages, best))
-    return timed(graph, with_handoffs(graph, whole), lifted), lifted
+    return _with_own_rows(graph, timed(graph, with_handoffs(graph, whole), lifted), lifted), lifted
 
 
 def _no_room(graph: OpGraph, batch: int, gpu: Profile) -> str:

@@ -10,6 +10,7 @@ from typing import Any
 from mkdsl.graph import OpGraph, Phase, Tensor
 from mkdsl.search._assign import items
 from mkdsl.search._order import Execution
+from mkdsl.search._own import objections
 from mkdsl.search._profile import Profile
 from mkdsl.search._races import Accesses, exchanges, home, overtakings
 from mkdsl.search._schedule import PhasePlan, Schedule, TensorPlan
@@ -49,6 +50,8 @@ def verify_schedule(graph: OpGraph, schedule: Schedule, profile: Profile) -> Non
         _check_waits(graph, phase, plan)
     for tensor in graph.tensors.values():
         _check_tensor(graph, schedule, tensor)
+    for objection in objections(graph, schedule):
+        raise ScheduleError(objection)
     _check_smem(graph, schedule, profile)
     _check_order(graph, schedule)
 

@@ -8,8 +8,10 @@ import numpy as np
 import pytest
 
 import mkdsl as mk
+from mkdsl.lower import _kernel
+from mkdsl.lower._machine import Machine
 from mkdsl.models import DecoderConfig, decode_step, init_cache, random_params
-from mkdsl.search import profile, search
+from mkdsl.search import profile, search, shared_memory
 from mkdsl.search._candidates import padded
 from mkdsl.search._cost import Model
 from mkdsl.search._draft import draft, in_turns, timed
@@ -103,16 +105,16 @@ def own_decoder(layer, cap):
     return step
 
 
-def with_tiles(graph, batch, **wanted):
+def with_tiles(graph, batch, gpu=SMALL, **wanted):
     """The best schedule in which phases have the fields that are asked for: wo={"parts": 4}."""
     ring = RINGS[0]
     choices = {
         name: [(i, c) for i, c in found if all(getattr(c.plan, k) == v for k, v in wanted.get(name, {}).items())]
-        for name, found in numbered(graph, batch, SMALL, ring).items()
+        for name, found in numbered(graph, batch, gpu, ring).items()
     }
-    price = Prices(graph, Model(graph, batch, SMALL, ring, released=False, padded_batch=padded(batch)))
-    best = shortest_path(graph, choices, price, ring.capacity(SMALL, ring.window))
-    return timed(graph, with_handoffs(graph, draft(graph, batch, "data", Choice(SMALL, ring, ring.window, best))), SMALL)
+    price = Prices(graph, Model(graph, batch, gpu, ring, released=False, padded_batch=padded(batch)))
+    best = shortest_path(graph, choices, price, ring.capacity(gpu, ring.window))
+    return timed(graph, with_handoffs(graph, draft(graph, batch, "data", Choice(gpu, ring, ring.window, best))), gpu)
 
 
 def own_params(layers=1, hidden=192, wide=320, vocab=128):
@@ -240,3 +242,32 @@ def test_own_fold_with_a_carry_of_two_arrays():
     got = mk.jit(cosine, batch=3, target=SMALL, interpret=True)(params, (), np.arange(3), np.zeros(3, int))
     want = jax.vmap(cosine, (None, None, 0, 0), (0, 0, None))(params, (), jnp.arange(3), jnp.zeros(3, int))
     np.testing.assert_allclose(got[1], want[1], atol=2e-2)
+
+
+@pytest.mark.parametrize(("batch", "parts", "group"), [(1, (8, 4), 16), (8, (2, 1), 1)])
+def test_own_rows(batch, parts, group, monkeypatch):
+    """A worker alone has nobody to hand over to, so that interpret mode can run all phases in one launch, in which shared memory survives.
+    Finishes of the two phases have other blocks, and all at once or in groups."""
+
+    def layer(x, p, kv, pos):
+        x = x + mk.linear(p["wo"], jnp.square(mk.linear(p["wu"], x)))
+        return x + mk.linear(p["wd"], jnp.tanh(mk.linear(p["wg"], x))), kv
+
+    def step(params, kv, token, pos):
+        x, kv = mk.layers(layer, mk.embed(params["embed"], token), params["layers"], kv, pos)
+        logits = mk.linear(params["head"], x)
+        return mk.argmax(logits), logits, kv
+
+    params = own_params(layers=2, hidden=128, wide=128, vocab=64)
+    alone, args = dataclasses.replace(SMALL, workers=1, clusters=()), (params, (), np.arange(batch), np.zeros(batch, int))
+    traced = mk.jit(step, batch=batch, target=alone, interpret=True).trace(*args)
+    tiles = {name: {"parts": n} for name, n in zip(("wo", "wd"), parts, strict=True)}
+    found, own = with_tiles(traced.graph, batch, alone, **tiles), {"wo": ("x",), "wd": ("wo",)}
+    plans = [dataclasses.replace(p, own=own[p.name], group=group) if p.name in own else p for p in found.phases]
+    memory = shared_memory(traced.graph, plans, padded_batch=batch, stages=found.stages, stage_bytes=found.stage_bytes)
+    schedule = dataclasses.replace(found, phases=tuple(plans), smem_bytes=memory.total)
+    program = dataclasses.replace(traced.lower(schedule=schedule).program, form="mega")
+    monkeypatch.setattr(_kernel, "Machine", lambda *a: dataclasses.replace(Machine(*a), concurrent=False))
+    got = jax.jit(lambda *a: program(*a))(*args)
+    want = jax.jit(jax.vmap(step, (None, None, 0, 0), (0, 0, None)))(float32(params), (), *args[2:])
+    assert float(jnp.linalg.norm(got[1] - want[1]) / jnp.linalg.norm(want[1])) < 0.02

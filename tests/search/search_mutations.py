@@ -76,6 +76,20 @@ def other_handoff(r: Random, graph: OpGraph, s: Schedule) -> Schedule:
     return s
 
 
+def own_rows(r: Random, graph: OpGraph, s: Schedule) -> Schedule:
+    """Taken from a worker's own memory, where they are or not, or fetched although they are there; often with the tasks for it, or not any more."""
+    adding = [p for p in s.phases if graph.phase(p.name).row_reads]
+    plan = r.choice(adding if r.random() < 0.9 else s.phases)
+    row_reads = graph.phase(plan.name).row_reads
+    tensor = r.choice(row_reads if row_reads and r.random() < 0.9 else list(graph.tensors))
+    s = with_plan(s, plan.name, own=tuple(t for t in plan.own if t != tensor) if tensor in plan.own else (*plan.own, tensor))
+    for writer in graph.writers[tensor] if r.random() < 0.6 else ():
+        if s.plan(writer.name).rows == plan.rows and len(writer.parts) == len(plan.tasks):
+            s = with_plan(s, writer.name, tasks=plan.tasks)
+    change = r.choice((None, None, None, swapped_tasks, handed_on_task, dropped_wait, moved_fence, other_handoff))
+    return change(r, graph, s) if change and any(p.waits for p in s.phases) else s
+
+
 def several(r: Random, graph: OpGraph, s: Schedule) -> Schedule:
     """Two to four at once: what one hides another may need."""
     kinds = (dropped_wait, other_wait, swapped_waits, more_waits, dropped_fence, moved_fence, incarnations, other_handoff, swapped_tasks)
@@ -239,7 +253,7 @@ def types(r: Random, graph: OpGraph, s: Schedule) -> Schedule:
 MUTATIONS: dict[str, Mutation] = {
     f.__name__: f
     for f in (
-        dropped_wait, other_wait, swapped_waits, more_waits, dropped_fence, moved_fence, incarnations, other_handoff, several,
+        dropped_wait, other_wait, swapped_waits, more_waits, dropped_fence, moved_fence, incarnations, other_handoff, own_rows, several,
         swapped_tasks, duplicated_task, overlapping_task, wrong_count, handed_on_task, tiles, retiled, splits, clusters, workers, ring, shared_memory, batch,
         types,
     )

@@ -119,7 +119,26 @@ class Leave:
     """Nothing in the worker's shared memory is needed any more."""
 
 
-Op = Look | Wait | Fence | Write | Signal | Fill | Begin | End | Free | Enter | Send | Receive | Use | Leave
+@dataclasses.dataclass(frozen=True)
+class Keep:
+    """Leaves rows of an instance in the worker's own shared memory: (place in its tensor's buffer, row) each."""
+
+    tensor: str
+    places: tuple[tuple[int, int], ...]
+    instance: int
+
+
+@dataclasses.dataclass(frozen=True)
+class Take:
+    """Adds rows that should be there."""
+
+    phase: str
+    tensor: str
+    places: tuple[tuple[int, int], ...]
+    instance: int
+
+
+Op = Look | Wait | Fence | Write | Signal | Fill | Begin | End | Free | Enter | Send | Receive | Use | Leave | Keep | Take
 
 
 @dataclasses.dataclass
@@ -207,13 +226,16 @@ class Compiler:
 
     def _step(self, phase: Phase, iteration: int, worker: int, units: range, place: int) -> list[Op]:
         plan, whole, rows = self.schedule.plan(phase.name), self._looks(phase, iteration, worker), self._row_looks(phase, iteration, worker)
+        own = [t for t in phase.row_reads if self._is_own(phase, t)]
         fence: list[Op] = [Fence()] if plan.fence else []
-        early = phase.kind == "fold" and all(self.schedule.tensor(t).handoff == "data" for t in phase.row_reads)
+        early = phase.kind == "fold" and all(self.schedule.tensor(t).handoff == "data" for t in phase.row_reads if t not in own)
         ops: list[Op] = [Enter(place), *(rows if early else []), *fence, *self._waits(phase, iteration), *whole]
         ops += [op for u in units for op in (Begin(u), End(u), Free(u))]
         ops += self._exchanged(plan, worker, place)
+        ops += [op for t in own for op in self._first_own(phase, t, iteration, worker)]
+        takes = [Take(phase.name, t, self._added(phase, t, worker), self._instance(phase, t, iteration)) for t in own]
         for _ in range(2 if phase.kind == "fold" else 1):  # the last block of a finish may overlap the one before
-            ops += [*(whole if plan.pieces > 1 or phase.kind == "map" else []), *rows, *self._writes(phase, iteration, worker)]
+            ops += [*(whole if plan.pieces > 1 or phase.kind == "map" else []), *rows, *takes, *self._writes(phase, iteration, worker)]
         ops.append(Leave())
         kept = [t for t in phase.writes if not self.graph.tensors[t].output]
         if kept:
@@ -255,28 +277,63 @@ class Compiler:
         return [w for w in every if w * self.grain % width % part * plan.cluster // part == rank]
 
     def _row_looks(self, phase: Phase, iteration: int, worker: int) -> list[Op]:
-        out = []
-        for tensor in phase.row_reads:
-            found = [r for part, rows in zip(phase.parts, self.written[phase.name][worker], strict=True)
-                     if part.rows == self.graph.tensors[tensor].width for r in rows]  # fmt: skip
-            out.append(self._look(phase, tensor, iteration, sorted(set(found))))
-        return out
+        fetched = [t for t in phase.row_reads if not self._is_own(phase, t)]
+        return [self._look(phase, t, iteration, sorted({row for _, row in self._added(phase, t, worker)})) for t in fetched]
 
     def _look(self, phase: Phase, tensor: str, iteration: int, rows: list[int]) -> Op:
+        instance = self._instance(phase, tensor, iteration)
+        return Look(phase.name, self.words(tensor, instance, rows), instance, self.schedule.tensor(tensor).handoff == "data")
+
+    def _instance(self, phase: Phase, tensor: str, iteration: int) -> int:
+        """The one that a phase reads."""
         home, carried = self.home[tensor], self.graph.tensors[tensor].carried
         last = self.graph.segments[home].repeats if carried and phase.segment > home else 0
-        instance = iteration if phase.segment == home else last
-        return Look(phase.name, self.words(tensor, instance, rows), instance, self.schedule.tensor(tensor).handoff == "data")
+        return iteration if phase.segment == home else last
+
+    # Rows in a worker's own shared memory.
+
+    def _is_own(self, phase: Phase, tensor: str) -> bool:
+        return phase.kind == "fold" and tensor in self.schedule.plan(phase.name).own
+
+    def _added(self, phase: Phase, tensor: str, worker: int) -> tuple[tuple[int, int], ...]:
+        """(place in a buffer, row) of what a phase adds."""
+        parts = [i for i, part in enumerate(phase.parts) if part.rows == self.graph.tensors[tensor].width]
+        return tuple(place for part in parts for place in self._places(phase, part, worker))
+
+    def _places(self, phase: Phase, part: int, worker: int) -> list[tuple[int, int]]:
+        """Of each row that a worker has of a part: where it lies, counted from the first, the sequences' one after the other."""
+        plan, whole = self.schedule.plan(phase.name), phase.parts[part].rows // self.grain
+        first = plan.tasks[part][worker][0] * plan.rows // self.grain
+        return [(row // whole * whole + row % whole - first, row) for row in self.written[phase.name][worker][part]]
+
+    def _first_own(self, phase: Phase, tensor: str, iteration: int, worker: int) -> list[Op]:
+        """What a loop's first iteration adds of its state was written before it: it is fetched."""
+        if iteration or not self.graph.tensors[tensor].carried or phase.segment != self.home[tensor]:
+            return []
+        added = self._added(phase, tensor, worker)
+        return [self._look(phase, tensor, 0, [row for _, row in added]), Keep(tensor, added, 0)]
+
+    def _keeps(self, phase: Phase, part: int, tensor: str, instance: int, worker: int) -> list[Op]:
+        """A buffer has as many rows as the busiest of those who add them."""
+        readers = [self.graph.phase(n) for n in self.graph.segments[phase.segment].phases if tensor in self.schedule.plan(n).own]
+        if not readers:
+            return []
+        busiest = max((len(self._added(p, tensor, w)) for p in readers for w in range(self.schedule.workers)), default=0)
+        places = self._places(phase, part, worker)
+        if len(places) > busiest:
+            raise Overflow(f"{phase.name} keeps {len(places)} words of {tensor}, of which none adds more than {busiest}")
+        return [Keep(tensor, tuple(places), instance)]
 
     def _writes(self, phase: Phase, iteration: int, worker: int) -> list[Op]:
         ops: list[Op] = []
-        for part, rows in zip(phase.parts, self.written[phase.name][worker], strict=True):
+        for number, (part, rows) in enumerate(zip(phase.parts, self.written[phase.name][worker], strict=True)):
             for tensor in part.writes:
                 plan, inside = self.schedule.tensor(tensor), phase.segment == self.home[tensor]
                 instance = iteration + self.graph.tensors[tensor].carried if inside else 0
                 ops.append(Write(self.words(tensor, instance, rows), instance))
                 if inside and plan.handoff == "data" and plan.incarnations > 1:
                     ops.append(Write(self.words(tensor, instance + 1, rows), SENTINEL))
+                ops += self._keeps(phase, number, tensor, instance, worker)
         return ops
 
     def _final(self) -> dict[int, int]:

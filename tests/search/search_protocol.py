@@ -3,7 +3,7 @@
 import dataclasses
 import random
 
-from search_program import SENTINEL, Enter, Fence, Free, Look, Op, Program, Receive, Send, Signal, Wait, Write
+from search_program import SENTINEL, Enter, Fence, Free, Keep, Look, Op, Program, Receive, Send, Signal, Wait, Write
 
 Random = random.Random
 
@@ -114,11 +114,18 @@ def unreceived(r: Random, ops: list[Op], others: list[Op]) -> None:
     del ops[r.choice(_of(ops, Receive))]
 
 
+def unkept(r: Random, ops: list[Op], others: list[Op]) -> None:
+    """Rows that the worker itself adds later, in one step."""
+    gone = ops[r.choice(_of(ops, Keep))]
+    ops[:] = [op for op in ops if op != gone]
+
+
 PROTOCOL = {
     f.__name__: f
     for f in (
         early_signal, dropped_signal, duplicated_signal, dropped_clear, early_clear, late_clear, clear_by_another, dropped_fences,
         unreleased, early_look, early_free, dropped_free, early_send, one_set, dropped_send, unreceived,
+        unkept,
     )
 }  # fmt: skip
 

@@ -19,6 +19,7 @@ from search_program import (
     Fence,
     Fill,
     Free,
+    Keep,
     Leave,
     Look,
     Op,
@@ -26,6 +27,7 @@ from search_program import (
     Receive,
     Send,
     Signal,
+    Take,
     Use,
     Wait,
     Write,
@@ -62,6 +64,7 @@ class Simulator:
         self.own: list[int | None] = [None for _ in program.compute]  # the step whose buffers a worker's shared memory holds
         self.sent: list[dict[tuple[int, int], int]] = [{} for _ in program.compute]  # (round, sender) of what it holds, to sets
         self.sums_of: list[int] = [-1 for _ in program.compute]  # the step that is of
+        self.kept: list[dict[tuple[str, int], tuple[int, int]]] = [{} for _ in program.compute]  # (tensor, place): row, instance
         self.slow = self.random.choice([None, *range(len(self.agents))])
         self.burst = self.random.choice([(1,), (1, 1, 4, 40), (1000,)])
         self.commits = self.random.choice((0.3, 0.03, 0.0))  # per turn; in any case when nobody gets on
@@ -155,6 +158,10 @@ class Simulator:
             self.counts[op.phase] = self.counts.get(op.phase, 0) + 1
         elif isinstance(op, Enter | Send | Use | Leave):
             self._share(worker, op)
+        elif isinstance(op, Keep):
+            self.kept[worker] |= {(op.tensor, place): (row, op.instance) for place, row in op.places}
+        elif isinstance(op, Take):
+            self._take(worker, op)
         elif isinstance(op, Fill):
             self.stage[worker][op.unit % self.program.stages] = op.unit
             self.issued[worker].add(op.unit)
@@ -162,6 +169,12 @@ class Simulator:
             self.freed[worker].add(op.unit)
         elif isinstance(op, Begin | End) and self.stage[worker][op.unit % self.program.stages] != op.unit:
             raise Race(f"worker {worker}: the stage of unit {op.unit} is being filled again")
+
+    def _take(self, worker: int, op: Take) -> None:
+        for place, row in op.places:
+            there = self.kept[worker].get((op.tensor, place))
+            if there != (row, op.instance):
+                raise Race(f"{op.phase} on worker {worker}: of {op.tensor} (row, instance) {there}, not {(row, op.instance)}")
 
     def _share(self, worker: int, op: Op) -> None:
         """Shared memory, in which a cluster's workers write to each other's."""

@@ -5,10 +5,13 @@ import functools
 from typing import NamedTuple
 
 from hypothesis import HealthCheck, Phase, given, seed, settings
-from search_graphs import free_running, graphs, llama, parallel, sandwich, tiny
+from search_graphs import free_running, graphs, llama, long_chain, parallel, sandwich, tiny
+from search_tiles import fitted
 
 from mkdsl.graph import OpGraph
 from mkdsl.search import Profile, Schedule, profile
+from mkdsl.search._assign import assign_all
+from mkdsl.search._protocol import with_handoffs
 from mkdsl.search._search import find
 
 H200 = profile("h200")
@@ -39,10 +42,17 @@ def _source(graph: OpGraph, workers: int, batch: int, handoff: str, *, clusters:
     return Source(graph, find(graph, batch, gpu, handoff), gpu)
 
 
+def fetching(source: Source) -> Source:
+    """The same tiles with tasks as they were assigned, and no rows kept."""
+    s, graph = source.schedule, source.graph.in_order(source.schedule.order)
+    plans = assign_all(graph, [dataclasses.replace(p, own=()) for p in s.phases], batch=s.batch, workers=s.workers)
+    return Source(source.graph, fitted(graph, with_handoffs(graph, dataclasses.replace(s, phases=plans))), source.gpu)
+
+
 @functools.cache
 def decoders() -> tuple[Source, ...]:
     """Two layers of Llama-3.2-1B in full width; small ones with grouped and multi-query attention, a long context in splits, parallel blocks,
-    norms around each block; loops of 2 to 5."""
+    norms around each block; loops of 2 to 5. Of those whose workers keep rows some as they are without."""
     wide = llama(hidden=2048, layers=2, heads=32, kv_heads=8, head_dim=64, inner=8192, vocab=2048, context=512)
     split = llama(hidden=128, layers=3, heads=8, kv_heads=1, head_dim=64, inner=128, vocab=128, context=1024)
     multi_query = llama(hidden=192, layers=4, heads=3, kv_heads=1, head_dim=64, inner=192, vocab=64, context=64, window=32)
@@ -51,7 +61,8 @@ def decoders() -> tuple[Source, ...]:
     for graph in (tiny(2), tiny(3), split, multi_query, *each_order(parallel()), sandwich()):
         found += [_source(graph, w, 1 + w % 2, h) for w in (3, 4, 5, 6) for h in ("data", "counter")]
         found += [_source(graph, 4, 8, "data", clusters=True)]
-    return tuple(found)
+    keeping = [s for s in found if any(p.own for p in s.schedule.phases) and {t.handoff for t in s.schedule.tensors} == {"data"}]
+    return (*found, *(fetching(s) for s in keeping if s.schedule.workers == 6))
 
 
 @functools.cache
@@ -67,6 +78,7 @@ def random_graphs(count: int = 48) -> tuple[Source, ...]:
     collect()
     plain = [_source(g, 2 + i % 5, 1 + i % 3, "counter" if i % 4 == 3 else "data") for i, g in enumerate(found)]
     plain.append(_source(free_running(), 3, 1, "counter"))
+    plain += [_source(long_chain(5, rows=128, repeats=3), workers, 1 + workers % 2, "data") for workers in (2, 3, 4)]
     return (*plain, *(_source(g, 2 + 2 * (i % 2), 8, "data", clusters=True) for i, g in enumerate(found[: count // 4])))
 
 

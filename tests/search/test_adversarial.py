@@ -6,7 +6,7 @@ Every mutant that the proof accepts is simulated. Of those that it refuses a sam
 import collections
 import itertools
 import random
-from collections.abc import Iterable, Iterator
+from collections.abc import Callable, Iterable, Iterator
 
 import pytest
 from search_mutations import MUTATIONS
@@ -45,9 +45,9 @@ def failure(graph: OpGraph, schedule: Schedule, gpu: Profile, seeds: int) -> str
     return None
 
 
-def mutants(kind: str, of: str, r: random.Random) -> Iterator[tuple[Source, Schedule]]:
-    """Distinct ones, each other than what it was made from."""
-    sources, seen = SOURCES[of](), set()
+def mutants(kind: str, of: str, r: random.Random, chosen: Callable[[Schedule], bool] = lambda _: True) -> Iterator[tuple[Source, Schedule]]:
+    """Distinct ones, each other than what it was made from, which is a chosen one."""
+    sources, seen = [s for s in SOURCES[of]() if chosen(s.schedule)], set()
     for attempt in range(8 * MUTANTS[of]):
         source = sources[attempt % len(sources)]
         try:
@@ -99,7 +99,8 @@ def test_what_the_search_makes_is_accepted_and_survives(of, record_property):
 NEEDED = {  # where a mutant that shows it is found soon
     "before": ("dropped_wait", "decoders"), "clear": ("dropped_wait", "random"), "fence": ("other_wait", "decoders"),
     "exchange": ("clusters", "random"),
-    "early": ("other_handoff", "decoders"), "reuse": ("incarnations", "random"), "count": ("dropped_wait", "random"),
+    "early": ("swapped_tasks", "decoders", lambda s: s.workers == 6 and s.order[2:4] == ("wd", "attention") and not any(p.own for p in s.phases)),
+    "reuse": ("incarnations", "random"), "count": ("several", "random", lambda s: "free" in s.order),
 }  # fmt: skip
 
 
@@ -110,7 +111,9 @@ def test_each_condition_of_the_proof_is_needed(condition, monkeypatch):
     def without(violations):
         return lambda *args: (v for v in violations(*args) if v.kind != condition)
 
-    for source, schedule in corpus([NEEDED[condition], *itertools.product(MUTATIONS, SOURCES)]):
+    kind, of, *chosen = NEEDED[condition]
+    likely = mutants(kind, of, random.Random(condition), *chosen)
+    for source, schedule in itertools.chain(likely, corpus(itertools.product(MUTATIONS, SOURCES))):
         with monkeypatch.context() as patch:
             for name in ("overtakings", "exchanges"):
                 patch.setattr(_verify, name, without(getattr(_verify, name)))

@@ -126,7 +126,7 @@ def test_who_folds_and_takes_part(good):
     assert [plan.folded(w) for w in range(4)] == [(3,), (3,), (0,), (0,)]
     assert plan.participants == (0, 1) and list(plan.mates(1)) == [0, 1]
     assert plan.grouped and plan.rounds(0) == 3 and plan.sets == 4
-    alone = good.without_clusters()
+    alone = good.phased()
     assert alone.cluster == 1
     assert [p.pieces for p in alone.phases] == [p.pieces * p.cluster for p in good.phases]
 
@@ -137,5 +137,6 @@ def test_who_read_only_its_columns_has_not_seen_all():
     schedule = find(tiny(), 8, gpu, "data")
     assert schedule.plan("wq+wk+wv").cluster == 2 and schedule.plan("wq+wk+wv").parts == 1
     swapped = tuple((second, first) for first, second in schedule.plan("wd").tasks)
-    late = dataclasses.replace(schedule, phases=tuple(dataclasses.replace(p, fence=p.name == "wd") for p in schedule.phases))
+    plans = tuple(dataclasses.replace(p, fence=p.name == "wd", own=()) for p in schedule.phases)
+    late = fitted(tiny(), dataclasses.replace(schedule, phases=plans))
     refused(tiny(), with_plan(late, "wd", tasks=swapped), "writes to x's slot of instance 0, unordered with map", gpu)
