@@ -11,7 +11,7 @@ from mkdsl.search._cost import Model, Ring
 from mkdsl.search._draft import draft, rough, timed
 from mkdsl.search._path import shortest_path
 from mkdsl.search._profile import Profile, profile
-from mkdsl.search._protocol import made_safe, other_handoffs, with_handoffs
+from mkdsl.search._protocol import made_safe, other_events, other_handoffs, with_handoffs
 from mkdsl.search._rings import RINGS, Choice, Prices, cheapest, numbered
 from mkdsl.search._schedule import Schedule
 from mkdsl.search._simulate import simulate
@@ -64,18 +64,20 @@ def find(graph: OpGraph, batch: int, gpu: Profile, handoff: str) -> Schedule:
     found = (s for g in (graph, *graph.others) for s in _closest(g, batch, gpu, handoff))
     best = min(found, key=lambda s: s.predicted_us * (IDLE if s.workers < gpu.workers else 1.0))
     if handoff == "data":
-        best = _with_best_handoffs(graph.in_order(best.order), best, gpu)
+        best = _refined(graph.in_order(best.order), best, gpu)
     verify_schedule(graph, best, gpu)
     return best
 
 
-def _with_best_handoffs(graph: OpGraph, schedule: Schedule, gpu: Profile) -> Schedule:
-    """Changes one tensor's hand-off after the other, always the one that gains most, while the simulator says that this is faster."""
+def _refined(graph: OpGraph, schedule: Schedule, gpu: Profile) -> Schedule:
+    """Changes a tensor's hand-off or a phase's number of events, one after the other, always the one that gains most, while the simulator says
+    that this is faster."""
     quick = simulate(graph, schedule, gpu, drift=False).us
-    promising = [(name, s) for name, s in other_handoffs(graph, schedule) if simulate(graph, s, gpu, drift=False).us < quick]
-    safe = [s for name, changed in promising if (s := made_safe(graph, name, changed)) is not None]
+    changes = itertools.chain(other_handoffs(graph, schedule), other_events(graph, schedule))
+    promising = [s for _, s in changes if simulate(graph, s, gpu, drift=False).us < quick]
+    safe = [s for changed in promising if (s := made_safe(graph, changed)) is not None]
     best = min((timed(graph, s, gpu) for s in safe), key=lambda s: s.predicted_us, default=schedule)
-    return _with_best_handoffs(graph, best, gpu) if best.predicted_us < schedule.predicted_us else schedule
+    return _refined(graph, best, gpu) if best.predicted_us < schedule.predicted_us else schedule
 
 
 def _closest(graph: OpGraph, batch: int, gpu: Profile, handoff: str) -> list[Schedule]:
