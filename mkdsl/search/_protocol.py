@@ -89,8 +89,8 @@ def other_events(graph: OpGraph, schedule: Schedule) -> Iterator[tuple[str, Sche
     for plan in schedule.phases:
         phase = graph.phase(plan.name)
         read = [(reader, graph.tensors[t]) for t in phase.writes for reader in graph.readers[t]]
-        heads = math.gcd(*(reader.kv_heads for reader, t in read if reader.reads_heads(t))) if all(r.reads_heads(t) for r, t in read) else 1
-        most = math.gcd(heads, *(part.rows // plan.rows for part in phase.parts))
+        heads = [reader.kv_heads if reader.reads_heads(tensor) else 1 for reader, tensor in read] or [1]
+        most = math.gcd(*heads, *(part.rows // plan.rows for part in phase.parts))
         for n in range(1, min(most, MOST_EVENTS) + 1):
             if most % n == 0 and n != plan.events:
                 phases = tuple(dataclasses.replace(p, events=n) if p is plan else p for p in schedule.phases)

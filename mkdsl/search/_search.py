@@ -15,12 +15,14 @@ from mkdsl.search._protocol import made_safe, other_events, other_handoffs, with
 from mkdsl.search._rings import RINGS, Choice, Prices, cheapest, numbered
 from mkdsl.search._schedule import Schedule
 from mkdsl.search._simulate import simulate
+from mkdsl.search._sooner import sooner
 from mkdsl.search._verify import ScheduleError, verify_schedule
 
 HANDOFFS = ("data", "counter")
 FINALISTS = 2  # depths of each ring
 SIMULATED = 16  # of all rings' cheapest, for each launch
 IDLE = 1.01  # a launch that leaves SMs idle must be predicted to be faster by this: such predictions were optimistic (docs/measurements.md)
+WORTH = 0.003  # of a step: by how much workers must know sooner, on average, for other events to be simulated
 CLOSEST = 3  # of each launch's finalists, by a simulation without drift, that are simulated with it
 UNLIMITED = 1 << 40  # bytes
 
@@ -64,20 +66,31 @@ def find(graph: OpGraph, batch: int, gpu: Profile, handoff: str) -> Schedule:
     found = (s for g in (graph, *graph.others) for s in _closest(g, batch, gpu, handoff))
     best = min(found, key=lambda s: s.predicted_us * (IDLE if s.workers < gpu.workers else 1.0))
     if handoff == "data":
-        best = _refined(graph.in_order(best.order), best, gpu)
+        graph = graph.in_order(best.order)
+        best = _with_best_events(graph, _with_best_handoffs(graph, best, gpu), gpu)
     verify_schedule(graph, best, gpu)
     return best
 
 
-def _refined(graph: OpGraph, schedule: Schedule, gpu: Profile) -> Schedule:
-    """Changes a tensor's hand-off or a phase's number of events, one after the other, always the one that gains most, while the simulator says
-    that this is faster."""
+def _with_best_handoffs(graph: OpGraph, schedule: Schedule, gpu: Profile) -> Schedule:
+    """Changes one tensor's hand-off after the other, always the one that gains most, while the simulator says that this is faster."""
     quick = simulate(graph, schedule, gpu, drift=False).us
-    changes = itertools.chain(other_handoffs(graph, schedule), other_events(graph, schedule))
-    promising = [s for _, s in changes if simulate(graph, s, gpu, drift=False).us < quick]
+    promising = [s for _, s in other_handoffs(graph, schedule) if simulate(graph, s, gpu, drift=False).us < quick]
     safe = [s for changed in promising if (s := made_safe(graph, changed)) is not None]
     best = min((timed(graph, s, gpu) for s in safe), key=lambda s: s.predicted_us, default=schedule)
-    return _refined(graph, best, gpu) if best.predicted_us < schedule.predicted_us else schedule
+    return _with_best_handoffs(graph, best, gpu) if best.predicted_us < schedule.predicted_us else schedule
+
+
+def _with_best_events(graph: OpGraph, schedule: Schedule, gpu: Profile) -> Schedule:
+    """Changes one phase's number of events after the other, always to that by which workers know soonest, while the simulator says that this is
+    faster. Where workers would hardly know sooner, that is not asked: simulating many groups takes long."""
+    timeline = simulate(graph, schedule, gpu, drift=False)
+    found = [(sooner(graph, schedule, s, timeline), s) for _, s in other_events(graph, schedule)]
+    safe = [(us, s) for us, changed in found if us > WORTH * timeline.us and (s := made_safe(graph, changed)) is not None]
+    if not safe:
+        return schedule
+    best = timed(graph, max(safe, key=lambda found: found[0])[1], gpu)
+    return _with_best_events(graph, best, gpu) if best.predicted_us < schedule.predicted_us else schedule
 
 
 def _closest(graph: OpGraph, batch: int, gpu: Profile, handoff: str) -> list[Schedule]:

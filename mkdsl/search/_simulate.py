@@ -1,7 +1,7 @@
 """A discrete-event simulation of a schedule: every worker's loader and compute, the ring between them, memory's bandwidth, hand-offs.
 
-Workers with the same counts of items and the same events do the same thing at the same time, so they are simulated as one, in three paces: memory does not
-serve all SMs alike, and at equal work they drift apart (`Profile.drift`). A hand-off is three trips through the memory system: the signal to
+Workers with the same counts of items do the same thing at the same time, if they signal and wait for the same events too, so they are simulated
+as one, in three paces: memory does not serve all SMs alike, and at equal work they drift apart (`Profile.drift`). A hand-off is three trips through the memory system: the signal to
 its counter, a look at the counter, and the data; four where the signal releases, which first waits for its stores' acknowledgement. A trip
 takes longer the more bytes are in flight when it is made (`Profile.handoff`, `Profile.released`). A loop is simulated for as many iterations as it takes to
 be in steady state, the rest is counted like the last ones, unless all are asked for.
@@ -11,7 +11,7 @@ import collections
 import dataclasses
 import functools
 import itertools
-from collections.abc import Iterator
+from collections.abc import Iterable, Iterator, Sequence
 from typing import NamedTuple
 
 import numpy as np
@@ -88,9 +88,10 @@ class Step(NamedTuple):
 
 @dataclasses.dataclass
 class Crew:
-    """Workers that are alike: where their loader and their compute stand."""
+    """Workers that are alike: where their loader and their compute stand. pace: where in the paces they begin."""
 
     number: int
+    pace: int
     workers: tuple[int, ...]
     source: Source
     steps: list[Step]
@@ -114,6 +115,7 @@ class _Simulation:
         self.participants = {name: events.sum(axis=0).tolist() for name, events in self.signals.items()}
         self.awaits = {(p.name, w): awaited(graph, schedule, p, graph.phase(w)) for p in graph.phases for w in schedule.plan(p.name).waits}
         released = {t.name for t in schedule.tensors if t.handoff == "counter"}
+        self.events = np.concatenate([*self.signals.values(), *self.awaits.values()], axis=1)
         self.released = {p.name for p in graph.phases if released.intersection(p.writes)}
         self.latencies: dict[float, float] = {}
         self.left: dict[Event, int] = {}  # workers that have not signalled yet
@@ -125,24 +127,33 @@ class _Simulation:
     # Who does what.
 
     def _crews(self) -> list[Crew]:
-        alike: dict[tuple[tuple[tuple[int, ...], ...], bytes], list[int]] = collections.defaultdict(list)
-        events = np.concatenate([*self.signals.values(), *self.awaits.values()], axis=1)
+        alike: dict[tuple[tuple[int, ...], ...], list[int]] = collections.defaultdict(list)
         for worker in range(self.schedule.workers):
-            alike[tuple(p.folded(worker) for p in self.schedule.phases), events[worker].tobytes()].append(worker)
+            alike[tuple(p.folded(worker) for p in self.schedule.phases)].append(worker)
         dtypes = {t.name: t.dtype for t in self.schedule.tensors}
         workload = Workload(self.graph, self.schedule.batch, self.schedule.padded_batch, self.profile, dtypes)
         splits = {t.name: t.splits for t in self.schedule.tensors}
         crews: list[Crew] = []
-        for (counts, _), workers in alike.items():
+        paces = itertools.count()
+        for counts, workers in alike.items():
             by_name = {p.name: n for p, n in zip(self.schedule.phases, counts, strict=True)}
             works = {
                 name: workload.of(self.graph.phase(name), self.schedule.plan(name), n, splits) for name, n in by_name.items() if any(n)
             }
-            steps = list(self._steps(works, workers[0]))
-            units = [(step.work, at) for at, step in enumerate(steps) for _ in range(step.work.units)]
             for third in filter(None, (workers[i :: len(self.paces)] for i in range(len(self.paces)))):
-                crews.append(Crew(len(crews), tuple(third), Source(len(third)), steps, units))
+                pace = next(paces)
+                for same in self._by_events(third):
+                    steps = list(self._steps(works, same[0]))
+                    units = [(step.work, at) for at, step in enumerate(steps) for _ in range(step.work.units)]
+                    crews.append(Crew(len(crews), pace, tuple(same), Source(len(same)), steps, units))
         return crews
+
+    def _by_events(self, workers: Sequence[int]) -> Iterable[list[int]]:
+        """Those that signal and wait for the same events, whatever their number in the same pace."""
+        alike: dict[bytes, list[int]] = collections.defaultdict(list)
+        for worker in workers:
+            alike[self.events[worker].tobytes()].append(worker)
+        return alike.values()
 
     def _steps(self, works: dict[str, Work], worker: int) -> Iterator[Step]:
         for segment, repeats in zip(self.graph.segments, self.repeats, strict=True):
@@ -176,7 +187,7 @@ class _Simulation:
         while crew.issued < len(crew.units) and crew.issued - crew.freed < s.stages and crew.issued - crew.landed < s.window:
             work, step = crew.units[crew.issued]
             crew.issued += 1
-            speed = 1 + self.profile.drift * self.paces[(crew.number + step) % len(self.paces)]  # nobody is always the slow one
+            speed = 1 + self.profile.drift * self.paces[(crew.pace + step) % len(self.paces)]  # nobody is always the slow one
             in_flight = max(work.unit_bytes, min(work.unit_bytes * (crew.issued - crew.landed), self.saturated))
             self.memory.fetch(crew.source, work.streamed_bytes, speed, self._latency(in_flight), crew.landing)
 
