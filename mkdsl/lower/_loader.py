@@ -17,12 +17,9 @@ from jax.experimental import pallas as pl
 
 from mkdsl.graph import Phase
 from mkdsl.lower import _copies
-from mkdsl.lower._machine import Machine, i32
+from mkdsl.lower._machine import COMPUTE, LOADER, Machine, i32
 from mkdsl.lower._tiles import KV_WRITTEN, Tile
 from mkdsl.search import PhasePlan
-
-LOADER, COMPUTE = 1, 0
-
 
 def load_phase(m: Machine, phase: Phase, l: Any, i: Any) -> Any:
     """Issues all units of a phase; i counts units, before and after."""

@@ -2,6 +2,7 @@
 and the proof."""
 
 from mkdsl.search._cost import floor_us
+from mkdsl.search._groups import signallers
 from mkdsl.search._profile import PROFILES, Profile, profile
 from mkdsl.search._report import explain
 from mkdsl.search._schedule import SHARING, PhasePlan, Schedule, TensorPlan
@@ -13,5 +14,5 @@ from mkdsl.search._verify import ScheduleError, verify_schedule
 
 __all__ = [
     "PROFILES", "SHARING", "Extent", "PhasePlan", "Profile", "Schedule", "ScheduleError", "SharedMemory", "Span", "TensorPlan", "Timeline",
-    "explain", "floor_us", "profile", "search", "shared_memory", "simulate", "trace_events", "verify_schedule", "without_k_split",
+    "explain", "floor_us", "profile", "search", "shared_memory", "signallers", "simulate", "trace_events", "verify_schedule", "without_k_split",
 ]  # fmt: skip

@@ -17,6 +17,11 @@ def signalled(phase: Phase, plan: PhasePlan) -> np.ndarray:
     return functools.reduce(np.logical_or, parts)
 
 
+def signallers(phase: Phase, plan: PhasePlan) -> tuple[int, ...]:
+    """By event: how many workers signal it."""
+    return tuple(signalled(phase, plan).sum(axis=0).tolist())
+
+
 def awaited(graph: OpGraph, schedule: Schedule, phase: Phase, before: Phase) -> np.ndarray:
     """[worker, event]: those of `before` that each worker of `phase` waits for, if the phase waits for it."""
     events, each = schedule.plan(before.name).events, schedule.items_awaiting(graph, phase, before)

@@ -22,7 +22,7 @@ HANDOFFS = ("data", "counter")
 FINALISTS = 2  # depths of each ring
 SIMULATED = 16  # of all rings' cheapest, for each launch
 IDLE = 1.01  # a launch that leaves SMs idle must be predicted to be faster by this: such predictions were optimistic (docs/measurements.md)
-WORTH = 0.003  # of a step: by how much workers must know sooner, on average, for other events to be simulated
+WORTH = 0.005  # of a step: by how much workers must know sooner, on average, for other events to be simulated
 CLOSEST = 3  # of each launch's finalists, by a simulation without drift, that are simulated with it
 UNLIMITED = 1 << 40  # bytes
 

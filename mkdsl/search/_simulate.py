@@ -19,7 +19,7 @@ import numpy as np
 from mkdsl.graph import OpGraph, Phase
 from mkdsl.search._cost import bandwidth
 from mkdsl.search._events import Action, Clock, Memory, Source
-from mkdsl.search._groups import awaited, signalled
+from mkdsl.search._groups import awaited, signalled, signallers
 from mkdsl.search._profile import KIB, Profile, interpolate
 from mkdsl.search._schedule import Schedule
 from mkdsl.search._work import Work, Workload
@@ -112,7 +112,7 @@ class _Simulation:
         self.saturated = KIB * next((x for x, reached in profile.stream if reached >= SATURATED), profile.stream[-1][0])
         self.repeats = [s.repeats if whole else min(s.repeats, STEADY) for s in graph.segments]
         self.signals = {p.name: signalled(p, schedule.plan(p.name)) for p in graph.phases}
-        self.participants = {name: events.sum(axis=0).tolist() for name, events in self.signals.items()}
+        self.participants = {p.name: signallers(p, schedule.plan(p.name)) for p in graph.phases}
         self.awaits = {(p.name, w): awaited(graph, schedule, p, graph.phase(w)) for p in graph.phases for w in schedule.plan(p.name).waits}
         released = {t.name for t in schedule.tensors if t.handoff == "counter"}
         self.events = np.concatenate([*self.signals.values(), *self.awaits.values()], axis=1)
