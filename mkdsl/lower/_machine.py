@@ -218,8 +218,7 @@ class Machine:
             if plan.events == 1:
                 _ptx.count_up(self._counters(phase), release=release)
             else:
-                spans = [s for part, each in enumerate(plan.items_each(phase)) for s in self._spans(phase, part, each, plan.events)]
-                _ptx.count_up_each(self._counters(phase), plan.events, spans, release=release)
+                _ptx.count_up_each(self._counters(phase), plan.events, self._signalled(phase), release=release)
 
     def _counters(self, phase: Phase) -> Any:
         """Of a phase's events, the first words of so many cache lines."""
@@ -227,6 +226,11 @@ class Machine:
         at = [p.name for p in plans].index(phase.name)
         first, n = sum(p.events for p in plans[:at]), plans[at].events
         return self.refs["counters"].at[pl.ds(first * COUNTER_STRIDE, (n - 1) * COUNTER_STRIDE + 1)]
+
+    def _signalled(self, phase: Phase) -> list[tuple[Any, Any]]:
+        """Spans of a phase's events that this worker signals."""
+        plan = self.schedule.plan(phase.name)
+        return [s for part, each in enumerate(plan.items_each(phase)) for s in self._spans(phase, part, each, plan.events)]
 
     def _awaited(self, phase: Phase, before: Phase) -> list[tuple[Any, Any]]:
         """Spans of the events of a phase before that this worker waits for."""

@@ -91,9 +91,7 @@ def other_handoff(r: Random, graph: OpGraph, s: Schedule) -> Schedule:
 
 def several(r: Random, graph: OpGraph, s: Schedule) -> Schedule:
     """Two to four at once: what one hides another may need."""
-    kinds = (
-        dropped_wait, other_wait, swapped_waits, more_waits, dropped_fence, moved_fence, incarnations, other_handoff, swapped_tasks, events,
-    )  # fmt: skip
+    kinds = (dropped_wait, other_wait, swapped_waits, more_waits, dropped_fence, moved_fence, incarnations, other_handoff, swapped_tasks)
     for _ in range(r.randint(2, 4)):
         s = r.choice(kinds)(r, graph, s) if any(p.waits for p in s.phases) else incarnations(r, graph, s)
     return s
