@@ -22,8 +22,8 @@ from mkdsl.lower import _exchange
 from mkdsl.lower._frames import fetch, iota
 from mkdsl.lower._heads import Halves, Heads, head_leaves
 from mkdsl.lower._layouts import ACC, LHS, RHS, grid
-from mkdsl.lower._loader import COMPUTE, group_count, kv_blocks, kv_item, kv_share, over_mates, share
-from mkdsl.lower._machine import Machine, Request, bf16, f32, spread, zeros
+from mkdsl.lower._loader import group_count, kv_blocks, kv_item, kv_share, over_mates, share
+from mkdsl.lower._machine import COMPUTE, Machine, Request, bf16, f32, spread, zeros
 from mkdsl.search import SHARING
 
 MASKED = -1e30

@@ -12,8 +12,7 @@ from jax.experimental import pallas as pl
 
 from mkdsl.graph import Phase
 from mkdsl.lower._frames import Rows, fetch
-from mkdsl.lower._loader import COMPUTE
-from mkdsl.lower._machine import Machine, Request, i32, zeros
+from mkdsl.lower._machine import COMPUTE, Machine, Request, i32, zeros
 from mkdsl.search import PhasePlan
 
 FRAME = 512  # values of a finish's block, 4 per thread

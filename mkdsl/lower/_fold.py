@@ -15,8 +15,8 @@ from mkdsl.lower import _exchange
 from mkdsl.lower._finish import finish_part, preload
 from mkdsl.lower._frames import iota
 from mkdsl.lower._layouts import ACC, LHS, RHS
-from mkdsl.lower._loader import COMPUTE, group_count, over_mates, share
-from mkdsl.lower._machine import Machine, i32, spread, zeros
+from mkdsl.lower._loader import group_count, over_mates, share
+from mkdsl.lower._machine import COMPUTE, Machine, i32, spread, zeros
 from mkdsl.lower._own_fold import fold_own
 from mkdsl.lower._resident import Prologue
 from mkdsl.lower._stores import store_own_parts

@@ -17,8 +17,8 @@ from mkdsl.lower import _exchange
 from mkdsl.lower._attention import attention_phase, carry_words, query_columns
 from mkdsl.lower._fold import fold_phase
 from mkdsl.lower._layouts import grid
-from mkdsl.lower._loader import COMPUTE, LOADER, drain, land_last, load_phase
-from mkdsl.lower._machine import Machine, bf16, f32, i32
+from mkdsl.lower._loader import drain, land_last, load_phase
+from mkdsl.lower._machine import COMPUTE, LOADER, Machine, bf16, f32, i32
 from mkdsl.lower._map import map_phase
 from mkdsl.lower._operands import Operand, task_table
 from mkdsl.lower._tiles import ROWS, Tile, kv_view

@@ -17,9 +17,10 @@ from jax.experimental import pallas as pl
 
 from mkdsl.graph import Phase
 from mkdsl.lower import _copies
-from mkdsl.lower._machine import COMPUTE, LOADER, Machine, i32
+from mkdsl.lower._machine import LOADER, Machine, i32
 from mkdsl.lower._tiles import KV_WRITTEN, Tile
 from mkdsl.search import PhasePlan
+
 
 def load_phase(m: Machine, phase: Phase, l: Any, i: Any) -> Any:
     """Issues all units of a phase; i counts units, before and after."""

@@ -7,8 +7,7 @@ from jax import lax
 from mkdsl.graph import Phase
 from mkdsl.lower._finish import row_leaves, store
 from mkdsl.lower._frames import Rows, fetch
-from mkdsl.lower._loader import COMPUTE
-from mkdsl.lower._machine import Machine, i32
+from mkdsl.lower._machine import COMPUTE, Machine, i32
 from mkdsl.lower._resident import Prologue
 from mkdsl.lower._tiles import Tile
 

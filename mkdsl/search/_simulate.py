@@ -1,10 +1,10 @@
 """A discrete-event simulation of a schedule: every worker's loader and compute, the ring between them, memory's bandwidth, hand-offs.
 
-Workers with the same counts of items do the same thing at the same time, if they signal and wait for the same events too, so they are simulated
-as one, in three paces: memory does not serve all SMs alike, and at equal work they drift apart (`Profile.drift`). A hand-off is three trips through the memory system: the signal to
-its counter, a look at the counter, and the data; four where the signal releases, which first waits for its stores' acknowledgement. A trip
-takes longer the more bytes are in flight when it is made (`Profile.handoff`, `Profile.released`). A loop is simulated for as many iterations as it takes to
-be in steady state, the rest is counted like the last ones, unless all are asked for.
+Workers with the same counts of items that signal and wait for the same events do the same thing at the same time, so they are simulated as
+one, in three paces: memory does not serve all SMs alike, and at equal work they drift apart (`Profile.drift`). A hand-off is three trips through
+the memory system: the signal to its counter, a look at the counters, and the data; four where the signal releases, which first waits for its
+stores' acknowledgement. A trip takes longer the more bytes are in flight when it is made (`Profile.handoff`, `Profile.released`). A loop is
+simulated for as many iterations as it takes to be in steady state, the rest is counted like the last ones, unless all are asked for.
 """
 
 import collections

@@ -34,7 +34,8 @@ def by_worker(m: Machine, spans) -> np.ndarray:
         m.refs["tasks"] = tasks[None]
         return jnp.asarray(spans())
 
-    found = jax.vmap(jax.vmap(worker, (None, 0), axis_name="cta"), (0, None))(table.reshape(-1, cluster, table.shape[1]), jnp.arange(cluster))
+    each = jax.vmap(jax.vmap(worker, (None, 0), axis_name="cta"), (0, None))
+    found = each(table.reshape(-1, cluster, table.shape[1]), jnp.arange(cluster))
     first, more = np.moveaxis(np.asarray(found).reshape(m.schedule.workers, -1, 1, 2), -1, 0)
     return ((np.arange(3) + 3 - first) % 3 <= more).any(axis=1)
 

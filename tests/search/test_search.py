@@ -20,7 +20,7 @@ from mkdsl.search._candidates import Candidate, candidates, padded
 from mkdsl.search._cost import Cost, Model, Ring, advance
 from mkdsl.search._draft import draft, timed
 from mkdsl.search._path import STARTS, shortest_path
-from mkdsl.search._protocol import made_safe, other_events, other_handoffs
+from mkdsl.search._protocol import made_safe, other_handoffs
 from mkdsl.search._rings import RINGS
 from mkdsl.search._search import FINALISTS, SIMULATED, finalists, find, without_k_split
 from mkdsl.search._simulate import simulate
@@ -106,7 +106,7 @@ def test_no_other_hand_off_of_one_tensor_is_predicted_faster(graph, workers, bat
     schedule = find(graph, batch, gpu, "data")
     graph = graph.in_order(schedule.order)
     quick = simulate(graph, schedule, gpu, drift=False).us
-    for name, changed in other_handoffs(graph, schedule):
+    for _, changed in other_handoffs(graph, schedule):
         if simulate(graph, changed, gpu, drift=False).us < quick and (safe := made_safe(graph, changed)) is not None:
             assert simulate(graph, safe, gpu).us >= schedule.predicted_us - 0.001  # which is rounded
 
