@@ -117,7 +117,7 @@ def test_each_condition_of_the_proof_is_needed(condition, monkeypatch):
             for name in ("violations", "unfenced"):
                 patch.setattr(_verify.Accesses, name, without(getattr(_verify.Accesses, name)))
             accepted = refusal(source, schedule) is None
-        if accepted and refusal(source, schedule) and failure(source.graph, schedule, source.gpu, 60):
+        if accepted and refusal(source, schedule) and failure(source.graph, schedule, source.gpu, 240):
             return
     pytest.fail("no mutant of the corpus needs it")
 
