@@ -10,6 +10,7 @@ import dataclasses
 import itertools
 import time
 import types
+from typing import Any
 
 import jax
 import jax.experimental.pallas.mosaic_gpu as plgpu
@@ -32,7 +33,9 @@ def kernel(batch, parts, chunk, instruction, store):
     """A launch of one CTA per SM that folds TILES tiles of CHUNKS units; returns their sums. `store`: puts each tile's sums in shared memory
     instead, "once" or "again", added to what is there."""
     tile = Tile(64 // parts, parts, chunk, 1, parts * chunk * CHUNKS, batch)
-    phase = types.SimpleNamespace(name="p")
+    phase: Any = types.SimpleNamespace(name="p")
+    schedule: Any = types.SimpleNamespace(stages=STAGES, padded_batch=batch)
+    graph: Any = None
     written, read = tile.views(STAGES, STAGE_BYTES)
     union = plgpu.RefUnion((tile.resident(),), (tile.operand(),))
 
@@ -41,7 +44,7 @@ def kernel(batch, parts, chunk, instruction, store):
 
     def body(out, ring, shared, finished, full, empty):
         ((written,), (read,)), ((resident,), (operand,)) = ring, shared
-        m = Machine(None, types.SimpleNamespace(stages=STAGES, padded_batch=batch), False, True, True)
+        m = Machine(graph, schedule, False, True, True)
         m.refs = {
             "stage.p": (written, read),
             "resident.p": resident,
@@ -63,19 +66,16 @@ def kernel(batch, parts, chunk, instruction, store):
 
         @pl.when(role == 0)
         def _():
-            def one(s, carry):
-                i, total = carry
-                if instruction == "wgmma":
-                    sums, i = accumulate_async(m, phase, tile, i)
-                else:
-                    sums, i = accumulate(m, phase, tile, None, i)
+            def one(s, total):
+                i = s * CHUNKS
+                sums = accumulate_async(m, phase, tile, i) if instruction == "wgmma" else accumulate(m, phase, tile, None, i)
                 if store:
                     store_sums(m, phase, kept, lax.rem(s, SLOTS), sums)
-                    return i, total
-                return i, [a + b for a, b in zip(total, sums, strict=True)]
+                    return total
+                return [a + b for a, b in zip(total, sums, strict=True)]
 
             shapes = [(64, 8 * tile.groups)] if instruction == "wgmma" else [(64, 8)] * tile.groups
-            _, total = lax.fori_loop(0, TILES, one, (jnp.int32(0), [zeros(shape, ACC) for shape in shapes]))
+            total = lax.fori_loop(0, TILES, one, [zeros(shape, ACC) for shape in shapes])
             out[lax.axis_index("sm")] = sum(jnp.sum(jnp.sum(x, axis=1)) for x in total)
 
     workers = jax.devices()[0].core_count

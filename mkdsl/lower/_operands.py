@@ -9,7 +9,8 @@ import numpy as np
 from jax import lax
 
 from mkdsl.graph import Node, OpGraph, Tensor
-from mkdsl.lower._machine import COUNTER_STRIDE, i32
+from mkdsl.lower._machine import i32
+from mkdsl.lower._ptx import COUNTER_STRIDE
 from mkdsl.search import SHARING, Schedule
 
 
@@ -39,7 +40,7 @@ def operands(graph: OpGraph, schedule: Schedule) -> list[Operand]:
     }
     table = task_table(graph, schedule)
     found["table"] = Operand("table", lambda _: jnp.asarray(table))
-    n = len(graph.phases) * COUNTER_STRIDE
+    n = sum(p.events for p in schedule.phases) * COUNTER_STRIDE
     found["counters"] = Operand("counters", lambda _: jnp.full((n,), -1, i32), written=True)
     return list(found.values())
 

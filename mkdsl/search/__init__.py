@@ -2,6 +2,7 @@
 and the proof."""
 
 from mkdsl.search._cost import floor_us
+from mkdsl.search._groups import signallers
 from mkdsl.search._own import behind, keeps, kept_rows
 from mkdsl.search._profile import PROFILES, Profile, profile
 from mkdsl.search._report import explain
@@ -15,6 +16,6 @@ from mkdsl.search._work import FRAME
 
 __all__ = [
     "FRAME", "PROFILES", "SHARING", "Extent", "PhasePlan", "Profile", "Schedule", "ScheduleError", "SharedMemory", "Span", "TensorPlan",
-    "Timeline", "behind", "explain", "floor_us", "keeps", "kept_rows", "profile", "search", "shared_memory", "simulate", "trace_events",
+    "Timeline", "behind", "explain", "floor_us", "keeps", "kept_rows", "profile", "search", "shared_memory", "signallers", "simulate", "trace_events",
     "verify_schedule", "without_k_split",
 ]  # fmt: skip

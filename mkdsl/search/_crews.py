@@ -1,12 +1,13 @@
-"""Crews: workers that have items of the same parts of all phases, and take part in the same. They wait for the same events and signal the same ones, so they know the
-same, and the same is known of them; only of itself does a worker know more. What is proven of crews is proven of all their workers, at a
-cost that does not grow with how many they are."""
+"""Crews: workers that have items of the same parts of all phases, and signal and wait for the same events. So they know the same, and the same
+is known of them; only of itself does a worker know more. What is proven of crews is proven of all their workers, at a cost that does not grow
+with how many they are."""
 
 import dataclasses
 
 import numpy as np
 
 from mkdsl.graph import OpGraph
+from mkdsl.search._groups import awaited, signalled
 from mkdsl.search._schedule import PhasePlan, Schedule
 
 
@@ -18,12 +19,13 @@ class Clock:
     others: np.ndarray
     own: np.ndarray
 
-    def joined(self, who: np.ndarray, events: list[np.ndarray]) -> "Clock":
-        """The same after the crews in `who` have waited for these events."""
-        if not events:
+    def joined(self, heard: list[tuple[np.ndarray, np.ndarray]]) -> "Clock":
+        """The same after crews have waited for events, as (crews that wait, what the event adds)."""
+        if not heard:
             return self
         others = self.others.copy()
-        others[who] = np.maximum(others[who], np.maximum.reduce(events))
+        for who, event in heard:
+            np.maximum(others, event, out=others, where=who[:, None])
         return Clock(others, self.own)
 
     def event(self, who: np.ndarray, index: int) -> np.ndarray:
@@ -63,15 +65,15 @@ class Pairs:
 
 class Crews:
     """The crews of a schedule. of[worker]: its crew; size[crew]; takes[phase]: [part, crew], whether its workers have items; who[phase]:
-    [crew], whether they take part."""
+    [crew], whether they take part; signals[phase]: [event, crew]; awaits[phase, before]: [event of the phase before, crew]."""
 
     def __init__(self, graph: OpGraph, schedule: Schedule) -> None:
-        busy = {p.name: np.array([[n > 0 for _, n in part] for part in schedule.plan(p.name).tasks]) for p in graph.phases}
+        plans = [(p, schedule.plan(p.name)) for p in graph.phases]
+        busy = {p.name: np.array([[n > 0 for _, n in part] for part in plan.tasks]) for p, plan in plans}
+        signals = {p.name: signalled(p, plan).T for p, plan in plans}
+        awaits = {(p.name, before): awaited(graph, schedule, p, graph.phase(before)).T for p, plan in plans for before in plan.waits}
         seen: dict[bytes, int] = {}
-        there = np.zeros((len(graph.phases), schedule.workers), bool)
-        for at, phase in enumerate(graph.phases):
-            there[at, list(schedule.plan(phase.name).participants)] = True
-        columns = np.ascontiguousarray(np.concatenate([*busy.values(), there]).T)
+        columns = np.ascontiguousarray(np.concatenate([*busy.values(), *signals.values(), *awaits.values()]).T)
         self.of = np.array([seen.setdefault(column.tobytes(), len(seen)) for column in columns])
         self.size = np.bincount(self.of)
         members = np.argsort(self.of, kind="stable")
@@ -79,7 +81,9 @@ class Crews:
         self.lead = members[at]
         self.second = np.where(self.size > 1, members[np.minimum(at + 1, len(members) - 1)], -1)
         self.takes = {name: parts[:, self.lead] for name, parts in busy.items()}
-        self.who = {phase.name: there[at, self.lead] for at, phase in enumerate(graph.phases)}
+        self.signals = {name: events[:, self.lead] for name, events in signals.items()}
+        self.awaits = {names: events[:, self.lead] for names, events in awaits.items()}
+        self.who = {name: events.any(axis=0) for name, events in self.signals.items()}
 
     def all_pairs(self, first: np.ndarray, then: np.ndarray) -> Pairs:
         """Everyone of the crews `first` meets everyone of `then`."""

@@ -21,7 +21,7 @@ Clusters (exchange): workers that fold each other's tiles write sums to each oth
 So whoever enters such a phase must know that the others of its cluster are done with all former ones.
 
 Events are counted, iterations together: iteration i's has come at (i + 1) x participants. That is right only if (count) nobody signals an
-iteration before all have signalled the one before.
+event in an iteration before all have signalled it in the one before.
 """
 
 import dataclasses
@@ -32,6 +32,7 @@ import numpy as np
 
 from mkdsl.graph import OpGraph, Phase, Tensor
 from mkdsl.search._crews import Clock, Pairs
+from mkdsl.search._groups import heads_read
 from mkdsl.search._order import Execution, Step
 from mkdsl.search._own import takes
 from mkdsl.search._schedule import PhasePlan
@@ -68,9 +69,10 @@ def overtakings(execution: Execution) -> Iterator[Violation]:
     """Steps of waited-for phases that may signal before the same phase's former iteration is complete."""
     for name in {name: None for plan in execution.schedule.phases for name in plan.waits}:
         for first, then in itertools.pairwise(execution.of[name]):
-            late = execution.crews.all_pairs(first.who, then.who).late(first.index, then.clock)
-            if late:
-                yield Violation(COUNT, "", first.iteration, first, late[0], then, late[1])
+            for signal in first.signals:
+                late = execution.crews.all_pairs(signal, signal).late(first.index, then.clock)
+                if late:
+                    yield Violation(COUNT, "", first.iteration, first, late[0], then, late[1])
 
 
 def exchanges(execution: Execution) -> Iterator[Violation]:
@@ -150,7 +152,7 @@ class Accesses:
             yield kind, self._met(read.phase, writer, whole=False).T, clock
 
     def _met(self, reader: Phase, writer: Phase, *, whole: bool) -> Pairs:
-        """(worker, worker): the first reads, in `reader`, rows that the second writes in `writer`."""
+        """(worker, worker): the first reads, in `reader`, rows that the second writes in `writer`. whole: all rows, or those of its heads."""
         key = reader.name, writer.name, whole
         if key not in self._pairs:
             self._pairs[key] = self._find_pairs(reader, writer, whole)
@@ -158,13 +160,22 @@ class Accesses:
 
     def _find_pairs(self, reader: Phase, writer: Phase, whole: bool) -> Pairs:
         parts = [i for i, part in enumerate(reader.parts) if part.rows == self.tensor.width]
-        if whole or not parts or "attention" in (reader.kind, writer.kind):
+        heads = whole and reader.reads_heads(self.tensor)
+        if writer.kind == "attention" or not (heads or (parts and not whole)):
             return self.crews.all_pairs(self.crews.who[reader.name], self._storing(writer))
-        plans, batch = (self.schedule.plan(p.name) for p in (reader, writer)), self.schedule.batch
-        reading, writing = next(plans), next(plans)
+        reading, writing, batch = self.schedule.plan(reader.name), self.schedule.plan(writer.name), self.schedule.batch
         stored = owners(writer, writing, self._part(writer), batch)
+        if heads:
+            return self.crews.row_pairs(*np.nonzero(heads_read(reader, reading) @ self._heads_stored(stored, reader.kv_heads)))
         read = [owners(reader, reading, part, batch) for part in parts]
         return self.crews.row_pairs(*(np.concatenate(rows, axis=None) for rows in (read, [stored] * len(parts))))
+
+    def _heads_stored(self, stored: np.ndarray, kv_heads: int) -> np.ndarray:
+        """[kv head, worker]: who writes any of a head's rows, of any sequence."""
+        by_head = stored.reshape(len(stored), kv_heads, -1)
+        out = np.zeros((kv_heads, self.schedule.workers), bool)
+        out[np.arange(kv_heads)[:, None], by_head] = True
+        return out
 
     def _part(self, writer: Phase) -> int:
         return next(i for i, part in enumerate(writer.parts) if self.tensor.name in part.writes)
@@ -178,7 +189,8 @@ class Accesses:
         for n, write in self.writes.items():
             if self.plan.handoff == "counter":
                 for read in self.reads.get(n, ()):
-                    yield from self._unordered(BEFORE, n, write, read, self.crews.all_pairs(write.who, read.who), read.released)
+                    pairs = self._met(read.phase, write.phase, whole=True).T
+                    yield from self._unordered(BEFORE, n, write, read, pairs, read.released)
             yield from self._reused(REUSE, n - self.plan.incarnations, write)
             if self._clears(write):
                 yield from self._reused(CLEAR, n + 1 - self.plan.incarnations, write)

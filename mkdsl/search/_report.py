@@ -4,7 +4,7 @@ import statistics
 from collections.abc import Sequence
 
 from mkdsl.graph import OpGraph, Phase
-from mkdsl.search._alternatives import Alternative, next_best, next_handoffs
+from mkdsl.search._alternatives import Alternative, next_best, next_events, next_handoffs
 from mkdsl.search._cost import floor_us
 from mkdsl.search._profile import KIB, Profile
 from mkdsl.search._schedule import PhasePlan, Schedule
@@ -12,7 +12,22 @@ from mkdsl.search._simulate import Timeline, simulate
 from mkdsl.search._smem import shared_memory
 from mkdsl.search._work import Workload
 
-CHOSEN = ("phase", "kind", "items", "tile", "chunk", "pieces", "cluster", "group", "splits", "by", "workers", "waits for", "fence")
+CHOSEN = (
+    "phase",
+    "kind",
+    "items",
+    "tile",
+    "chunk",
+    "pieces",
+    "cluster",
+    "group",
+    "splits",
+    "by",
+    "workers",
+    "events",
+    "waits for",
+    "fence",
+)
 TIMES = ("phase", "MB", "us", "memory us", "wait", "read", "fold", "finish", "bound by")
 HIDDEN = 0.15  # of a phase's time: less than this between it and its bound is bound by it
 
@@ -24,7 +39,7 @@ def explain(graph: OpGraph, schedule: Schedule, profile: Profile, *, alternative
       graph: what it is a schedule of.
       schedule: the schedule.
       profile: the GPU it is for.
-      alternatives: also what came second for each phase and tensor, which takes another search or so.
+      alternatives: also what came second for each phase and tensor, and other numbers of events, which takes another search or so.
 
     Returns:
       Tables of what was decided per phase, of the predicted time of one execution in the steady state of its loop (streamed megabytes,
@@ -35,7 +50,7 @@ def explain(graph: OpGraph, schedule: Schedule, profile: Profile, *, alternative
     padding = f" (padded to {s.padded_batch})" if s.padded_batch != s.batch else ""
     lines = [f"{s.target}, batch {s.batch}{padding}, {s.workers} workers"]
     for segment in graph.segments:
-        lines += [f"{segment.repeats} x", *_table([CHOSEN, *(_chosen(graph.phase(name), s) for name in segment.phases)], 9)]
+        lines += [f"{segment.repeats} x", *_table([CHOSEN, *(_chosen(graph.phase(name), s) for name in segment.phases)], 10)]
     lines += [f"ring: {s.stages} stages of {s.stage_bytes // KIB} KiB, {s.window} in flight", "tensors:", *_tensors(graph, s)]
     lines += ["where time goes, us of one execution:"]
     lines += _table([TIMES, *(_times(p, graph, s, timeline, profile) for p in graph.phases)], 8)
@@ -52,7 +67,7 @@ def _chosen(phase: Phase, schedule: Schedule) -> tuple[str, ...]:
     plan = schedule.plan(phase.name)
     items = "+".join(str(sum(n for _, n in part)) for part in plan.tasks)
     by = plan.instruction if phase.kind == "fold" and phase.parallel else ""
-    numbers = plan.chunk or "", plan.pieces, plan.cluster, plan.group, plan.splits, by, len(plan.participants)
+    numbers = plan.chunk or "", plan.pieces, plan.cluster, plan.group, plan.splits, by, len(plan.participants), plan.events
     waits = ", ".join(plan.waits) or "-"
     return (phase.name, phase.kind, items, _tile(phase, plan), *map(str, numbers), waits, "yes" if plan.fence else "-")
 
@@ -98,7 +113,9 @@ def _bound(us: float, memory: float, compute: float) -> str:
 
 
 def _second(graph: OpGraph, schedule: Schedule, profile: Profile) -> list[str]:
-    found: Sequence[Alternative] = (*next_best(graph, schedule, profile), *next_handoffs(graph, schedule, profile))
+    found: Sequence[Alternative] = (
+        *next_best(graph, schedule, profile), *next_handoffs(graph, schedule, profile), *next_events(graph, schedule, profile),
+    )  # fmt: skip
     return _table([("of", "instead", "us"), *((a.of, a.what, f"{a.us:+.1f}") for a in found)], 1)
 
 

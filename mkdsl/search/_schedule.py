@@ -4,7 +4,7 @@ import dataclasses
 import functools
 from typing import Any
 
-from mkdsl.graph import Phase, Tensor
+from mkdsl.graph import OpGraph, Phase, Tensor
 
 ITEMSIZE = {"bfloat16": 2, "float32": 4}
 SHARING = 16  # features of attention's split result that share a log-sum-exp: no head and no block of a resident is narrower
@@ -31,6 +31,8 @@ class PhasePlan:
       that come later in the loop; all iterations for phases of earlier segments).
     fence: before it waits, every worker that takes part in this phase orders its earlier clears before its later signals.
     own: tensors of a fold's `row_reads` whose rows its workers left in their own shared memory when they wrote them, and take from there.
+    events: counters that its workers signal: the rows of each part are so many equal ranges, and each worker signals the events of those that it
+      or a mate has items of. Who needs some of the rows only, as an attention its heads, waits for their events only.
     """
 
     name: str
@@ -47,6 +49,7 @@ class PhasePlan:
     waits: tuple[str, ...]
     fence: bool = False
     own: tuple[str, ...] = ()
+    events: int = 1
 
     def count(self, part: int, worker: int) -> int:
         return self.tasks[part][worker][1]
@@ -79,6 +82,10 @@ class PhasePlan:
     def fetched(self, phase: Phase) -> tuple[str, ...]:
         """Tensors of which the finish adds rows that it takes from global memory."""
         return tuple(t for t in phase.row_reads if t not in self.own)
+
+    def items_each(self, phase: Phase) -> tuple[int, ...]:
+        """Consecutive items of each part that one event counts; after the last event's come those of the first again, of another sequence."""
+        return tuple(part.rows // self.rows * self.splits // self.events for part in phase.parts)
 
     def mates(self, worker: int) -> range:
         """The workers of its cluster, itself included."""
@@ -168,6 +175,13 @@ class Schedule:
     def order(self) -> tuple[str, ...]:
         """The phases in program order: one of the graph's orders."""
         return tuple(p.name for p in self.phases)
+
+    def items_awaiting(self, graph: OpGraph, phase: Phase, before: Phase) -> int | None:
+        """Consecutive items of an attention that need the same event of a phase before, and so wait for no other; None of a phase that waits
+        for all of them, as it does not read heads, or not whole ones of each event."""
+        read, events = [graph.tensors[t] for t in before.writes if t in phase.reads], self.plan(before.name).events
+        by_head = bool(read) and all(map(phase.reads_heads, read)) and phase.kv_heads % events == 0
+        return phase.kv_heads * self.plan(phase.name).splits // events if by_head else None
 
     def plan(self, phase: str) -> PhasePlan:
         return self._plans[phase]

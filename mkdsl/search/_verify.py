@@ -19,6 +19,7 @@ from mkdsl.search._smem import ROWS, shared_memory
 MMA_K = 16
 PARTS = (1, 2, 4, 8)  # of a tile: columns of the mma's smallest right-hand side that a sequence may take
 MOST_SEQUENCES = 16
+MOST_EVENTS = 32  # of a phase: lanes of a warp
 
 
 class ScheduleError(ValueError):
@@ -47,6 +48,7 @@ def verify_schedule(graph: OpGraph, schedule: Schedule, profile: Profile) -> Non
         _check_instruction(phase, plan, profile)
         _check_warpgroups(phase, plan, profile)
         _check_coverage(schedule, phase, plan)
+        _check_events(phase, plan)
         _check_waits(graph, phase, plan)
     for tensor in graph.tensors.values():
         _check_tensor(graph, schedule, tensor)
@@ -226,7 +228,15 @@ def _check_ranges(of: str, tasks: tuple[tuple[int, int], ...], wanted: int) -> N
     _require(end == wanted, f"{of}: nobody has items {end} to {wanted - 1}")
 
 
-# Waits and tensors.
+# Events, waits and tensors.
+
+
+def _check_events(phase: Phase, plan: PhasePlan) -> None:
+    """Each is of as many rows of each part, in whole items, so that all are signalled."""
+    name, events = phase.name, plan.events
+    _require(1 <= events <= MOST_EVENTS, f"{name}: {events} events: from 1 to {MOST_EVENTS}, one for each lane that looks")
+    whole = all(part.rows % (plan.rows * events) == 0 for part in phase.parts)
+    _require(whole, f"{name}: {events} events do not divide {[part.rows // plan.rows for part in phase.parts]} items of {plan.rows} rows")
 
 
 def _check_waits(graph: OpGraph, phase: Phase, plan: PhasePlan) -> None:

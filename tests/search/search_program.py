@@ -34,6 +34,7 @@ class Look:
 @dataclasses.dataclass(frozen=True)
 class Wait:
     phase: str
+    event: int
     count: int
 
 
@@ -50,7 +51,10 @@ class Write:
 
 @dataclasses.dataclass(frozen=True)
 class Signal:
+    """Of each event of a phase that the worker takes part in."""
+
     phase: str
+    events: tuple[int, ...]
     release: bool
 
 
@@ -162,7 +166,8 @@ class Compiler:
         self.place = {p.name: i for i, p in enumerate(graph.phases)}
         self.busy = {p.name: [self._takes_part(plan, w) for w in range(schedule.workers)] for p, plan in self._plans()}
         self.home = {t: max(p.segment for p in graph.phases if t in p.writes) for t in graph.tensors}
-        self.grain = math.gcd(*(plan.rows for _, plan in self._plans()), *(t.width for t in graph.tensors.values()))
+        heads = [p.head_dim for p in graph.phases if p.kind == "attention"]
+        self.grain = math.gcd(*(plan.rows for _, plan in self._plans()), *(t.width for t in graph.tensors.values()), *heads)
         self.owner: list[str] = []
         self.base: dict[str, int] = {}
         self.size: dict[str, int] = {}
@@ -172,6 +177,10 @@ class Compiler:
             self.base[name] = len(self.owner)
             self.owner += [name] * (self.size[name] * (1 if tensor.output else plan.incarnations))
         self.written = {p.name: [self._rows(p, plan, w) for w in range(schedule.workers)] for p, plan in self._plans()}
+        self.events = {p.name: [self._events(p, plan, w) for w in range(schedule.workers)] for p, plan in self._plans()}
+        self.heads = {
+            p.name: [self._heads(p, plan, w) for w in range(schedule.workers)] for p, plan in self._plans() if p.kind == "attention"
+        }
 
     def _plans(self) -> list[tuple[Phase, PhasePlan]]:
         return [(p, self.schedule.plan(p.name)) for p in self.graph.phases]
@@ -193,6 +202,24 @@ class Compiler:
             sequences = self.schedule.batch if phase.kind == "fold" else 1
             out.append([s * whole + word for s in range(sequences) for word in words])
         return out
+
+    def _events(self, phase: Phase, plan: PhasePlan, worker: int) -> tuple[int, ...]:
+        """Those of the rows that its cluster's workers write, each of an equal share of a part's rows."""
+        found = set()
+        for mate in self._cluster(plan, worker):
+            for part, words in zip(phase.parts, self.written[phase.name][mate], strict=True):
+                if phase.kind == "attention":
+                    words = [head * plan.rows // self.grain for _, head in self._items(phase, plan, mate)]
+                found |= {word * self.grain % part.rows * plan.events // part.rows for word in words}
+        return tuple(sorted(found))
+
+    def _heads(self, phase: Phase, plan: PhasePlan, worker: int) -> set[tuple[int, int]]:
+        """(sequence, kv head) of what an attention's worker folds, for its cluster too."""
+        return {item for mate in self._cluster(plan, worker) for item in self._items(phase, plan, mate)}
+
+    def _items(self, phase: Phase, plan: PhasePlan, worker: int) -> list[tuple[int, int]]:
+        first, n = plan.tasks[0][worker]
+        return [divmod(item // plan.splits, phase.kv_heads) for item in range(first, first + n)]
 
     def words(self, tensor: str, instance: int, rows: list[int]) -> tuple[int, ...]:
         slot = instance % self.schedule.tensor(tensor).incarnations
@@ -229,7 +256,7 @@ class Compiler:
         own = [t for t in phase.row_reads if self._is_own(phase, t)]
         fence: list[Op] = [Fence()] if plan.fence else []
         early = phase.kind == "fold" and all(self.schedule.tensor(t).handoff == "data" for t in phase.row_reads if t not in own)
-        ops: list[Op] = [Enter(place), *(rows if early else []), *fence, *self._waits(phase, iteration), *whole]
+        ops: list[Op] = [Enter(place), *(rows if early else []), *fence, *self._waits(phase, iteration, worker), *whole]
         ops += [op for u in units for op in (Begin(u), End(u), Free(u))]
         ops += self._exchanged(plan, worker, place)
         ops += [op for t in own for op in self._first_own(phase, t, iteration, worker)]
@@ -239,7 +266,7 @@ class Compiler:
         ops.append(Leave())
         kept = [t for t in phase.writes if not self.graph.tensors[t].output]
         if kept:
-            ops.append(Signal(phase.name, any(self.schedule.tensor(t).handoff == "counter" for t in kept)))
+            ops.append(Signal(phase.name, self.events[phase.name][worker], any(self.schedule.tensor(t).handoff == "counter" for t in kept)))
         return ops
 
     def _exchanged(self, plan: PhasePlan, worker: int, place: int) -> list[Op]:
@@ -254,24 +281,40 @@ class Compiler:
             ops += [Receive(tuple(mates), place, number), Use(place, number)]
         return ops
 
-    def _waits(self, phase: Phase, iteration: int) -> list[Op]:
+    def _waits(self, phase: Phase, iteration: int, worker: int) -> list[Op]:
         out: list[Op] = []
         for name in self.schedule.plan(phase.name).waits:
-            before, workers = self.graph.phase(name), sum(self.busy[name])
+            before, times = self.graph.phase(name), iteration + (self.place[name] < self.place[phase.name])
             if before.segment != phase.segment:
-                out += [Wait(name, workers * self.graph.iterations(before))] if iteration == 0 else []
-            else:
-                out.append(Wait(name, workers * (iteration + (self.place[name] < self.place[phase.name]))))
+                times = self.graph.iterations(before) if iteration == 0 else 0
+            for event in self._needed(phase, before, worker):
+                out.append(Wait(name, event, times * sum(event in events for events in self.events[name])))
         return out
+
+    def _needed(self, phase: Phase, before: Phase, worker: int) -> list[int]:
+        """All events of a phase; by an attention that reads nothing but heads of what that writes, the events of its heads, if none lies in two."""
+        events, read = self.schedule.plan(before.name).events, set(phase.reads) & set(before.writes)
+        if not read or phase.kv_heads % events or not all(self._by_head(phase, t) for t in read):
+            return list(range(events))
+        return sorted({head * events // phase.kv_heads for _, head in self.heads[phase.name][worker]})
+
+    def _by_head(self, phase: Phase, tensor: str) -> bool:
+        """Whether a tensor holds an attention's queries, keys or values."""
+        width = self.graph.tensors[tensor].width
+        return phase.kind == "attention" and width in (phase.heads * phase.head_dim, phase.kv_heads * phase.head_dim)
 
     def _looks(self, phase: Phase, iteration: int, worker: int) -> list[Op]:
         return [self._look(phase, t, iteration, self._columns(phase, t, worker)) for t in phase.reads]
 
     def _columns(self, phase: Phase, tensor: str, worker: int) -> list[int]:
-        """Words of what a phase reads whole: of a fold that a cluster shares, those that begin in this worker's piece of a part."""
+        """Words of what a phase reads whole: of a fold that a cluster shares, those that begin in this worker's piece of a part; of queries, keys
+        and values, those of the heads that an attention's worker folds."""
         plan, width = self.schedule.plan(phase.name), self.graph.tensors[tensor].width
         rank, part = worker % plan.cluster, max(1, width // plan.parts)
         every = list(range(self.size[tensor]))
+        if self._by_head(phase, tensor):
+            head = width // phase.kv_heads
+            return [w for w in every if divmod(w * self.grain // head, phase.kv_heads) in self.heads[phase.name][worker]]
         if plan.cluster == 1 or phase.kind != "fold":
             return every
         return [w for w in every if w * self.grain % width % part * plan.cluster // part == rank]

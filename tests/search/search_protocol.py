@@ -35,6 +35,12 @@ def early_signal(r: Random, ops: list[Op], others: list[Op]) -> None:
     _move(ops, at, _step(ops, at)[0])
 
 
+def other_event(r: Random, ops: list[Op], others: list[Op]) -> None:
+    """Waits for another group of tiles."""
+    at = r.choice([i for i in _of(ops, Wait) if ops[i].event])
+    ops[at] = dataclasses.replace(ops[at], event=0)
+
+
 def dropped_signal(r: Random, ops: list[Op], others: list[Op]) -> None:
     del ops[r.choice(_of(ops, Signal))]
 
@@ -123,7 +129,7 @@ def unkept(r: Random, ops: list[Op], others: list[Op]) -> None:
 PROTOCOL = {
     f.__name__: f
     for f in (
-        early_signal, dropped_signal, duplicated_signal, dropped_clear, early_clear, late_clear, clear_by_another, dropped_fences,
+        early_signal, other_event, dropped_signal, duplicated_signal, dropped_clear, early_clear, late_clear, clear_by_another, dropped_fences,
         unreleased, early_look, early_free, dropped_free, early_send, one_set, dropped_send, unreceived,
         unkept,
     )

@@ -56,7 +56,7 @@ class Simulator:
         self.at = [0] * len(self.agents)
         self.memory = [SENTINEL] * len(program.owner)
         self.pending: list[dict[int, list[int]]] = [{} for _ in program.compute]
-        self.counts: dict[str, int] = {}
+        self.counts: dict[tuple[str, int], int] = {}
         self.stage = [[-1] * program.stages for _ in program.compute]  # the unit it holds
         self.issued: list[set[int]] = [set() for _ in program.compute]  # not yet landed
         self.landed: list[set[int]] = [set() for _ in program.compute]
@@ -120,7 +120,7 @@ class Simulator:
 
     def _ready(self, worker: int, op: Op) -> bool:
         if isinstance(op, Wait):
-            return self.counts.get(op.phase, 0) >= op.count
+            return self.counts.get((op.phase, op.event), 0) >= op.count
         if isinstance(op, Look):
             return self._look(worker, op)
         if isinstance(op, Receive):
@@ -155,7 +155,8 @@ class Simulator:
         elif isinstance(op, Signal):
             if op.release:
                 self._flush(self.pending[worker])
-            self.counts[op.phase] = self.counts.get(op.phase, 0) + 1
+            for event in op.events:
+                self.counts[op.phase, event] = self.counts.get((op.phase, event), 0) + 1
         elif isinstance(op, Enter | Send | Use | Leave):
             self._share(worker, op)
         elif isinstance(op, Keep):

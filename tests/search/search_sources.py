@@ -2,6 +2,8 @@
 
 import dataclasses
 import functools
+import math
+from collections.abc import Iterator
 from typing import NamedTuple
 
 from hypothesis import HealthCheck, Phase, given, seed, settings
@@ -11,7 +13,7 @@ from search_tiles import fitted
 from mkdsl.graph import OpGraph
 from mkdsl.search import Profile, Schedule, profile
 from mkdsl.search._assign import assign_all
-from mkdsl.search._protocol import with_handoffs
+from mkdsl.search._protocol import made_safe, with_handoffs
 from mkdsl.search._search import find
 
 H200 = profile("h200")
@@ -82,4 +84,25 @@ def random_graphs(count: int = 48) -> tuple[Source, ...]:
     return (*plain, *(_source(g, 2 + 2 * (i % 2), 8, "data", clusters=True) for i, g in enumerate(found[: count // 4])))
 
 
-SOURCES = {"decoders": decoders, "random": random_graphs}
+@functools.cache
+def groups() -> tuple[Source, ...]:
+    """Those of the others in full width or random in which what attention reads may have several events; and small decoders, two events, on so many
+    workers that few have rows of both. All with the waits that they then need."""
+    long = llama(hidden=128, layers=3, heads=4, kv_heads=2, head_dim=64, inner=256, vocab=192, context=1024)
+    few = [_source(g, 8, b, h) for g in (tiny(3), *each_order(parallel())) for b, h in ((2, "data"), (4, "counter"))]
+    few += [_source(long, 8, b, "data", clusters=True) for b in (1, 4)]
+    return tuple(grouped for source in (*decoders()[:3], *random_graphs(), *few) for grouped in _grouped(source))
+
+
+def _grouped(source: Source) -> Iterator[Source]:
+    graph = source.graph.in_order(source.schedule.order)
+    for attention in (p for p in graph.phases if p.kind == "attention"):
+        for plan in (p for p in source.schedule.phases if not set(attention.reads).isdisjoint(graph.phase(p.name).writes)):
+            events = math.gcd(attention.kv_heads, *(part.rows // plan.rows for part in graph.phase(plan.name).parts))
+            phases = tuple(dataclasses.replace(p, events=events) if p is plan else p for p in source.schedule.phases)
+            safe = made_safe(graph, dataclasses.replace(source.schedule, phases=phases)) if events > 1 else None
+            if safe:
+                yield source._replace(schedule=safe)
+
+
+SOURCES = {"decoders": decoders, "random": random_graphs, "groups": groups}

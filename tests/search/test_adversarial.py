@@ -19,7 +19,7 @@ from search_tiles import check_tiles, fitted
 from mkdsl.graph import OpGraph
 from mkdsl.search import Profile, Schedule, ScheduleError, _verify, verify_schedule
 
-MUTANTS = {"decoders": 200, "random": 330}  # of each kind
+MUTANTS = {"decoders": 200, "random": 330, "groups": 60}  # of each kind
 COLUMNS = ("mutants", "refused", "accepted", "accepted, run", "of refused, run", "of these failed")
 FAILURES = (Race, Hang, Miscompute, Overflow)
 NO_PROGRAM = (ArithmeticError, LookupError, TypeError, ValueError, StopIteration)  # tables that nothing could run
@@ -120,7 +120,7 @@ def test_each_condition_of_the_proof_is_needed(condition, monkeypatch):
             for name in ("violations", "unfenced"):
                 patch.setattr(_verify.Accesses, name, without(getattr(_verify.Accesses, name)))
             accepted = refusal(source, schedule) is None
-        if accepted and refusal(source, schedule) and failure(source.graph, schedule, source.gpu, 60):
+        if accepted and refusal(source, schedule) and failure(source.graph, schedule, source.gpu, 240):
             return
     pytest.fail("no mutant of the corpus needs it")
 
@@ -129,7 +129,7 @@ def test_each_condition_of_the_proof_is_needed(condition, monkeypatch):
 def test_the_simulator_finds_a_broken_protocol(kind, record_property):
     """Or surviving it would mean nothing."""
     r, counts = random.Random(kind), collections.Counter()
-    for source in SOURCES["decoders"]():
+    for source in SOURCES["groups" if kind == "other_event" else "decoders"]():
         program = broken(r, Compiler(source.graph, source.schedule).program(), kind)
         if program is None:
             continue

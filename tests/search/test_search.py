@@ -105,8 +105,8 @@ def test_no_other_hand_off_of_one_tensor_is_predicted_faster(graph, workers, bat
     schedule = find(graph, batch, gpu, "data")
     graph = graph.in_order(schedule.order)
     quick = simulate(graph, schedule, gpu, drift=False).us
-    for name, changed in other_handoffs(graph, schedule):
-        if simulate(graph, changed, gpu, drift=False).us < quick and (safe := made_safe(graph, name, changed)) is not None:
+    for _, changed in other_handoffs(graph, schedule):
+        if simulate(graph, changed, gpu, drift=False).us < quick and (safe := made_safe(graph, changed)) is not None:
             assert simulate(graph, safe, gpu).us >= schedule.predicted_us - 0.001  # which is rounded
 
 
@@ -115,7 +115,7 @@ def test_a_hand_off_changes_where_that_is_predicted_faster():
     graph = llama(hidden=1024, layers=28, heads=16, kv_heads=8, head_dim=128, inner=3072, vocab=151936, context=512)
     schedule = find(graph, 1, PROFILES["l20"], "data")
     assert {t.name for t in schedule.tensors if t.handoff == "counter"} == {"x"}
-    (other,) = (made_safe(graph, name, changed) for name, changed in other_handoffs(graph, schedule) if name == "x")
+    (other,) = (made_safe(graph, changed) for name, changed in other_handoffs(graph, schedule) if name == "x")
     assert simulate(graph, other, PROFILES["l20"]).us > schedule.predicted_us
 
 
