@@ -40,8 +40,14 @@ def draft(graph: OpGraph, batch: int, handoff: str, choice: Choice) -> Schedule:
 def in_turns(graph: OpGraph, schedule: Schedule, folds: Collection[str]) -> Schedule:
     """The schedule in which two warpgroups take turns at the tiles of these folds."""
     phases = tuple(dataclasses.replace(p, warpgroups=2 if p.name in folds else 1) for p in schedule.phases)
-    memory = shared_memory(graph, phases, padded_batch=schedule.padded_batch, stages=schedule.stages, stage_bytes=schedule.stage_bytes)
-    return dataclasses.replace(schedule, phases=phases, smem_bytes=memory.total)
+    return with_memory(graph, dataclasses.replace(schedule, phases=phases))
+
+
+def with_memory(graph: OpGraph, schedule: Schedule) -> Schedule:
+    """The schedule with the shared memory that it takes."""
+    s = schedule
+    memory = shared_memory(graph, s.phases, padded_batch=s.padded_batch, stages=s.stages, stage_bytes=s.stage_bytes)
+    return dataclasses.replace(s, smem_bytes=memory.total)
 
 
 def timed(graph: OpGraph, schedule: Schedule, gpu: Profile) -> Schedule:

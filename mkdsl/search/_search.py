@@ -9,22 +9,18 @@ from mkdsl.search import _cache
 from mkdsl.search._candidates import candidates, padded
 from mkdsl.search._cost import Model, Ring
 from mkdsl.search._draft import draft, rough, timed
-from mkdsl.search._own import edges, with_own
 from mkdsl.search._path import shortest_path
 from mkdsl.search._profile import Profile, profile
-from mkdsl.search._protocol import made_safe, other_events, other_handoffs, with_handoffs
+from mkdsl.search._protocol import with_handoffs
+from mkdsl.search._refine import refined, with_own_rows
 from mkdsl.search._rings import RINGS, Choice, Prices, cheapest, numbered
 from mkdsl.search._schedule import Schedule
-from mkdsl.search._simulate import simulate
-from mkdsl.search._smem import shared_memory
-from mkdsl.search._sooner import sooner
 from mkdsl.search._verify import ScheduleError, verify_schedule
 
 HANDOFFS = ("data", "counter")
 FINALISTS = 2  # depths of each ring
 SIMULATED = 16  # of all rings' cheapest, for each launch
 IDLE = 1.01  # a launch that leaves SMs idle must be predicted to be faster by this: such predictions were optimistic (docs/measurements.md)
-WORTH = 0.005  # of a step: by how much workers must know sooner, on average, for other events to be simulated
 CLOSEST = 3  # of each launch's finalists, by a simulation without drift, that are simulated with it
 UNLIMITED = 1 << 40  # bytes
 
@@ -68,60 +64,9 @@ def find(graph: OpGraph, batch: int, gpu: Profile, handoff: str) -> Schedule:
     found = (s for g in (graph, *graph.others) for s in _closest(g, batch, gpu, handoff))
     best = min(found, key=lambda s: s.predicted_us * (IDLE if s.workers < gpu.workers else 1.0))
     ordered = graph.in_order(best.order)
-    if handoff == "data":
-        best = _with_best_events(ordered, _with_best_handoffs(ordered, best, gpu), gpu)
-    best = _with_own_rows(ordered, best, gpu)
-    if handoff == "data" and any(t.handoff == "counter" for t in best.tensors):  # own rows may have made it needless
-        best = _with_best_handoffs(ordered, best, gpu)
+    best = refined(ordered, best, gpu, handoffs=handoff == "data")
     verify_schedule(graph, best, gpu)
     return best
-
-
-def _with_own_rows(graph: OpGraph, schedule: Schedule, gpu: Profile) -> Schedule:
-    """Has workers keep the rows that they add later, tensor by tensor, where there is room and the simulator does not say that the tasks and
-    waits for it are slower. That there is nothing to fetch is faster, but not simulated."""
-    for edge in edges(graph):
-        options = [s for s in (_measured(graph, s) for s in with_own(graph, schedule, *edge)) if s.smem_bytes <= gpu.smem_bytes]
-        if len(options) > 1:
-            options.sort(key=lambda s: simulate(graph, s, gpu, drift=False).us)
-        safe = made_safe(graph, options[0]) if options else None
-        if safe is not None:
-            kept = safe if _plays_alike(safe, schedule) else timed(graph, safe, gpu)
-            schedule = kept if kept.predicted_us <= schedule.predicted_us else schedule
-    return schedule
-
-
-def _plays_alike(a: Schedule, b: Schedule) -> bool:
-    """Whether two schedules of the same tiles are the same to the simulator."""
-    return a.tensors == b.tensors and all((p.tasks, p.waits) == (q.tasks, q.waits) for p, q in zip(a.phases, b.phases, strict=True))
-
-
-def _measured(graph: OpGraph, schedule: Schedule) -> Schedule:
-    """With the shared memory that it takes."""
-    s = schedule
-    memory = shared_memory(graph, s.phases, padded_batch=s.padded_batch, stages=s.stages, stage_bytes=s.stage_bytes)
-    return dataclasses.replace(s, smem_bytes=memory.total)
-
-
-def _with_best_handoffs(graph: OpGraph, schedule: Schedule, gpu: Profile) -> Schedule:
-    """Changes one tensor's hand-off after the other, always the one that gains most, while the simulator says that this is faster."""
-    quick = simulate(graph, schedule, gpu, drift=False).us
-    promising = [s for _, s in other_handoffs(graph, schedule) if simulate(graph, s, gpu, drift=False).us < quick]
-    safe = [s for changed in promising if (s := made_safe(graph, changed)) is not None]
-    best = min((timed(graph, s, gpu) for s in safe), key=lambda s: s.predicted_us, default=schedule)
-    return _with_best_handoffs(graph, best, gpu) if best.predicted_us < schedule.predicted_us else schedule
-
-
-def _with_best_events(graph: OpGraph, schedule: Schedule, gpu: Profile) -> Schedule:
-    """Changes one phase's number of events after the other, always to that by which workers know soonest, while the simulator says that this is
-    faster. Where workers would hardly know sooner, that is not asked: simulating many groups takes long."""
-    timeline = simulate(graph, schedule, gpu, drift=False)
-    found = [(sooner(graph, schedule, s, timeline), s) for _, s in other_events(graph, schedule)]
-    safe = [(us, s) for us, changed in found if us > WORTH * timeline.us and (s := made_safe(graph, changed)) is not None]
-    if not safe:
-        return schedule
-    best = timed(graph, max(safe, key=lambda found: found[0])[1], gpu)
-    return _with_best_events(graph, best, gpu) if best.predicted_us < schedule.predicted_us else schedule
 
 
 def _closest(graph: OpGraph, batch: int, gpu: Profile, handoff: str) -> list[Schedule]:
@@ -170,7 +115,7 @@ def without_k_split(graph: OpGraph, schedule: Schedule, gpu: Profile) -> tuple[S
     if best is None:
         raise ScheduleError(_no_room(graph, schedule.batch, lifted))
     whole = draft(graph, schedule.batch, "data", Choice(lifted, ring, schedule.stages, best))
-    return _with_own_rows(graph, timed(graph, with_handoffs(graph, whole), lifted), lifted), lifted
+    return with_own_rows(graph, timed(graph, with_handoffs(graph, whole), lifted), lifted), lifted
 
 
 def _no_room(graph: OpGraph, batch: int, gpu: Profile) -> str:
