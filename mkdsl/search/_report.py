@@ -31,7 +31,7 @@ def explain(graph: OpGraph, schedule: Schedule, profile: Profile, *, alternative
       what device memory alone needs for them, and the median worker's wait for its input, reading it, folding and finishing), of hand-offs,
       and shared memory over the schedule. Times are the simulator's, in microseconds.
     """
-    graph, s, timeline = graph.in_order(schedule.order), schedule, simulate(graph, schedule, profile)
+    graph, s, timeline = schedule.form_of(graph), schedule, simulate(graph, schedule, profile)
     padding = f" (padded to {s.padded_batch})" if s.padded_batch != s.batch else ""
     lines = [f"{s.target}, batch {s.batch}{padding}, {s.workers} workers"]
     for segment in graph.segments:

@@ -4,7 +4,7 @@ import dataclasses
 import functools
 from typing import Any
 
-from mkdsl.graph import Phase, Tensor
+from mkdsl.graph import OpGraph, Phase, Tensor, form_of
 
 ITEMSIZE = {"bfloat16": 2, "float32": 4}
 SHARING = 16  # features of attention's split result that share a log-sum-exp: no head and no block of a resident is narrower
@@ -152,6 +152,10 @@ class Schedule:
     def order(self) -> tuple[str, ...]:
         """The phases in program order: one of the graph's orders."""
         return tuple(p.name for p in self.phases)
+
+    def form_of(self, graph: OpGraph) -> OpGraph:
+        """The form of a graph's step that this schedules; the graph itself if it schedules none."""
+        return form_of(graph, self.order, [t.name for t in self.tensors])
 
     def plan(self, phase: str) -> PhasePlan:
         return self._plans[phase]

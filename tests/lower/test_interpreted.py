@@ -8,6 +8,7 @@ import numpy as np
 import pytest
 
 import mkdsl as mk
+from mkdsl.graph import orders
 from mkdsl.models import DecoderConfig, decode_step, init_cache, random_params
 from mkdsl.search import profile, search
 from mkdsl.search._candidates import padded
@@ -139,7 +140,7 @@ def test_phases_in_other_orders(which):
     kv = random_kv(tuple(jnp.zeros((2, 1, 1, 64, 64), jnp.bfloat16) for _ in range(2)))
     args = params, kv, np.asarray([3, 99]), np.asarray([50, 13])
     traced = mk.jit(step, batch=2, target=SMALL, interpret=True).trace(*args)
-    schedule = search(dataclasses.replace(traced.graph.others[which], others=()), batch=2, target=SMALL)
+    schedule = search(dataclasses.replace(orders(traced.graph)[which], step=None), batch=2, target=SMALL)
     assert schedule.order != tuple(traced.graph.order)
     got = traced.lower(schedule=schedule).compile()(*args)
     want = jax.jit(jax.vmap(step, (None, 0, 0, 0)))(float32(params), float32(kv), *args[2:])[1]

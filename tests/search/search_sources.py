@@ -7,7 +7,7 @@ from typing import NamedTuple
 from hypothesis import HealthCheck, Phase, given, seed, settings
 from search_graphs import free_running, graphs, llama, parallel, sandwich, tiny
 
-from mkdsl.graph import OpGraph
+from mkdsl.graph import OpGraph, orders
 from mkdsl.search import Profile, Schedule, profile
 from mkdsl.search._search import find
 
@@ -22,7 +22,7 @@ class Source(NamedTuple):
 
 def each_order(graph: OpGraph) -> tuple[OpGraph, ...]:
     """The graph in each of its orders, as a graph that has no other."""
-    return tuple(dataclasses.replace(g, others=()) for g in (graph, *graph.others))
+    return tuple(dataclasses.replace(g, step=None) for g in (graph, *orders(graph)))
 
 
 def with_workers(workers: int) -> Profile:
