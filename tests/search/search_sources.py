@@ -4,10 +4,11 @@ import dataclasses
 import functools
 from typing import NamedTuple
 
+import random_decoders
 from hypothesis import HealthCheck, Phase, given, seed, settings
 from search_graphs import free_running, graphs, llama, parallel, sandwich, tiny
 
-from mkdsl.graph import OpGraph, orders
+from mkdsl.graph import OpGraph, neighbours, orders
 from mkdsl.search import Profile, Schedule, profile
 from mkdsl.search._search import find
 
@@ -20,9 +21,24 @@ class Source(NamedTuple):
     gpu: Profile
 
 
+def alone(graph: OpGraph) -> OpGraph:
+    """A form, as a graph that has no other."""
+    return dataclasses.replace(graph, step=None)
+
+
 def each_order(graph: OpGraph) -> tuple[OpGraph, ...]:
-    """The graph in each of its orders, as a graph that has no other."""
-    return tuple(dataclasses.replace(g, step=None) for g in (graph, *orders(graph)))
+    return (graph, *orders(graph))
+
+
+def everything_crosses(graph: OpGraph) -> OpGraph:
+    """The form in which all finish at their readers, and all residents are written once."""
+    more = [g for g in neighbours(graph) if g.form.crossing > graph.form.crossing]
+    return everything_crosses(more[0]) if more else graph
+
+
+def other_forms() -> tuple[OpGraph, ...]:
+    """Gate and up, a residual, loop state or a resident crosses, written by a finish or by a map; all of that."""
+    return (*neighbours(tiny(3)), *map(everything_crosses, (tiny(2), parallel(), sandwich())))
 
 
 def with_workers(workers: int) -> Profile:
@@ -36,13 +52,13 @@ def where_clusters_pay(workers: int) -> Profile:
 
 def _source(graph: OpGraph, workers: int, batch: int, handoff: str, *, clusters: bool = False) -> Source:
     gpu = where_clusters_pay(workers) if clusters else with_workers(workers)
-    return Source(graph, find(graph, batch, gpu, handoff), gpu)
+    return Source(alone(graph), find(alone(graph), batch, gpu, handoff), gpu)
 
 
 @functools.cache
 def decoders() -> tuple[Source, ...]:
     """Two layers of Llama-3.2-1B in full width; small ones with grouped and multi-query attention, a long context in splits, parallel blocks,
-    norms around each block; loops of 2 to 5."""
+    norms around each block; loops of 2 to 5; other forms."""
     wide = llama(hidden=2048, layers=2, heads=32, kv_heads=8, head_dim=64, inner=8192, vocab=2048, context=512)
     split = llama(hidden=128, layers=3, heads=8, kv_heads=1, head_dim=64, inner=128, vocab=128, context=1024)
     multi_query = llama(hidden=192, layers=4, heads=3, kv_heads=1, head_dim=64, inner=192, vocab=64, context=64, window=32)
@@ -51,7 +67,22 @@ def decoders() -> tuple[Source, ...]:
     for graph in (tiny(2), tiny(3), split, multi_query, *each_order(parallel()), sandwich()):
         found += [_source(graph, w, 1 + w % 2, h) for w in (3, 4, 5, 6) for h in ("data", "counter")]
         found += [_source(graph, 4, 8, "data", clusters=True)]
+    found += [_source(g, 3 + i % 3, 1 + i % 2, "counter" if i % 4 == 3 else "data") for i, g in enumerate(other_forms())]
     return tuple(found)
+
+
+def other_random_forms(count: int = 12) -> list[OpGraph]:
+    """Of random decoders."""
+    found: list[OpGraph] = []
+
+    @seed(11)
+    @settings(max_examples=count, database=None, phases=[Phase.generate], deadline=None, suppress_health_check=list(HealthCheck))
+    @given(random_decoders.forms())
+    def collect(walk: list[OpGraph]) -> None:
+        found.append(walk[-1])
+
+    collect()
+    return found
 
 
 @functools.cache
@@ -65,6 +96,7 @@ def random_graphs(count: int = 48) -> tuple[Source, ...]:
         found.append(graph)
 
     collect()
+    found += other_random_forms()
     plain = [_source(g, 2 + i % 5, 1 + i % 3, "counter" if i % 4 == 3 else "data") for i, g in enumerate(found)]
     plain.append(_source(free_running(), 3, 1, "counter"))
     return (*plain, *(_source(g, 2 + 2 * (i % 2), 8, "data", clusters=True) for i, g in enumerate(found[: count // 4])))
