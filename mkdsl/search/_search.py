@@ -21,6 +21,7 @@ HANDOFFS = ("data", "counter")
 FINALISTS = 2  # depths of each ring
 SIMULATED = 16  # of all rings' cheapest, for each launch
 IDLE = 1.01  # a launch that leaves SMs idle must be predicted to be faster by this: such predictions were optimistic (docs/measurements.md)
+OTHER_FORM = 1.01  # another form must be predicted to be faster by this: less is not what predictions are good to
 CLOSEST = 3  # of each launch's finalists, by a simulation without drift, that are simulated with it
 UNLIMITED = 1 << 40  # bytes
 
@@ -72,7 +73,7 @@ def find(graph: OpGraph, batch: int, gpu: Profile, handoff: str) -> Schedule:
 
 
 def _in_best_form(graph: OpGraph, schedule: Schedule, gpu: Profile, handoff: str) -> tuple[OpGraph, Schedule]:
-    """Changes which values cross phases, phase after phase, always what gains most, while cost model and simulator say that this is faster;
+    """Changes which values cross phases, phase after phase, always what gains most, while cost model and simulator say that this is faster,
     under the schedule's ring. Returns the form with its schedule."""
     batch, ring, launch = schedule.batch, Ring(schedule.stage_bytes, schedule.window), gpu.launched(schedule.cluster)
     paths = {g: cheapest(g, batch, launch, handoff, ring) for g in (graph, *neighbours(graph))}
@@ -81,7 +82,8 @@ def _in_best_form(graph: OpGraph, schedule: Schedule, gpu: Profile, handoff: str
     promising = [(g, c) for g, c in cheaper if rough(g, batch, handoff, c).us < quick]
     found = [(g, _safe(g, batch, gpu, c, handoff)) for g, c in promising]
     form, best = min(found, key=lambda pair: pair[1].predicted_us, default=(graph, schedule))
-    return _in_best_form(form, best, gpu, handoff) if best.predicted_us < schedule.predicted_us else (graph, schedule)
+    better = best.predicted_us * OTHER_FORM < schedule.predicted_us
+    return _in_best_form(form, best, gpu, handoff) if better else (graph, schedule)
 
 
 def _with_best_handoffs(graph: OpGraph, schedule: Schedule, gpu: Profile) -> Schedule:

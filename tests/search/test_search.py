@@ -131,7 +131,7 @@ def test_large_models_are_quick_to_search_and_leave_room_for_the_ring(batch):
 
 
 def test_hand_offs_of_a_llama():
-    schedule = search(dataclasses.replace(tiny(), step=None), batch=1, target=with_workers(6))
+    schedule = search(tiny(), batch=1, target=with_workers(6))
     assert {p.name: p.waits for p in schedule.phases} == {
         "map": (), "wq+wk+wv": ("map", "wd"), "attention": ("wq+wk+wv",), "wo": ("attention",), "wg·wu": ("wo",), "wd": ("wg·wu",),
         "embed": ("wd",),
