@@ -27,7 +27,8 @@ def alone(graph: OpGraph) -> OpGraph:
 
 
 def each_order(graph: OpGraph) -> tuple[OpGraph, ...]:
-    return (graph, *orders(graph))
+    """The graph in each of its orders, as graphs that have no other form."""
+    return tuple(map(alone, (graph, *orders(graph))))
 
 
 def everything_crosses(graph: OpGraph) -> OpGraph:
