@@ -61,6 +61,12 @@ def traced(step, layers: int = 3) -> OpGraph:
     return build_graph(step, params, (leaf(layers, 1, 64, 64),) * 2, scalar, scalar)[0]
 
 
+def everything_crosses(graph: OpGraph) -> OpGraph:
+    """The form in which all finish at their readers, and all residents are written once."""
+    more = [g for g in neighbours(graph) if g.form.crossing > graph.form.crossing]
+    return everything_crosses(more[0]) if more else graph
+
+
 @st.composite
 def forms(draw) -> list[OpGraph]:
     """A walk from a decode step as it comes through other forms of it."""

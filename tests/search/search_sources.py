@@ -31,15 +31,9 @@ def each_order(graph: OpGraph) -> tuple[OpGraph, ...]:
     return tuple(map(alone, (graph, *orders(graph))))
 
 
-def everything_crosses(graph: OpGraph) -> OpGraph:
-    """The form in which all finish at their readers, and all residents are written once."""
-    more = [g for g in neighbours(graph) if g.form.crossing > graph.form.crossing]
-    return everything_crosses(more[0]) if more else graph
-
-
 def other_forms() -> tuple[OpGraph, ...]:
     """Gate and up, a residual, loop state or a resident crosses, written by a finish or by a map; all of that."""
-    return (*neighbours(tiny(3)), *map(everything_crosses, (tiny(2), parallel(), sandwich())))
+    return (*neighbours(tiny(3)), *map(random_decoders.everything_crosses, (tiny(2), parallel(), sandwich())))
 
 
 def with_workers(workers: int) -> Profile:
