@@ -28,7 +28,7 @@ def fused(step: Step, form: Form = AS_IT_COMES) -> OpGraph:
 
 
 def orders(graph: OpGraph) -> list[OpGraph]:
-    """The same values crossing, in all orders of phases but this one; if there are many, those that depart from the program's least and latest."""
+    """The same values crossing, in all other orders of phases; if there are many, those that depart from the program's least and latest."""
     if graph.step is None:
         return []
     return [g for g in _orders(graph.step, graph.form.crossing) if g.form.order != graph.form.order]

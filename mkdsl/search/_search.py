@@ -1,6 +1,7 @@
 """The search: for every ring, the shortest path through all phases' candidates; of these finalists, with workers and hand-offs, the one
 that the simulator predicts to be the fastest; and the proof."""
 
+import contextlib
 import dataclasses
 import itertools
 
@@ -80,7 +81,10 @@ def _in_best_form(graph: OpGraph, schedule: Schedule, gpu: Profile, handoff: str
     cheaper = [(g, c) for g, found in paths.items() for c in _first(found) if c.found.cost < paths[graph][0].found.cost]
     quick = simulate(graph, schedule, gpu, drift=False).us
     promising = [(g, c) for g, c in cheaper if rough(g, batch, handoff, c).us < quick]
-    found = [(g, _safe(g, batch, gpu, c, handoff)) for g, c in promising]
+    found = []
+    for g, c in promising:
+        with contextlib.suppress(ScheduleError):  # what no wait, fence or counter makes safe is no alternative
+            found.append((g, _safe(g, batch, gpu, c, handoff)))
     form, best = min(found, key=lambda pair: pair[1].predicted_us, default=(graph, schedule))
     better = best.predicted_us * OTHER_FORM < schedule.predicted_us
     return _in_best_form(form, best, gpu, handoff) if better else (graph, schedule)
