@@ -1,16 +1,14 @@
 """Decode step -> `OpGraph`."""
 
-import dataclasses
 from collections.abc import Callable
 from typing import Any
 
 import jax
 
-from mkdsl.graph._fuse import Fuser, orders
+from mkdsl.graph._forms import fused
 from mkdsl.graph._rewrite import pull_out_scalars
-from mkdsl.graph._trace import Tracer, trace
-from mkdsl.graph._types import OpGraph, Segment
-from mkdsl.graph._verify import verify_graph
+from mkdsl.graph._trace import trace
+from mkdsl.graph._types import OpGraph, Step
 
 
 def build_graph(f: Callable[..., Any], params: Any, kv: Any, token: Any, pos: Any) -> tuple[OpGraph, Any]:
@@ -29,18 +27,8 @@ def build_graph(f: Callable[..., Any], params: Any, kv: Any, token: Any, pos: An
     """
     tracer, outputs, tree = trace(f, params, kv, token, pos)
     pull_out_scalars(tracer)
+    now = tracer.replaced
+    carries = tuple((carry, now.get(init, init), now.get(final, final)) for carry, init, final in tracer.carries)
     context = min((leaf.shape[-2] for leaf in jax.tree.leaves(kv)), default=0)
-    graph, *others = (_graph(tracer, fuser, context) for fuser in orders(tracer, outputs))
-    return dataclasses.replace(graph, others=tuple(others)), tree
-
-
-def _graph(tracer: Tracer, fuser: Fuser, context: int) -> OpGraph:
-    segments = []
-    for s, repeats in enumerate(tracer.repeats):
-        segments.append(Segment(phases=tuple(p.name for p in fuser.phases if p.segment == s), repeats=repeats))
-    graph = OpGraph(
-        tracer.dag, tuple(fuser.phases), tuple(segments), fuser.tensors, fuser.code, fuser.tensor_of, fuser.output_of,
-        tuple(fuser.outputs), context,
-    )  # fmt: skip
-    verify_graph(graph)
-    return graph
+    step = Step(tracer.dag, tuple(tracer.repeats), carries, tuple(now.get(o, o) for o in outputs), now, context)
+    return fused(step), tree

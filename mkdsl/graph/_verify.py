@@ -66,8 +66,24 @@ def _check_shapes(graph: OpGraph, phase: Phase) -> None:
         caches = [graph.node(graph.node(i).inputs[0]) for i in graph.node(graph.code[phase.name].parts[0][0][0]).inputs[1:3]]
         if any(c.dtype != "bfloat16" for c in caches):
             raise UnsupportedError(f"{phase.where}: the cache is {caches[0].dtype}; kernels stream a bfloat16 cache")
+        _check_heads(graph, phase)
     for part in phase.parts:
         _multiple_of_64(phase, f"out of {'·'.join(part.weights) or phase.name}", part.rows)
+
+
+def _check_heads(graph: OpGraph, phase: Phase) -> None:
+    """Attention computes its inputs head by head: it knows no table's row, and no sum over more than a head."""
+    stack = list(graph.code[phase.name].parts[0][1])
+    while stack:
+        node = graph.node(stack.pop())
+        if node.id in graph.tensor_of:
+            continue
+        wide = node.kind == "reduce" and graph.node(node.inputs[0]).shape[-1] != phase.head_dim
+        if wide or node.kind == "embed":
+            raise UnsupportedError(
+                f"{node.where}: {node.kind}{list(node.shape)} cannot be computed for attention's heads; apply it before the projection, or to each head"
+            )
+        stack += node.inputs
 
 
 def _multiple_of_64(phase: Phase, what: str, n: int) -> None:

@@ -9,7 +9,7 @@ A loop runs in steady state: an iteration starts as far ahead as the one before 
 that ends less far ahead than it started is charged with waiting for the difference.
 """
 
-from collections.abc import Callable
+from collections.abc import Callable, Container
 from typing import Any, NamedTuple
 
 from mkdsl.graph import OpGraph, Phase
@@ -66,10 +66,11 @@ def _extend(
     graph: OpGraph, phase: Phase, choices: list[tuple[int, Candidate]], price: Price, capacity: float, labels: dict[Splits, list[Label]]
 ) -> dict[Splits, list[Label]]:
     out: dict[Splits, list[Label]] = {}
+    later = {name for p in graph.phases[graph.order[phase.name] + 1 :] for name in p.reads}
     for splits, before in labels.items():
         for number, candidate in choices:
             cost = price(phase, number, candidate, splits)
-            fresh = out.setdefault(_splits_after(graph, phase, candidate, splits), [])
+            fresh = out.setdefault(_splits_after(phase, candidate, splits, later), [])
             for label in before:
                 took, ahead = advance(cost, label.ahead, capacity)
                 _insert(fresh, Label(label.time + took, ahead, (label.chain, candidate)))
@@ -88,12 +89,11 @@ def _serves(a: Label, b: Label) -> bool:
     return a.time <= b.time and b.ahead - a.ahead <= b.time - a.time
 
 
-def _splits_after(graph: OpGraph, phase: Phase, candidate: Candidate, splits: Splits) -> Splits:
+def _splits_after(phase: Phase, candidate: Candidate, splits: Splits, later: Container[str]) -> Splits:
     """With this phase's own, and without those that nobody reads from here on."""
-    later = graph.phases[graph.phases.index(phase) + 1 :]
     if phase.kind == "attention":
         splits = (*splits, (phase.writes[0], candidate.plan.splits))
-    return tuple(s for s in splits if any(s[0] in p.reads for p in later))
+    return tuple(s for s in splits if s[0] in later)
 
 
 def _unchain(chain: Chain | None) -> tuple[Candidate, ...]:

@@ -50,8 +50,13 @@ def producers(graph: OpGraph, phase: Phase, tensors: Iterable[str]) -> tuple[str
 
 
 def with_producers(graph: OpGraph, schedule: Schedule) -> Schedule:
-    """The schedule in which each phase waits for those whose results it reads whole, and for no more."""
-    return _with(schedule, {p.name: producers(graph, p, p.reads) for p in graph.phases}, fences=())
+    """The schedule in which each phase waits for those whose results it needs to begin, and for no more."""
+    return _with(schedule, _first_waits(graph), fences=())
+
+
+def _first_waits(graph: OpGraph) -> dict[str, tuple[str, ...]]:
+    """By phase: those that write what it reads whole. A map has nothing else to do before its rows are there."""
+    return {p.name: producers(graph, p, (*p.reads, *p.row_reads) if p.kind == "map" else p.reads) for p in graph.phases}
 
 
 def with_handoffs(graph: OpGraph, schedule: Schedule) -> Schedule:
@@ -60,7 +65,7 @@ def with_handoffs(graph: OpGraph, schedule: Schedule) -> Schedule:
     Where neither can make it so, a tensor is handed over by counter instead. That happens where workers take part in few phases: one that
     looks at older rows before it waits may not know of a clear in time, whatever it waits for.
     """
-    waits = {p.name: producers(graph, p, p.reads) for p in graph.phases}
+    waits = _first_waits(graph)
     while True:
         schedule = _with(schedule, waits, fences=())
         execution = Execution(graph, schedule)

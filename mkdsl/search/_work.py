@@ -59,10 +59,15 @@ class Workload:
         total = sum(self._bytes(self.graph.tensors[name], splits.get(name, 1)) for name in phase.reads)
         return max(0.0, total * share - HANDED) / self.profile.l2_rate * 1e6
 
+    def _input(self, phase: Phase, plan: PhasePlan, splits: dict[str, int]) -> float:
+        """Of what a prologue reads whole: as its bytes take, or its loads."""
+        return max(self._read(phase, splits, 1 / plan.cluster), self._loads(phase, plan, splits) * self.profile.load_us)
+
     def _loads(self, phase: Phase, plan: PhasePlan, splits: dict[str, int]) -> float:
-        """Of one thread while a fold stages its resident: of blocks of columns, in vectors of up to 4 elements; log-sum-exps one by one."""
-        width, rows = math.gcd(plan.chunk, 64), self.padded_batch * plan.parts
-        blocks = phase.k // plan.parts // plan.cluster // width * -(-rows // 8)
+        """Of one thread while a prologue goes through its vectors: of blocks of columns, in vectors of up to 4 elements; log-sum-exps one by one."""
+        k = phase.k or max((self.graph.tensors[name].width for name in phase.reads), default=0)
+        width, rows = math.gcd(plan.chunk or k // plan.parts, 64), self.padded_batch * plan.parts
+        blocks = k // plan.parts // plan.cluster // width * -(-rows // 8) if k else 0
         vectors = max(1.0, min(8, rows) * width / THREADS / min(4, max(1, min(8, rows) * width // THREADS)))
         tensors = [(self.graph.tensors[name], splits.get(name, 1)) for name in phase.reads]
         return sum(blocks * n * (vectors + (n > 1)) for t, n in tensors if self._dtype(t, n) == "float32")
@@ -77,7 +82,7 @@ class Workload:
 
     def _fold(self, phase: Phase, plan: PhasePlan, counts: Sequence[int], splits: dict[str, int]) -> Work:
         p, unit_bytes = self.profile, 64 * plan.chunk * phase.itemsize
-        read = max(self._read(phase, splits, 1 / plan.cluster), self._loads(phase, plan, splits) * p.load_us)
+        read = self._input(phase, plan, splits)
         units = phase.k // plan.parts // plan.chunk // plan.cluster
         tiles = [n * len(part.weights) for n, part in zip(counts, phase.parts, strict=True)]
         groups = -(-max(counts) // (plan.group * plan.cluster))
@@ -167,5 +172,5 @@ class Workload:
         )
 
     def _map(self, phase: Phase, plan: PhasePlan, counts: Sequence[int], splits: dict[str, int]) -> Work:
-        p = self.profile
-        return Work(read=self._read(phase, splits), before=p.map_us, runs=(((sum(counts) - 1) * p.group_us, 0),), unit_us=0.0, after=0.0)
+        p, read = self.profile, self._input(phase, plan, splits)
+        return Work(read=read, before=p.map_us, runs=(((sum(counts) - 1) * p.group_us, 0),), unit_us=0.0, after=0.0)

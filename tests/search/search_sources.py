@@ -6,11 +6,12 @@ import math
 from collections.abc import Iterator
 from typing import NamedTuple
 
+import random_decoders
 from hypothesis import HealthCheck, Phase, given, seed, settings
 from search_graphs import free_running, graphs, llama, long_chain, parallel, sandwich, tiny
 from search_tiles import fitted
 
-from mkdsl.graph import OpGraph
+from mkdsl.graph import OpGraph, neighbours, orders
 from mkdsl.search import Profile, Schedule, profile
 from mkdsl.search._assign import assign_all
 from mkdsl.search._protocol import made_safe, with_handoffs
@@ -25,9 +26,19 @@ class Source(NamedTuple):
     gpu: Profile
 
 
+def alone(graph: OpGraph) -> OpGraph:
+    """A form, as a graph that has no other."""
+    return dataclasses.replace(graph, step=None)
+
+
 def each_order(graph: OpGraph) -> tuple[OpGraph, ...]:
-    """The graph in each of its orders, as a graph that has no other."""
-    return tuple(dataclasses.replace(g, others=()) for g in (graph, *graph.others))
+    """The graph in each of its orders, as graphs that have no other form."""
+    return tuple(map(alone, (graph, *orders(graph))))
+
+
+def other_forms() -> tuple[OpGraph, ...]:
+    """Gate and up, a residual, loop state or a resident crosses, written by a finish or by a map; all of that."""
+    return (*neighbours(tiny(3)), *map(random_decoders.everything_crosses, (tiny(2), parallel(), sandwich())))
 
 
 def with_workers(workers: int) -> Profile:
@@ -41,12 +52,12 @@ def where_clusters_pay(workers: int) -> Profile:
 
 def _source(graph: OpGraph, workers: int, batch: int, handoff: str, *, clusters: bool = False) -> Source:
     gpu = where_clusters_pay(workers) if clusters else with_workers(workers)
-    return Source(graph, find(graph, batch, gpu, handoff), gpu)
+    return Source(alone(graph), find(alone(graph), batch, gpu, handoff), gpu)
 
 
 def fetching(source: Source) -> Source:
     """The same tiles with tasks as they were assigned, and no rows kept."""
-    s, graph = source.schedule, source.graph.in_order(source.schedule.order)
+    s, graph = source.schedule, source.schedule.form_of(source.graph)
     plans = assign_all(graph, [dataclasses.replace(p, own=()) for p in s.phases], batch=s.batch, workers=s.workers)
     return Source(source.graph, fitted(graph, with_handoffs(graph, dataclasses.replace(s, phases=plans))), source.gpu)
 
@@ -54,7 +65,7 @@ def fetching(source: Source) -> Source:
 @functools.cache
 def decoders() -> tuple[Source, ...]:
     """Two layers of Llama-3.2-1B in full width; small ones with grouped and multi-query attention, a long context in splits, parallel blocks,
-    norms around each block; loops of 2 to 5. Of those whose workers keep rows some as they are without."""
+    norms around each block; loops of 2 to 5; other forms. Of those whose workers keep rows some as they are without."""
     wide = llama(hidden=2048, layers=2, heads=32, kv_heads=8, head_dim=64, inner=8192, vocab=2048, context=512)
     split = llama(hidden=128, layers=3, heads=8, kv_heads=1, head_dim=64, inner=128, vocab=128, context=1024)
     multi_query = llama(hidden=192, layers=4, heads=3, kv_heads=1, head_dim=64, inner=192, vocab=64, context=64, window=32)
@@ -63,8 +74,23 @@ def decoders() -> tuple[Source, ...]:
     for graph in (tiny(2), tiny(3), split, multi_query, *each_order(parallel()), sandwich()):
         found += [_source(graph, w, 1 + w % 2, h) for w in (3, 4, 5, 6) for h in ("data", "counter")]
         found += [_source(graph, 4, 8, "data", clusters=True)]
+    found += [_source(g, 3 + i % 3, 1 + i % 2, "counter" if i % 4 == 3 else "data") for i, g in enumerate(other_forms())]
     keeping = [s for s in found if any(p.own for p in s.schedule.phases) and {t.handoff for t in s.schedule.tensors} == {"data"}]
     return (*found, *(fetching(s) for s in keeping if s.schedule.workers == 6))
+
+
+def other_random_forms(count: int = 12) -> list[OpGraph]:
+    """Of random decoders."""
+    found: list[OpGraph] = []
+
+    @seed(11)
+    @settings(max_examples=count, database=None, phases=[Phase.generate], deadline=None, suppress_health_check=list(HealthCheck))
+    @given(random_decoders.forms())
+    def collect(walk: list[OpGraph]) -> None:
+        found.append(walk[-1])
+
+    collect()
+    return found
 
 
 @functools.cache
@@ -78,6 +104,7 @@ def random_graphs(count: int = 48) -> tuple[Source, ...]:
         found.append(graph)
 
     collect()
+    found += other_random_forms()
     plain = [_source(g, 2 + i % 5, 1 + i % 3, "counter" if i % 4 == 3 else "data") for i, g in enumerate(found)]
     plain.append(_source(free_running(), 3, 1, "counter"))
     plain += [_source(long_chain(5, rows=128, repeats=3), workers, 1 + workers % 2, "data") for workers in (2, 3, 4)]
@@ -95,7 +122,7 @@ def groups() -> tuple[Source, ...]:
 
 
 def _grouped(source: Source) -> Iterator[Source]:
-    graph = source.graph.in_order(source.schedule.order)
+    graph = source.schedule.form_of(source.graph)
     for attention in (p for p in graph.phases if p.kind == "attention"):
         for plan in (p for p in source.schedule.phases if not set(attention.reads).isdisjoint(graph.phase(p.name).writes)):
             events = math.gcd(attention.kv_heads, *(part.rows // plan.rows for part in graph.phase(plan.name).parts))
