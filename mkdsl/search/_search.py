@@ -78,7 +78,7 @@ def _in_best_form(graph: OpGraph, schedule: Schedule, gpu: Profile, handoff: str
     under the schedule's ring. Returns the form with its schedule."""
     batch, ring, launch = schedule.batch, Ring(schedule.stage_bytes, schedule.window), gpu.launched(schedule.cluster)
     paths = {g: cheapest(g, batch, launch, handoff, ring) for g in (graph, *neighbours(graph))}
-    cheaper = [(g, c) for g, found in paths.items() for c in _first(found) if c.found.cost < paths[graph][0].found.cost]
+    cheaper = [(g, c) for g, found in paths.items() for c in first(found) if c.found.cost < paths[graph][0].found.cost]
     quick = simulate(graph, schedule, gpu, drift=False).us
     promising = [(g, c) for g, c in cheaper if rough(g, batch, handoff, c).us < quick]
     found = []
@@ -115,12 +115,12 @@ def finalists(graph: OpGraph, batch: int, gpu: Profile, handoff: str) -> list[Ch
 
 def _launched(graph: OpGraph, batch: int, gpu: Profile, launch: Profile, handoff: str) -> list[Choice]:
     """The finalists of one launch; none that leaves SMs idle for clusters that no phase uses."""
-    found = [choice for ring in RINGS for choice in _first(cheapest(graph, batch, launch, handoff, ring))]
+    found = [choice for ring in RINGS for choice in first(cheapest(graph, batch, launch, handoff, ring))]
     used = [c for c in found if launch.workers == gpu.workers or any(x.plan.cluster > 1 for x in c.found.candidates)]
     return sorted(used, key=lambda choice: choice.found.cost)[:SIMULATED]
 
 
-def _first(choices: list[Choice]) -> list[Choice]:
+def first(choices: list[Choice]) -> list[Choice]:
     """The cheapest few that split an attention, and as many that do not."""
     split = [any(c.plan.splits > 1 for c in choice.found.candidates) for choice in choices]
     return [c for c, s in zip(choices, split, strict=True) if s][:FINALISTS] + [c for c, s in zip(choices, split, strict=True) if not s][
