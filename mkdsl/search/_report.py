@@ -50,7 +50,7 @@ def explain(graph: OpGraph, schedule: Schedule, profile: Profile, *, alternative
     padding = f" (padded to {s.padded_batch})" if s.padded_batch != s.batch else ""
     lines = [f"{s.target}, batch {s.batch}{padding}, {s.workers} workers"]
     for segment in graph.segments:
-        lines += [f"{segment.repeats} x", *_table([CHOSEN, *(_chosen(graph.phase(name), s) for name in segment.phases)], 10)]
+        lines += [f"{segment.repeats} x", *_table([CHOSEN, *(_chosen(graph.phase(name), s) for name in segment.phases)], 11)]
     lines += [f"ring: {s.stages} stages of {s.stage_bytes // KIB} KiB, {s.window} in flight", "tensors:", *_tensors(graph, s)]
     lines += ["where time goes, us of one execution:"]
     lines += _table([TIMES, *(_times(p, graph, s, timeline, profile) for p in graph.phases)], 8)
