@@ -36,9 +36,12 @@ def each_order(graph: OpGraph) -> tuple[OpGraph, ...]:
     return tuple(map(alone, (graph, *orders(graph))))
 
 
-def other_forms() -> tuple[OpGraph, ...]:
-    """Gate and up, a residual, loop state or a resident crosses, written by a finish or by a map; all of that."""
-    return (*neighbours(tiny(3)), *map(random_decoders.everything_crosses, (tiny(2), parallel(), sandwich())))
+@functools.cache
+def other_forms() -> tuple[Source, ...]:
+    """Gate and up, a residual, loop state or a resident crosses, written by a finish or by a map; all of that; forms of random decoders."""
+    graphs = (*neighbours(tiny(3)), *map(random_decoders.everything_crosses, (tiny(2), parallel(), sandwich())), *_random_forms())
+    plain = [_source(g, 3 + i % 3, 1 + i % 2, "counter" if i % 4 == 3 else "data") for i, g in enumerate(graphs)]
+    return (*plain, *(_source(g, 4, 8, "data", clusters=True) for g in graphs[::3]))
 
 
 def with_workers(workers: int) -> Profile:
@@ -65,7 +68,7 @@ def fetching(source: Source) -> Source:
 @functools.cache
 def decoders() -> tuple[Source, ...]:
     """Two layers of Llama-3.2-1B in full width; small ones with grouped and multi-query attention, a long context in splits, parallel blocks,
-    norms around each block; loops of 2 to 5; other forms. Of those whose workers keep rows some as they are without."""
+    norms around each block; loops of 2 to 5. Of those whose workers keep rows some as they are without."""
     wide = llama(hidden=2048, layers=2, heads=32, kv_heads=8, head_dim=64, inner=8192, vocab=2048, context=512)
     split = llama(hidden=128, layers=3, heads=8, kv_heads=1, head_dim=64, inner=128, vocab=128, context=1024)
     multi_query = llama(hidden=192, layers=4, heads=3, kv_heads=1, head_dim=64, inner=192, vocab=64, context=64, window=32)
@@ -74,13 +77,11 @@ def decoders() -> tuple[Source, ...]:
     for graph in (tiny(2), tiny(3), split, multi_query, *each_order(parallel()), sandwich()):
         found += [_source(graph, w, 1 + w % 2, h) for w in (3, 4, 5, 6) for h in ("data", "counter")]
         found += [_source(graph, 4, 8, "data", clusters=True)]
-    found += [_source(g, 3 + i % 3, 1 + i % 2, "counter" if i % 4 == 3 else "data") for i, g in enumerate(other_forms())]
     keeping = [s for s in found if any(p.own for p in s.schedule.phases) and {t.handoff for t in s.schedule.tensors} == {"data"}]
     return (*found, *(fetching(s) for s in keeping if s.schedule.workers == 6))
 
 
-def other_random_forms(count: int = 12) -> list[OpGraph]:
-    """Of random decoders."""
+def _random_forms(count: int = 12) -> list[OpGraph]:
     found: list[OpGraph] = []
 
     @seed(11)
@@ -104,9 +105,8 @@ def random_graphs(count: int = 48) -> tuple[Source, ...]:
         found.append(graph)
 
     collect()
-    found += other_random_forms()
     plain = [_source(g, 2 + i % 5, 1 + i % 3, "counter" if i % 4 == 3 else "data") for i, g in enumerate(found)]
-    plain.append(_source(free_running(), 3, 1, "counter"))
+    plain += [_source(free_running(), n, 1, "counter") for n in (3, 5)]
     plain += [_source(long_chain(5, rows=128, repeats=3), workers, 1 + workers % 2, "data") for workers in (2, 3, 4)]
     return (*plain, *(_source(g, 2 + 2 * (i % 2), 8, "data", clusters=True) for i, g in enumerate(found[: count // 4])))
 
@@ -132,4 +132,4 @@ def _grouped(source: Source) -> Iterator[Source]:
                 yield source._replace(schedule=safe)
 
 
-SOURCES = {"decoders": decoders, "random": random_graphs, "groups": groups}
+SOURCES = {"decoders": decoders, "random": random_graphs, "forms": other_forms, "groups": groups}

@@ -9,7 +9,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 from search_graphs import llama_1b, llama_8b, tiny
 
-from mkdsl.search import PROFILES, Profile, explain, profile, shared_memory
+from mkdsl.search import PROFILES, Profile, SharedMemory, explain, profile, shared_memory
 from mkdsl.search._candidates import chunks_of
 from mkdsl.search._cost import Cost, advance, floor_us
 from mkdsl.search._profile import interpolate
@@ -120,9 +120,12 @@ def test_the_peak_is_the_phase_with_the_most_of_its_own():
     ring = {"padded_batch": 8, "stages": schedule.stages, "stage_bytes": schedule.stage_bytes}
     tasks = 1024 * (schedule.cluster - 1)  # of the cluster's other workers: kept for the whole kernel if any phase is shared
     memory = shared_memory(llama_8b(), schedule.phases, **ring)
-    kept = sum(e.total for e in memory.extents if e.name.startswith("kept"))
-    plans = [dataclasses.replace(p, own=()) for p in schedule.phases]
-    alone = {p.name: shared_memory(llama_8b(), [p], **ring).total + kept + tasks * (p.cluster == 1) for p in plans}
+
+    def kept(memory: SharedMemory) -> int:
+        return sum(e.total for e in memory.extents if e.name.startswith("kept"))
+
+    each = {p: shared_memory(llama_8b(), [p], **ring) for p in schedule.phases}
+    alone = {p.name: m.total - kept(m) + kept(memory) + tasks * (p.cluster == 1) for p, m in each.items()}
     assert {name: memory.bytes_in(name) for name in alone} == alone
     assert max(alone, key=lambda name: alone[name]) == memory.peak
     assert max(alone.values()) == memory.total == schedule.smem_bytes
