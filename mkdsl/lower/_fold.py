@@ -11,7 +11,7 @@ from jax import lax
 from jax.experimental import pallas as pl
 
 from mkdsl.graph import Phase
-from mkdsl.lower import _exchange
+from mkdsl.lower import _exchange, _ptx
 from mkdsl.lower._finish import finish_part, preload
 from mkdsl.lower._frames import iota
 from mkdsl.lower._layouts import ACC, LHS, RHS
@@ -221,7 +221,8 @@ def accumulate_async(m: Machine, phase: Phase, tile: Tile, i: Any) -> list[jax.A
         def one_unit(c: Any, carry: Any) -> Any:
             slot = lax.rem(i + c, m.schedule.stages)
             plgpu.barrier_wait(m.refs["full"].at[slot])
-            columns = slice(None) if tile.chunks == 1 else pl.ds(pl.multiple_of(c * tile.chunk, tile.chunk), tile.chunk)
+            at = _ptx.opaque(i32(c))  # else where the operand lies would be kept in registers all through the kernel
+            columns = pl.ds(pl.multiple_of(at * tile.chunk, tile.chunk), tile.chunk)
             plgpu.wgmma(acc, left.at[slot, pl.ds(0, ROWS)], right.at[:, columns].transpose((1, 0)))
             plgpu.wgmma_wait(0)
             m.free_stage(slot)
