@@ -33,23 +33,24 @@ class Profile:
       stream: (KiB in flight per worker, fraction of `bandwidth` reached) (H200: measured).
       l2_rate: bytes/s that one worker reads of activations from L2 under the stream (H200: kernels' timelines give 18 to 25 GB/s,
         where all workers read the same; the probe, with less to read, 94). load_us: what a thread's loads take one by one, where they are
-        so short that this is more (H200: 0.7 us for 32 loads, 1.8 for 72, by kernels' timelines).
+        so short that this is more (fitted).
       clock_hz: boost clock (public); only used to scale what is assumed for other GPUs.
       handoff: (KiB in flight per worker, us) from the last worker's store to a reader's data, relaxed (H200: measured).
       released: the same behind a release/acquire counter (H200: measured).
       issue_us: from a unit's landing to the issue of the one that waits for it (H200: window 1 against 2).
-      unit_us: a unit's barriers and loop (H200: fitted to the prototype's table, as are stage_us, finish_us and attention_us); mma_us: 32 KiB
-        past 8 columns, shared memory to accumulators; column_us: for every further column; wgmma_us, wgmma_column_us: the same by `wgmma`,
-        which a unit waits for, wgmma_wait_us; store_us: a tile's sums of a column to shared memory, twice that where they are added to what is
-        there (H200: benchmarks/units.py); turn_us: a second warpgroup's being told to fold, and telling that it has (assumed).
+      unit_us: a unit's barriers and loop; mma_us: 32 KiB past 8 columns, shared memory to accumulators; column_us: for every further
+        column; wgmma_us, wgmma_column_us: the same by `wgmma`, which a unit waits for, wgmma_wait_us; store_us: a tile's sums of a column
+        to shared memory, twice that where they are added to what is there (fitted: H200, to 24 kernels' times, docs/measurements.md, where
+        benchmarks/units.py has them by themselves); turn_us: a second warpgroup's being told to fold, and telling that it has (H200: kernels
+        with and without).
       row_bytes: a box row shorter than this is bound by TMA's issue rate: 128-byte rows run 40 % slower (H200: measured).
       stage_us: from a fold's data to its first mma; finish_us: from its last unit to the signal, the last mma's latency included; group_us:
-        one more group's finish; value_us: of a finish, one value of a thread from one part, matrix and worker of a cluster (timelines).
+        one more group's finish; value_us: of a finish, one value of a thread from one part, matrix and worker of a cluster (fitted).
       exchange_us: from a cluster's last sum to the others' shared memory (H200: an all-gather of 512 bytes each takes 0.5, measured alone;
-        in kernels, where folding goes on meanwhile, less shows); exchange_rate: bytes/s that one receives there (H200: fitted to kernels in clusters of 2 and 4).
-      piece_us: one more piece of a resident, staged while compute waits for L2 (H200: the wait for data in o's timeline).
-      attention_us: an attention item's short dependent steps; block_us: one more cache block, besides its bytes (H200: 4
-        splits against 2 of one model).
+        in kernels, where folding goes on meanwhile, less shows); exchange_rate: bytes/s that one receives there (fitted).
+      piece_us: one more piece of a resident, staged while compute waits for L2 (fitted).
+      attention_us: an attention item's short dependent steps (H200: fitted to the prototype's table); block_us: one more cache block, besides
+        its bytes (H200: 4 splits against 2 of one model).
       map_us: latency of a map, one item (assumed: a fold's without its mma).
       drift: memory serves some workers faster and some slower by this fraction; the cost model counts at most drift_us a phase (timeline).
       measured: in a profile that `mkdsl probe` wrote, the fields that it measured; the others are taken over from a built-in profile.

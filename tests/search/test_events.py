@@ -160,12 +160,12 @@ def l20(workers: int) -> Profile:
 
 
 def uneven() -> OpGraph:
-    return llama(hidden=512, layers=3, heads=8, kv_heads=4, head_dim=64, inner=1024, vocab=192, context=512)
+    return llama(hidden=1024, layers=4, heads=16, kv_heads=4, head_dim=64, inner=2048, vocab=512, context=512)
 
 
 @pytest.fixture(scope="module")
 def grouped() -> Schedule:
-    return find(uneven(), 1, l20(20), "data")
+    return find(uneven(), 4, l20(20), "data")
 
 
 def test_the_search_takes_events_where_workers_know_sooner(grouped):

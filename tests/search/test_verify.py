@@ -10,10 +10,11 @@ from hypothesis import strategies as st
 from search_graphs import free_running, graphs, make_graph, parallel, sandwich, tiny
 from search_mutations import with_plan, with_tensor
 from search_simulator import Hang, Race, simulate
-from search_sources import each_order
+from search_sources import Source, each_order, fetching
 
 from mkdsl.graph import OpGraph, Part, Phase, Tensor
 from mkdsl.search import Schedule, ScheduleError, profile, verify_schedule
+from mkdsl.search._draft import in_turns
 from mkdsl.search._search import find
 
 H200 = profile("h200")
@@ -182,6 +183,22 @@ def test_wgmma_on_a_gpu_without_it(good):
         verify_schedule(tiny(), by_wgmma, dataclasses.replace(FEW, capability=(8, 9)))
 
 
+@pytest.mark.parametrize(("phase", "warpgroups", "most"), [("wo", 3, 2), ("wo", 0, 2), ("attention", 2, 1), ("map", 2, 1)])
+def test_warpgroups_that_do_not_compute_a_phase(good, phase, warpgroups, most):
+    refused(with_plan(good, phase, warpgroups=warpgroups), f"{phase}: {warpgroups} warpgroups: of h200, 1 to {most} compute it")
+
+
+def test_two_warpgroups_need_registers_to_share(good):
+    two = in_turns(tiny(), good, {"wo"})
+    verify_schedule(tiny(), two, FEW)
+    with pytest.raises(ScheduleError, match="wo: 2 warpgroups: of h200, 1 to 1 compute it"):
+        verify_schedule(tiny(), two, dataclasses.replace(FEW, capability=(8, 9)))
+
+
+def test_a_second_warpgroup_has_its_own_row_of_tasks(good):
+    refused(with_plan(good, "wo", warpgroups=2), "shared memory: the schedule says")
+
+
 def test_more_sequences_than_a_kernel_decodes(good):
     refused(dataclasses.replace(good, batch=17, padded_batch=32), "batch 17 padded to 32: a kernel decodes 1 to 16 sequences")
 
@@ -280,7 +297,7 @@ def test_dropped_wait_with_counters():
 def test_dropped_waits_with_data():
     """A reader finds the data by itself, but nothing holds back whoever clears it."""
     gpu = dataclasses.replace(H200, workers=6)
-    schedule = schedule_of(tiny(), gpu=gpu)
+    schedule = fetching(Source(tiny(), schedule_of(tiny(), gpu=gpu), gpu)).schedule
     refused(with_plan(schedule, "attention", waits=()), r"may look at wq \(instance 1\) on worker \d before worker \d's clear", gpu=gpu)
     refused(with_plan(schedule, "wd", waits=()), r"wd in iteration 0 on worker \d clears x's slot of instance 0, which wo", gpu=gpu)
 
