@@ -97,10 +97,11 @@ def test_what_the_search_makes_is_accepted_and_survives(of, record_property):
 
 
 NEEDED = {  # where a mutant that shows it is found soon
-    "before": ("dropped_wait", "decoders"), "clear": ("dropped_wait", "random"), "fence": ("other_wait", "decoders"),
+    "before": ("dropped_wait", "decoders"), "clear": ("dropped_wait", "random"), "fence": ("dropped_wait", "random"),
     "exchange": ("clusters", "random"),
     "early": ("handed_on_task", "decoders", lambda s: s.workers == 6 and s.order[2:4] == ("attention", "wd") and not any(p.own for p in s.phases)),
-    "reuse": ("incarnations", "random"), "count": ("several", "random", lambda s: "free" in s.order),
+    "reuse": ("incarnations", "random", lambda s: "p4" in s.order and {t.handoff for t in s.tensors} == {"counter"}),
+    "count": ("several", "random", lambda s: "free" in s.order),
 }  # fmt: skip
 
 

@@ -318,6 +318,8 @@ def least_cost(graph: OpGraph, batch: int, gpu: Profile) -> float:
         }
         found = [candidates(graph, p, batch=batch, stage_bytes=ring.stage_bytes, **options) for p in graph.phases]
         for combination in itertools.product(*found):
+            if launch.workers < gpu.workers and all(c.plan.cluster == 1 for c in combination):
+                continue  # SMs are left idle for clusters only
             best = min(best, combined_cost(graph, batch, launch, ring, model, combination))
     return best
 
