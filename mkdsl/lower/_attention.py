@@ -24,6 +24,7 @@ from mkdsl.lower._heads import Halves, Heads, head_leaves
 from mkdsl.lower._layouts import ACC, LHS, RHS, grid
 from mkdsl.lower._loader import group_count, kv_blocks, kv_item, kv_share, over_mates, share
 from mkdsl.lower._machine import Machine, Request, bf16, f32, spread, zeros
+from mkdsl.lower._signals import wait
 from mkdsl.search import SHARING
 
 MASKED = -1e30
@@ -79,8 +80,7 @@ class Item:
         wanted = [(queries, head_leaves(self.m, inputs[:1])), (own, head_leaves(self.m, inputs[1:]))]
         queries.prepare(inputs[:1])
         own.prepare(inputs[1:])
-        plan = self.m.schedule.plan(self.phase.name)
-        self.m.wait(self.phase, plan, self.l)  # again for a second item, which then costs one look
+        wait(self.m, self.phase, self.l)  # again for a second item, which then costs one look
         self.m.stamp(self.phase, self.l, "known")
         fetch(wanted)
         return queries.evaluate(inputs[0]), own.evaluate(inputs[1]), own.evaluate(inputs[2])

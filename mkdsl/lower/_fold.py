@@ -19,6 +19,7 @@ from mkdsl.lower._loader import group_count, over_mates, share
 from mkdsl.lower._machine import Machine, i32, spread, zeros
 from mkdsl.lower._own_fold import fold_own
 from mkdsl.lower._resident import Prologue
+from mkdsl.lower._signals import wait
 from mkdsl.lower._stores import store_own_parts
 from mkdsl.lower._tiles import ROWS, Tile
 
@@ -38,7 +39,7 @@ def fold_phase(m: Machine, phase: Phase, l: Any, i: Any) -> Any:
         early = m.schedule.preloads(phase)
         if early:
             preload(m, phase, l)
-        m.wait(phase, plan, l)
+        wait(m, phase, l)
         m.stamp(phase, l, "known")
         if not early:
             preload(m, phase, l)

@@ -21,6 +21,7 @@ from mkdsl.lower._loader import drain, land_last, load_phase, units
 from mkdsl.lower._machine import COMPUTE, LOADER, Machine, bf16, f32, i32
 from mkdsl.lower._map import map_phase
 from mkdsl.lower._operands import Operand, task_table
+from mkdsl.lower._signals import signal
 from mkdsl.lower._tiles import ROWS, Tile, kv_view
 from mkdsl.search import PhasePlan, Schedule, kept_rows
 
@@ -205,7 +206,7 @@ def _compute(m: Machine, phase: Phase, l: Any, i: Any) -> Any:
             i = run(m, phase, l, i)
         else:
             i = lax.cond(m.role == COMPUTE, lambda i: run(m, phase, l, i), lambda i: _skip(m, phase, i), i)
-        m.first(lambda: (m.signal(phase), m.stamp(phase, l, "signalled")))
+        m.first(lambda: (signal(m, phase), m.stamp(phase, l, "signalled")))
         return i
 
     if len(plan.participants) == m.schedule.workers:

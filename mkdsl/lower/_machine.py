@@ -12,8 +12,7 @@ from jax.experimental import pallas as pl
 
 from mkdsl.graph import Leaf, OpGraph, Phase
 from mkdsl.lower import _ptx
-from mkdsl.lower._ptx import COUNTER_STRIDE
-from mkdsl.search import PhasePlan, Schedule, signallers
+from mkdsl.search import Schedule
 
 f32, bf16, i32 = jnp.float32, jnp.bfloat16, jnp.int32
 COMPUTE, LOADER, SECOND = 0, 1, 2  # warpgroups; the last only where a schedule has two that compute
@@ -230,74 +229,7 @@ class Machine:
             return body(0, init)
         return lax.fori_loop(0, n if self.interpret else _ptx.opaque(i32(n)), body, init)
 
-    # Hand-offs between phases.
-
-    def wait(self, phase: Phase, plan: PhasePlan, l: Any) -> None:
-        """Waits for the events of the phases that this one reads from; a fence, which takes as long as a trip to memory, comes first. An attention
-        waits for those of all its items at once: what it overwrites when it has folded the first may be read by any who signal them."""
-        if plan.fence and self.concurrent:
-            _ptx.fence()
-        for name in plan.waits if self.concurrent else ():
-            before = self.graph.phase(name)
-            names = [p.name for p in self.graph.phases]
-            if before.segment != phase.segment:
-                self._spin(phase, before, self.graph.iterations(before), None if self._once(phase) else l == 0)
-            elif names.index(name) < names.index(phase.name):
-                self._spin(phase, before, l + 1, None)
-            else:
-                self._spin(phase, before, l, l > 0)
-
-    def _once(self, phase: Phase) -> bool:
-        return self.graph.iterations(phase) == 1
-
-    def _spin(self, phase: Phase, before: Phase, times: Any, condition: Any) -> None:
-        plan = self.schedule.plan(before.name)
-        acquire = any(self.schedule.tensor(t).handoff == "counter" for t in before.writes if not self.graph.tensors[t].output)
-
-        def spin() -> None:
-            if plan.events == 1:
-                _ptx.wait_for(self._counters(before), jnp.asarray(times * len(plan.participants), i32), acquire=acquire)
-            else:
-                workers = signallers(before, plan)
-                _ptx.wait_for_each(self._counters(before), i32(times), workers, self._awaited(phase, before), acquire=acquire)
-
-        spin() if condition is None else pl.when(condition)(spin)
-
-    def signal(self, phase: Phase) -> None:
-        if self.concurrent and not all(self.graph.tensors[t].output for t in phase.writes):
-            plan = self.schedule.plan(phase.name)
-            release = any(self.schedule.tensor(t).handoff == "counter" for t in phase.writes if not self.graph.tensors[t].output)
-            if plan.events == 1:
-                _ptx.count_up(self._counters(phase), release=release)
-            else:
-                _ptx.count_up_each(self._counters(phase), plan.events, self._signalled(phase), release=release)
-
-    def _counters(self, phase: Phase) -> Any:
-        """Of a phase's events, the first words of so many cache lines."""
-        plans = [self.schedule.plan(p.name) for p in self.graph.phases]
-        at = [p.name for p in plans].index(phase.name)
-        first, n = sum(p.events for p in plans[:at]), plans[at].events
-        return self.refs["counters"].at[pl.ds(first * COUNTER_STRIDE, (n - 1) * COUNTER_STRIDE + 1)]
-
-    def _signalled(self, phase: Phase) -> list[tuple[Any, Any]]:
-        """Spans of a phase's events that this worker signals."""
-        plan = self.schedule.plan(phase.name)
-        return [s for part, each in enumerate(plan.items_each(phase)) for s in self._spans(phase, part, each, plan.events)]
-
-    def _awaited(self, phase: Phase, before: Phase) -> list[tuple[Any, Any]]:
-        """Spans of the events of a phase before that this worker waits for."""
-        events, each = self.schedule.plan(before.name).events, self.schedule.items_awaiting(self.graph, phase, before)
-        return [(i32(0), i32(events - 1))] if each is None else self._spans(phase, 0, each, events)
-
-    def _spans(self, phase: Phase, part: int, each: int, events: int) -> list[tuple[Any, Any]]:
-        """For each of the cluster whose items this worker folds, (first, how many more, -1 if it has none) of the events that these items fall
-        under, `each` consecutive ones under one, and after the last event comes the first."""
-        cluster, spans = self.schedule.plan(phase.name).cluster, []
-        for mate in range(cluster) if cluster > 1 else (None,):
-            first, n = self.tasks(phase, part, mate)
-            start = lax.div(first, each)
-            spans.append((lax.rem(start, events), jnp.where(n > 0, lax.div(first + n - 1, each) - start, -1)))
-        return spans
+    # Times.
 
     def stamp(self, phase: Phase, l: Any, moment: str) -> None:
         """Notes when this worker's compute got there, if times are asked for."""

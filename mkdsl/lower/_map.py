@@ -9,13 +9,14 @@ from mkdsl.lower._finish import row_leaves, store
 from mkdsl.lower._frames import Rows, fetch
 from mkdsl.lower._machine import Machine, i32
 from mkdsl.lower._resident import Prologue
+from mkdsl.lower._signals import wait
 from mkdsl.lower._tiles import Tile
 
 
 def map_phase(m: Machine, phase: Phase, l: Any, i: Any) -> Any:
     """One execution of a map; an item is `plan.rows` features of one sequence. It takes no units from the ring."""
     plan, code = m.schedule.plan(phase.name), m.graph.code[phase.name]
-    m.wait(phase, plan, l)
+    wait(m, phase, l)
     m.stamp(phase, l, "known")
     if code.stats:
         width = m.graph.node(m.graph.node(code.stats[0]).inputs[0]).width

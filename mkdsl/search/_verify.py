@@ -11,19 +11,14 @@ from mkdsl.graph import OpGraph, Phase, Tensor
 from mkdsl.search._assign import items
 from mkdsl.search._order import Execution
 from mkdsl.search._own import objections
+from mkdsl.search._plans import ScheduleError, check_plan, check_unsplit, require
 from mkdsl.search._profile import Profile
 from mkdsl.search._races import Accesses, exchanges, home, overtakings
 from mkdsl.search._schedule import PhasePlan, Schedule, TensorPlan
-from mkdsl.search._smem import ROWS, shared_memory
+from mkdsl.search._smem import shared_memory
 
-MMA_K = 16
-PARTS = (1, 2, 4, 8)  # of a tile: columns of the mma's smallest right-hand side that a sequence may take
 MOST_SEQUENCES = 16
 MOST_EVENTS = 32  # of a phase: lanes of a warp
-
-
-class ScheduleError(ValueError):
-    """A schedule that must not run. The message names the phase, worker or tensor, and the numbers."""
 
 
 def verify_schedule(graph: OpGraph, schedule: Schedule, profile: Profile) -> None:
@@ -44,9 +39,7 @@ def verify_schedule(graph: OpGraph, schedule: Schedule, profile: Profile) -> Non
     _check_clusters(schedule, profile)
     for phase in graph.phases:
         plan = schedule.plan(phase.name)
-        {"fold": _check_fold, "attention": _check_attention, "map": _check_map}[phase.kind](graph, schedule, phase, plan)
-        _check_instruction(phase, plan, profile)
-        _check_warpgroups(phase, plan, profile)
+        check_plan(graph, schedule, phase, profile)
         _check_coverage(schedule, phase, plan)
         _check_events(phase, plan)
         _check_waits(graph, phase, plan)
@@ -58,11 +51,6 @@ def verify_schedule(graph: OpGraph, schedule: Schedule, profile: Profile) -> Non
     _check_order(graph, schedule)
 
 
-def _require(condition: bool, message: str) -> None:
-    if not condition:
-        raise ScheduleError(message)
-
-
 # Structure.
 
 
@@ -72,7 +60,7 @@ def _check_types(schedule: Schedule) -> None:
         of = f"{entry.name}: " if isinstance(entry, PhasePlan | TensorPlan) else ""
         for name, is_kind in _FIELDS[type(entry)]:
             value = getattr(entry, name)
-            _require(is_kind(value), f"{of}{name} is {str(value)[:80]}, which is none that a schedule has")
+            require(is_kind(value), f"{of}{name} is {str(value)[:80]}, which is none that a schedule has")
 
 
 def _is(kind: Any) -> Callable[[Any], bool]:
@@ -94,124 +82,53 @@ _FIELDS = {
 
 
 def _check_names(graph: OpGraph, schedule: Schedule) -> None:
-    _require([p.name for p in graph.phases] == list(graph.order), "the graph's phases are not listed in the order of its segments")
-    _require(
-        list(graph.order) == list(schedule.order), f"the graph's phases are {list(graph.order)}, the schedule's {list(schedule.order)}"
-    )
+    require([p.name for p in graph.phases] == list(graph.order), "the graph's phases are not listed in the order of its segments")
+    require(list(graph.order) == list(schedule.order), f"the graph's phases are {list(graph.order)}, the schedule's {list(schedule.order)}")
     for what, wanted, found in (
         ("tensors", list(graph.tensors), [t.name for t in schedule.tensors]),
         ("timed phases", [p.name for p in graph.phases], [name for name, _ in schedule.us]),
     ):
-        _require(sorted(wanted) == sorted(found), f"the graph's {what} are {wanted}, the schedule's {found}")
+        require(sorted(wanted) == sorted(found), f"the graph's {what} are {wanted}, the schedule's {found}")
 
 
 def _check_ring(schedule: Schedule, profile: Profile) -> None:
     s = schedule
-    _require(
+    require(
         1 <= s.batch <= s.padded_batch and s.padded_batch & (s.padded_batch - 1) == 0,
         f"batch {s.batch} padded to {s.padded_batch}: not to a power of two",
     )
-    _require(
+    require(
         s.padded_batch <= MOST_SEQUENCES, f"batch {s.batch} padded to {s.padded_batch}: a kernel decodes 1 to {MOST_SEQUENCES} sequences"
     )
     most = profile.workers
-    _require(1 <= s.workers <= most, f"{s.workers} workers: {profile.name} holds {most} at once, and all must be resident")
-    _require(s.stages >= 2, f"a ring of {s.stages} stages: at least 2, one to fill and one to fold")
-    _require(s.stage_bytes > 0, f"a stage of {s.stage_bytes} bytes")
-    _require(1 <= s.window <= s.stages, f"window {s.window}: from 1 to the ring's {s.stages} stages")
+    require(1 <= s.workers <= most, f"{s.workers} workers: {profile.name} holds {most} at once, and all must be resident")
+    require(s.stages >= 2, f"a ring of {s.stages} stages: at least 2, one to fill and one to fold")
+    require(s.stage_bytes > 0, f"a stage of {s.stage_bytes} bytes")
+    require(1 <= s.window <= s.stages, f"window {s.window}: from 1 to the ring's {s.stages} stages")
 
 
 def _check_clusters(schedule: Schedule, profile: Profile) -> None:
     sizes = {p.cluster for p in schedule.phases}
-    _require(min(sizes) >= 1, f"a cluster of {min(sizes)} workers")
-    _require(len(sizes - {1}) <= 1, f"clusters of {sorted(sizes - {1})}: a launch has one size")
+    require(min(sizes) >= 1, f"a cluster of {min(sizes)} workers")
+    require(len(sizes - {1}) <= 1, f"clusters of {sorted(sizes - {1})}: a launch has one size")
     size, most = schedule.cluster, profile.held(schedule.cluster)
-    _require(
+    require(
         most > 0,
         f"clusters of {size}: {profile.name} holds none such, but {[n for n, *_ in profile.clusters if profile.held(n)]} with {profile.workers} SMs",
     )
-    _require(schedule.workers <= most, f"{schedule.workers} workers: {profile.name} holds {most} in clusters of {size}")
-    _require(schedule.workers % size == 0, f"{schedule.workers} workers in clusters of {size}")
-
-
-def _check_fold(graph: OpGraph, schedule: Schedule, phase: Phase, plan: PhasePlan) -> None:
-    name, p = phase.name, plan
-    _require(p.rows * p.parts == ROWS, f"{name}: {p.rows} rows x {p.parts} parts: a tile has {ROWS} mma rows")
-    _require(p.parts in PARTS, f"{name}: {p.parts} parts: a tile has 1, 2, 4 or 8")
-    _require(phase.parallel or p.parts == 1, f"{name}: {p.parts} parts of a fold that folds whole rows")
-    _require(
-        phase.parallel or p.pieces == 1, f"{name}: {p.pieces} pieces of a fold whose carry goes from a row's first to its last element"
-    )
-    divides = min(p.parts, p.pieces, p.chunk, p.group) >= 1 and phase.k % (p.parts * p.cluster * p.pieces * p.chunk) == 0
-    pieces = f"{p.pieces} pieces" if p.cluster == 1 else f"{p.cluster} workers' pieces"
-    _require(divides, f"{name}: {p.parts} parts x {pieces} x chunk {p.chunk} do not divide k={phase.k} (group {p.group})")
-    whole = phase.parallel and phase.separable
-    _require(p.cluster == 1 or whole, f"{name}: a cluster of {p.cluster} for a fold that needs its whole prologue, or whole rows, at once")
-    _require(
-        p.cluster == 1 or p.pieces == 1, f"{name}: {p.pieces} pieces in a cluster of {p.cluster}: K is split in time or over a cluster"
-    )
-    _require(p.chunk % MMA_K == 0, f"{name}: chunk {p.chunk} is no multiple of {MMA_K}")
-    _check_stage(schedule, phase, ROWS * p.chunk * phase.itemsize)
-    _require(p.splits == 1, f"{name}: {p.splits} splits: a fold is not split over workers")
-
-
-def _check_attention(graph: OpGraph, schedule: Schedule, phase: Phase, plan: PhasePlan) -> None:
-    name, p = phase.name, plan
-    whole = p.chunk >= 1 and p.chunk % 64 == 0 and phase.k % p.chunk == 0
-    _require(whole, f"{name}: chunk {p.chunk} is no multiple of 64 that divides the context {phase.k}")
-    shares = f"{p.splits} splits" if p.cluster == 1 else f"{p.splits} splits x {p.cluster} workers"
-    _require(1 <= p.splits * p.cluster <= phase.k // p.chunk, f"{name}: {shares} of {phase.k // p.chunk} cache blocks")
-    _require(p.rows == phase.heads // phase.kv_heads * phase.head_dim, f"{name}: {p.rows} rows: an item is all heads of one kv head")
-    _require(p.parts == p.pieces == p.group == 1, f"{name}: {p.parts} parts, {p.pieces} pieces, group {p.group}: an attention has none")
-    _check_stage(schedule, phase, p.chunk * phase.head_dim * phase.itemsize)
-    _check_unsplit(schedule, phase, phase.reads)
-
-
-def _check_map(graph: OpGraph, schedule: Schedule, phase: Phase, plan: PhasePlan) -> None:
-    whole = plan.rows >= 1 and plan.rows % 64 == 0 and all(part.rows % plan.rows == 0 for part in phase.parts)
-    _require(whole, f"{phase.name}: {plan.rows} rows an item: no multiple of 64 that divides {[part.rows for part in phase.parts]}")
-    _require(plan.splits == 1, f"{phase.name}: {plan.splits} splits: a map has none")
-    widths = [graph.tensors[name].width for name in phase.reads]
-    even = plan.parts in PARTS and all(width % (plan.parts * MMA_K) == 0 for width in widths)
-    _require(even, f"{phase.name}: {plan.parts} parts do not divide the {widths} that it reduces")
-    p, streams = plan, not plan.pieces == plan.cluster == plan.group == 1 or plan.chunk
-    _require(not streams, f"{p.name}: {p.pieces} pieces, cluster {p.cluster}, group {p.group}, chunk {p.chunk}: a map streams nothing")
-    _check_unsplit(schedule, phase, phase.reads)
-
-
-def _check_warpgroups(phase: Phase, plan: PhasePlan, profile: Profile) -> None:
-    most = profile.warpgroups if phase.kind == "fold" else 1
-    _require(1 <= plan.warpgroups <= most, f"{phase.name}: {plan.warpgroups} warpgroups: of {profile.name}, 1 to {most} compute it")
-
-
-def _check_instruction(phase: Phase, plan: PhasePlan, profile: Profile) -> None:
-    known = profile.instructions if phase.kind == "fold" and phase.parallel else ("mma",)
-    _require(plan.instruction in known, f"{phase.name}: instruction {plan.instruction!r}: {profile.name} has {', '.join(known)} for it")
-
-
-def _check_stage(schedule: Schedule, phase: Phase, unit: int) -> None:
-    row = 16 * (phase.head_dim if phase.kind == "attention" else schedule.plan(phase.name).chunk)
-    _require(
-        schedule.stage_bytes % row == 0, f"{phase.name}: a stage of {schedule.stage_bytes} bytes is no multiple of 8 rows of {row // 8}"
-    )
-    _require(unit <= schedule.stage_bytes, f"{phase.name}: a unit of {unit} bytes does not fit a stage of {schedule.stage_bytes}")
-
-
-def _check_unsplit(schedule: Schedule, phase: Phase, tensors: tuple[str, ...]) -> None:
-    for name in tensors:
-        splits = schedule.tensor(name).splits
-        _require(splits == 1, f"{phase.name}: reads {name}, left in {splits} splits; only a fold's resident merges splits")
+    require(schedule.workers <= most, f"{schedule.workers} workers: {profile.name} holds {most} in clusters of {size}")
+    require(schedule.workers % size == 0, f"{schedule.workers} workers in clusters of {size}")
 
 
 # Coverage.
 
 
 def _check_coverage(schedule: Schedule, phase: Phase, plan: PhasePlan) -> None:
-    _require(len(plan.tasks) == len(phase.parts), f"{phase.name}: tasks for {len(plan.tasks)} parts of {len(phase.parts)}")
+    require(len(plan.tasks) == len(phase.parts), f"{phase.name}: tasks for {len(plan.tasks)} parts of {len(phase.parts)}")
     for number, (part, wanted) in enumerate(zip(phase.parts, items(phase, plan, schedule.batch), strict=True)):
         of = f"{phase.name}, part {number} ({', '.join(part.writes)})"
-        _require(phase.kind != "fold" or part.rows % plan.rows == 0, f"{of}: {part.rows} rows in tiles of {plan.rows}")
-        _require(len(plan.tasks[number]) == schedule.workers, f"{of}: tasks for {len(plan.tasks[number])} workers of {schedule.workers}")
+        require(phase.kind != "fold" or part.rows % plan.rows == 0, f"{of}: {part.rows} rows in tiles of {plan.rows}")
+        require(len(plan.tasks[number]) == schedule.workers, f"{of}: tasks for {len(plan.tasks[number])} workers of {schedule.workers}")
         _check_ranges(of, plan.tasks[number], wanted)
 
 
@@ -222,10 +139,10 @@ def _check_ranges(of: str, tasks: tuple[tuple[int, int], ...], wanted: int) -> N
             raise ScheduleError(f"{of}: worker {worker} has items {first} to {first + n - 1} of {wanted}")
     end, last = 0, None
     for first, n, worker in sorted((first, n, worker) for worker, (first, n) in enumerate(tasks) if n):
-        _require(first <= end, f"{of}: nobody has items {end} to {first - 1}; worker {worker} begins at {first}")
-        _require(first == end, f"{of}: workers {last} and {worker} both have item {first}")
+        require(first <= end, f"{of}: nobody has items {end} to {first - 1}; worker {worker} begins at {first}")
+        require(first == end, f"{of}: workers {last} and {worker} both have item {first}")
         end, last = first + n, worker
-    _require(end == wanted, f"{of}: nobody has items {end} to {wanted - 1}")
+    require(end == wanted, f"{of}: nobody has items {end} to {wanted - 1}")
 
 
 # Events, waits and tensors.
@@ -234,31 +151,31 @@ def _check_ranges(of: str, tasks: tuple[tuple[int, int], ...], wanted: int) -> N
 def _check_events(phase: Phase, plan: PhasePlan) -> None:
     """Each is of as many rows of each part, in whole items, so that all are signalled."""
     name, events = phase.name, plan.events
-    _require(1 <= events <= MOST_EVENTS, f"{name}: {events} events: from 1 to {MOST_EVENTS}, one for each lane that looks")
+    require(1 <= events <= MOST_EVENTS, f"{name}: {events} events: from 1 to {MOST_EVENTS}, one for each lane that looks")
     whole = all(part.rows % (plan.rows * events) == 0 for part in phase.parts)
-    _require(whole, f"{name}: {events} events do not divide {[part.rows // plan.rows for part in phase.parts]} items of {plan.rows} rows")
+    require(whole, f"{name}: {events} events do not divide {[part.rows // plan.rows for part in phase.parts]} items of {plan.rows} rows")
 
 
 def _check_waits(graph: OpGraph, phase: Phase, plan: PhasePlan) -> None:
     """Every wait is for an event of an earlier step. Workers walk all steps in one order, so the first step that is not yet complete
     waits for complete ones only: no deadlock."""
     for name in plan.waits:
-        _require(name in graph.order, f"{phase.name}: waits for {name}, which is no phase")
+        require(name in graph.order, f"{phase.name}: waits for {name}, which is no phase")
         before = graph.phase(name)
-        _require(before.segment <= phase.segment, f"{phase.name}: waits for {name} of a later segment: it could never come")
+        require(before.segment <= phase.segment, f"{phase.name}: waits for {name} of a later segment: it could never come")
         signals = any(not graph.tensors[t].output for t in before.writes)
-        _require(signals, f"{phase.name}: waits for {name}, which signals nothing: it writes outputs only")
+        require(signals, f"{phase.name}: waits for {name}, which signals nothing: it writes outputs only")
 
 
 def _check_tensor(graph: OpGraph, schedule: Schedule, tensor: Tensor) -> None:
     plan, name = schedule.tensor(tensor.name), tensor.name
-    _require(plan.handoff in ("data", "counter"), f"{name}: handed over by {plan.handoff!r}, neither data nor counter")
+    require(plan.handoff in ("data", "counter"), f"{name}: handed over by {plan.handoff!r}, neither data nor counter")
     wide = plan.dtype == "float32" or (plan.dtype == "bfloat16" and tensor.rounds and plan.splits == 1)
-    _require(wide, f"{name}: crosses as {plan.dtype} in {plan.splits} splits, but is read as float32")
+    require(wide, f"{name}: crosses as {plan.dtype} in {plan.splits} splits, but is read as float32")
     writers = graph.writers[name]
-    _require(bool(writers), f"{name}: nothing writes it")
+    require(bool(writers), f"{name}: nothing writes it")
     splits = schedule.plan(writers[0].name).splits if tensor.heads else 1
-    _require(plan.splits == splits, f"{name}: {plan.splits} splits, its writer {writers[0].name} makes {splits}")
+    require(plan.splits == splits, f"{name}: {plan.splits} splits, its writer {writers[0].name} makes {splits}")
     _check_writers(graph, tensor, writers)
     _check_incarnations(graph, tensor, plan)
     for reader in graph.readers[name]:
@@ -268,40 +185,40 @@ def _check_tensor(graph: OpGraph, schedule: Schedule, tensor: Tensor) -> None:
 def _check_incarnations(graph: OpGraph, tensor: Tensor, plan: TensorPlan) -> None:
     n, instances = plan.incarnations, graph.segments[home(graph, tensor.name)].repeats + tensor.carried
     if tensor.output:
-        _require(n == 1, f"{tensor.name}: {n} incarnations of an output, which has one")
+        require(n == 1, f"{tensor.name}: {n} incarnations of an output, which has one")
         return
     enough = n > 1 or (n == 1 and (instances == 1 or plan.handoff == "counter"))
-    _require(enough, f"{tensor.name}: {n} incarnations of {instances} instances: a cleared slot besides the written one needs 2")
-    _require(n <= instances + 1, f"{tensor.name}: {n} incarnations of {instances} instances: the rest would never be used")
+    require(enough, f"{tensor.name}: {n} incarnations of {instances} instances: a cleared slot besides the written one needs 2")
+    require(n <= instances + 1, f"{tensor.name}: {n} incarnations of {instances} instances: the rest would never be used")
 
 
 def _check_writers(graph: OpGraph, tensor: Tensor, writers: tuple[Phase, ...]) -> None:
     segments = [p.segment for p in writers]
     once = len(set(segments)) == len(segments) <= 1 + tensor.carried and all(p.writes.count(tensor.name) == 1 for p in writers)
-    _require(once, f"{tensor.name}: written by {[p.name for p in writers]}, more than once")
+    require(once, f"{tensor.name}: written by {[p.name for p in writers]}, more than once")
     first = all(graph.segments[s].repeats == 1 for s in segments if s != max(segments))
-    _require(first, f"{tensor.name}: its first instance is written in a loop")
+    require(first, f"{tensor.name}: its first instance is written in a loop")
     for part in (part for p in writers for part in p.parts if tensor.name in part.writes):
-        _require(part.rows == tensor.width, f"{tensor.name}: width {tensor.width}, but {part.rows} rows are written")
+        require(part.rows == tensor.width, f"{tensor.name}: width {tensor.width}, but {part.rows} rows are written")
 
 
 def _check_reader(graph: OpGraph, schedule: Schedule, tensor: Tensor, reader: Phase) -> None:
     """A reader that looks until the data is there looks forever if no earlier step writes it."""
     name, segment = tensor.name, home(graph, tensor.name)
-    _require(not tensor.output, f"{reader.name}: reads {name}, an output")
+    require(not tensor.output, f"{reader.name}: reads {name}, an output")
     if name in reader.row_reads:
-        _check_unsplit(schedule, reader, (name,))
+        check_unsplit(schedule, reader, (name,))
     order, writers = graph.order, graph.writers[name]
     if reader.segment > segment:
         single = tensor.carried or graph.segments[segment].repeats == 1
-        _require(single, f"{reader.name}: reads {name} after its loop: only the last of {graph.segments[segment].repeats} is left")
+        require(single, f"{reader.name}: reads {name} after its loop: only the last of {graph.segments[segment].repeats} is left")
     elif tensor.carried:
-        _require(
+        require(
             min(order[w.name] for w in writers) < order[reader.name] and len(writers) == 2,
             f"{reader.name}: reads {name} before it is first written",
         )
     else:
-        _require(order[writers[0].name] < order[reader.name], f"{reader.name}: reads {name} before {writers[0].name} writes it")
+        require(order[writers[0].name] < order[reader.name], f"{reader.name}: reads {name} before {writers[0].name} writes it")
 
 
 # Shared memory and order.
@@ -310,9 +227,9 @@ def _check_reader(graph: OpGraph, schedule: Schedule, tensor: Tensor, reader: Ph
 def _check_smem(graph: OpGraph, schedule: Schedule, profile: Profile) -> None:
     s = schedule
     memory = shared_memory(graph, s.phases, padded_batch=s.padded_batch, stages=s.stages, stage_bytes=s.stage_bytes)
-    _require(memory.total == s.smem_bytes, f"shared memory: the schedule says {s.smem_bytes} bytes, the model\n{memory}")
+    require(memory.total == s.smem_bytes, f"shared memory: the schedule says {s.smem_bytes} bytes, the model\n{memory}")
     limit = profile.smem_bytes
-    _require(memory.total <= limit, f"shared memory: {memory.total} bytes of {profile.name}'s {limit}:\n{memory}")
+    require(memory.total <= limit, f"shared memory: {memory.total} bytes of {profile.name}'s {limit}:\n{memory}")
 
 
 def _check_order(graph: OpGraph, schedule: Schedule) -> None:

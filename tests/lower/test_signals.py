@@ -10,6 +10,7 @@ import pytest
 from mkdsl.gpu import jit
 from mkdsl.lower._machine import Machine
 from mkdsl.lower._operands import task_table
+from mkdsl.lower._signals import awaits, signals
 from mkdsl.models import SHAPES, abstract_params, decode_step, init_cache
 from mkdsl.search._groups import awaited, signalled
 
@@ -45,8 +46,8 @@ def test_workers_signal_and_wait_for_what_is_proven(batch):
     m = machine(batch)
     graph, plan = m.graph, m.schedule.plan(QKV)
     attention, qkv, wo = (graph.phase(n) for n in ("attention", QKV, "wo"))
-    wanted, signals = awaited(graph, m.schedule, attention, qkv), signalled(qkv, plan)
-    assert not signals.all() and not wanted.all()
-    assert (by_worker(m, lambda: m._awaited(attention, qkv)) == wanted).all()
-    assert (by_worker(m, lambda: m._signalled(qkv)) == signals).all()
-    assert by_worker(m, lambda: m._awaited(wo, qkv)).all()
+    wanted, given = awaited(graph, m.schedule, attention, qkv), signalled(qkv, plan)
+    assert not given.all() and not wanted.all()
+    assert (by_worker(m, lambda: awaits(m, attention, qkv)) == wanted).all()
+    assert (by_worker(m, lambda: signals(m, qkv)) == given).all()
+    assert by_worker(m, lambda: awaits(m, wo, qkv)).all()
