@@ -136,6 +136,7 @@ def test_two_warpgroups_fold_where_one_is_slower_than_memory():
     assert folds
     alone = timed(tiny(), in_turns(tiny(), schedule, ()), dataclasses.replace(slow, workers=4))
     assert schedule.predicted_us < alone.predicted_us
+    assert re.search(r"2 x (wg)?mma", explain(tiny(), schedule, dataclasses.replace(slow, workers=4), alternatives=False))
     assert find(llama_1b(), 8, H200, "data").warpgroups == 1
 
 
