@@ -99,8 +99,8 @@ class Machine:
         return table[self.role, who, at], table[self.role, who, at + 1]
 
     def by_wgmma(self, phase: Phase) -> bool:
-        """Whether a fold's tensor cores read both operands from shared memory. Interpret mode multiplies in one way."""
-        return self.schedule.plan(phase.name).instruction == "wgmma" and not self.interpret
+        """Whether a fold's tensor cores read both operands from shared memory, where TMA has written. Interpret mode multiplies in one way."""
+        return self.schedule.plan(phase.name).instruction == "wgmma" and self.tma and not self.interpret
 
     def layer(self, leaf: Leaf, l: Any) -> Any:
         return l if leaf.stacked else 0

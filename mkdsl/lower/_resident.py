@@ -156,7 +156,8 @@ class Prologue:
         tile, blocks = sweep.tile, sweep.tile.blocks
         values = max(1.0, tile.height * tile.width / THREADS) * sum(t.splits * t.itemsize / 4 for t in tensors)
         each = max(1.0, tile.groups * (values + sum(t.splits for t in tensors if t.splits > 1)))  # splits with their weights
-        return max(d for d in range(1, blocks + 1) if blocks % d == 0 and (d == 1 or d * each <= REGISTERS))
+        most = REGISTERS if self.tile.pieces == 1 else REGISTERS // 2  # a resident in pieces is swept twice, and code is scarce
+        return max(d for d in range(1, blocks + 1) if blocks % d == 0 and (d == 1 or d * each <= most))
 
     def _first(self, tile: Tile) -> Any:
         """This worker's first block of columns: of a cluster, each has as many."""

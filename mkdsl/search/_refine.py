@@ -21,7 +21,7 @@ def refined(graph: OpGraph, schedule: Schedule, gpu: Profile, *, handoffs: bool)
     """The schedule with all of these changed for the better; hand-offs and events only if those may be."""
     if handoffs:
         schedule = _with_best_events(graph, _with_best_handoffs(graph, schedule, gpu), gpu)
-    schedule = with_own_rows(graph, schedule, gpu)
+    schedule = _with_own_rows(graph, schedule, gpu)
     if handoffs and any(t.handoff == "counter" for t in schedule.tensors):  # own rows may have made it needless
         schedule = _with_best_handoffs(graph, schedule, gpu)
     return _with_turns(graph, schedule, gpu)
@@ -48,7 +48,7 @@ def _with_best_events(graph: OpGraph, schedule: Schedule, gpu: Profile) -> Sched
     return _with_best_events(graph, best, gpu) if best.predicted_us < schedule.predicted_us else schedule
 
 
-def with_own_rows(graph: OpGraph, schedule: Schedule, gpu: Profile) -> Schedule:
+def _with_own_rows(graph: OpGraph, schedule: Schedule, gpu: Profile) -> Schedule:
     """Has workers keep the rows that they add later, tensor by tensor, where there is room and the simulator does not say that the tasks and
     waits for it are slower. That there is nothing to fetch is faster, but not simulated."""
     for edge in edges(graph):

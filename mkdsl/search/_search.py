@@ -13,7 +13,7 @@ from mkdsl.search._draft import draft, rough, timed
 from mkdsl.search._path import shortest_path
 from mkdsl.search._profile import Profile, profile
 from mkdsl.search._protocol import with_handoffs
-from mkdsl.search._refine import refined, with_own_rows
+from mkdsl.search._refine import refined
 from mkdsl.search._rings import RINGS, Choice, Prices, cheapest, numbered
 from mkdsl.search._schedule import Schedule
 from mkdsl.search._simulate import simulate
@@ -140,7 +140,8 @@ def without_k_split(graph: OpGraph, schedule: Schedule, gpu: Profile) -> tuple[S
     if best is None:
         raise ScheduleError(_no_room(graph, schedule.batch, lifted))
     whole = draft(graph, schedule.batch, "data", Choice(lifted, ring, schedule.stages, best))
-    return with_own_rows(graph, timed(graph, with_handoffs(graph, whole), lifted), lifted), lifted
+    handoffs = any(t.handoff == "data" for t in schedule.tensors)
+    return refined(graph, timed(graph, with_handoffs(graph, whole), lifted), lifted, handoffs=handoffs), lifted
 
 
 def _no_room(graph: OpGraph, batch: int, gpu: Profile) -> str:

@@ -1,9 +1,9 @@
 """The shared-memory model, in three dimensions: how large a buffer is, how many of it there are, and when it lives.
 
 extent: the bytes of one copy. depth: copies in flight (the ring's stages). lifetime: the whole kernel, or one phase. What lives in one
-phase lies where the next phase's buffers will: one warpgroup stages, folds and finishes, phase after phase. So the peak is what lives for
-the whole kernel plus the most that any phase has of its own, and it is reached in that phase. Rows that a worker keeps for a later finish of
-its own must outlive the phases between: they are counted as living for the whole kernel.
+phase lies where the next phase's buffers will: one warpgroup stages, folds and finishes, phase after phase, and waits for another that
+folds. So the peak is what lives for the whole kernel plus the most that any phase has of its own, and it is reached in that phase. Rows
+that a worker keeps for a later finish of its own must outlive the phases between: they are counted as living for the whole kernel.
 """
 
 import dataclasses
