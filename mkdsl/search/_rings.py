@@ -60,7 +60,7 @@ def cheapest(graph: OpGraph, batch: int, gpu: Profile, handoff: str, ring: Ring)
     sees how unevenly workers are loaded."""
     every = numbered(graph, batch, gpu, ring)
     price = Prices(graph, Model(graph, batch, gpu, ring, released=handoff == "counter", padded_batch=padded(batch)))
-    all_of = {p.name: _best_instruction(p, every[p.name], price) for p in graph.phases}
+    all_of = {p.name: best_instruction(p, every[p.name], price) for p in graph.phases}
     out = []
     for stages, choices in _depths(graph, batch, gpu, ring, all_of):
         for some in (choices, {name: [(i, c) for i, c in found if c.plan.splits == 1] for name, found in choices.items()}):
@@ -71,7 +71,7 @@ def cheapest(graph: OpGraph, batch: int, gpu: Profile, handoff: str, ring: Ring)
     return sorted(out, key=lambda choice: choice.found.cost)
 
 
-def _best_instruction(phase: Phase, found: list[tuple[int, Candidate]], price: "Prices") -> list[tuple[int, Candidate]]:
+def best_instruction(phase: Phase, found: list[tuple[int, Candidate]], price: "Prices") -> list[tuple[int, Candidate]]:
     """Of candidates that are alike but for the instruction, the one that computes faster: nothing else depends on it."""
     best: dict[PhasePlan, tuple[int, Candidate]] = {}
     for number, candidate in sorted(found, key=lambda each: price(phase, *each, ()).compute):

@@ -21,7 +21,7 @@ from mkdsl.search._cost import Cost, Model, Ring, advance
 from mkdsl.search._draft import draft, in_turns, timed
 from mkdsl.search._path import STARTS, shortest_path
 from mkdsl.search._protocol import made_safe, other_handoffs, with_handoffs
-from mkdsl.search._rings import RINGS
+from mkdsl.search._rings import RINGS, Prices, best_instruction, numbered
 from mkdsl.search._search import FINALISTS, SIMULATED, finalists, find, without_k_split
 from mkdsl.search._simulate import simulate
 from mkdsl.search._smem import fixed_extents, shared_memory
@@ -319,8 +319,6 @@ def least_cost(graph: OpGraph, batch: int, gpu: Profile) -> float:
         }
         found = [candidates(graph, p, batch=batch, stage_bytes=ring.stage_bytes, **options) for p in graph.phases]
         for combination in itertools.product(*found):
-            if launch.workers < gpu.workers and all(c.plan.cluster == 1 for c in combination):
-                continue  # SMs are left idle for clusters only
             best = min(best, combined_cost(graph, batch, launch, ring, model, combination))
     return best
 
@@ -359,12 +357,14 @@ def test_shortest_path_equals_brute_force_whatever_the_costs(data, phases, repea
 
 
 @settings(max_examples=40, deadline=None)
-@given(graphs(max_phases=2, scale=16), st.integers(4, 40), st.sampled_from([1, 4]), st.integers(70, 160))
+@given(graphs(max_phases=2, scale=16), st.integers(2, 20).map(lambda n: 2 * n), st.sampled_from([1, 4]), st.integers(70, 160))
 def test_equals_brute_force(graph, workers, batch, kib):
+    """Of even numbers of workers: pairs leave none of them idle, as on any GPU. A launch that leaves some idle is looked at if its cheapest few use clusters."""
     gpu = dataclasses.replace(with_workers(workers), smem_bytes=kib * 1024)
     with pytest.MonkeyPatch.context() as patch:
         patch.setattr(candidates_module, "PARTS", (8, 2))
         patch.setattr(candidates_module, "PIECES", (1, 4))
+        patch.setattr(Profile, "instructions", ("mma",))  # the next test has both
         patch.setattr(search_module, "RINGS", RINGS[:2])
         want = least_cost(graph, batch, gpu)
         if want == float("inf"):
@@ -372,3 +372,17 @@ def test_equals_brute_force(graph, workers, batch, kib):
                 finalists(graph, batch, gpu, "data")
         else:
             assert min(c.found.cost for c in finalists(graph, batch, gpu, "data")) == pytest.approx(want, rel=1e-9)
+
+
+@settings(max_examples=20, deadline=None)
+@given(graphs(max_phases=2, scale=16), st.integers(4, 40), st.sampled_from([1, 8, 16]))
+def test_the_slower_of_two_instructions_is_never_needed(graph, workers, batch):
+    gpu, ring = with_workers(workers), RINGS[1]
+    price = Prices(graph, Model(graph, batch, gpu, ring, released=False, padded_batch=padded(batch)))
+    every = numbered(graph, batch, gpu, ring)
+    quicker = {p.name: best_instruction(p, every[p.name], price) for p in graph.phases}
+    assert all(len(quicker[p.name]) * 2 == len(every[p.name]) for p in graph.phases if p.kind == "fold" and p.parallel)
+    if all(every.values()):
+        found = [shortest_path(graph, choices, price, ring.capacity(gpu, 4)) for choices in (every, quicker)]
+        assert found[0] is not None and found[1] is not None
+        assert found[0].cost == pytest.approx(found[1].cost, rel=1e-9)
