@@ -98,15 +98,8 @@ def _crossings(graph: OpGraph, step: Step) -> Iterator[frozenset[int]]:
         if inside or results & crossing:
             yield crossing | inside if inside else crossing - results
         resident = frozenset(id for id in (code.resident,) if id is not None and step.node(id).segment == phase.segment)
-        if resident & crossing or not any(_crosses(graph, id) for id in resident):
+        if resident & crossing or not any(map(graph.stored, resident)):
             yield crossing ^ resident
-
-
-def _crosses(graph: OpGraph, id: int) -> bool:
-    """Whether a value is a tensor as it is, but for its shape."""
-    while id not in graph.tensor_of and graph.node(id).kind == "reshape":
-        id = graph.node(id).inputs[0]
-    return id in graph.tensor_of
 
 
 def _fused(step: Step, form: Form) -> tuple[OpGraph, list[tuple[int, int]]]:

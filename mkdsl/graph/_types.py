@@ -220,6 +220,12 @@ class OpGraph:
     def node(self, id: int) -> Node:
         return self.dag.nodes[id]["node"]
 
+    def stored(self, id: int) -> str | None:
+        """The tensor that is a value as it stands, but for its shape; None if it must be computed."""
+        while id not in self.tensor_of and self.node(id).kind == "reshape":
+            id = self.node(id).inputs[0]
+        return self.tensor_of.get(id)
+
     def phase(self, name: str) -> Phase:
         return self._by_name[name]
 

@@ -25,7 +25,7 @@ from jaxlib.mlir.dialects import arith, llvm, nvvm
 from mkdsl.graph import Phase
 from mkdsl.lower._layouts import ACC, THREADS
 from mkdsl.lower._machine import Machine, i32
-from mkdsl.lower._ptx import SCALAR, constant
+from mkdsl.lower._ptx import SCALAR, constant, thread_idx
 from mkdsl.lower._stores import own_parts
 from mkdsl.lower._tiles import ROWS
 
@@ -96,7 +96,7 @@ def receive(m: Machine, number: jax.Array) -> None:
 
     @plgpu.inline_mgpu(arg_types=(plgpu.RefType(), SCALAR, SCALAR))
     def go(ctx: Any, exchange: Any, which: Any, parity: Any) -> None:
-        here, mate = _barrier(exchange, which), arith.remui(mu.thread_idx(), constant(THREADS))
+        here, mate = _barrier(exchange, which), thread_idx()
         with mu.when(arith.cmpi(arith.CmpIPredicate.ult, mate, constant(m.schedule.cluster))):
             _send(_remote(_address(exchange, constant(TOKEN)), mate), [mate], _remote(_address(exchange, _twice(which)), mate))
         at = mu.BarrierRef(here, constant(0), constant(0), 1)
@@ -113,7 +113,7 @@ def send_array(m: Machine, here: Any, there: Any, number: jax.Array, mate: Any) 
     def go(ctx: Any, exchange: Any, here: Any, there: Any, which: Any, mate: Any) -> None:
         n, owner = ir.MemRefType(here.type).shape[0] // 4, mate.registers.item()
         source, to, barrier = _address(here), _remote(_address(there), owner), _remote(_address(exchange, _twice(which)), owner)
-        thread = arith.remui(mu.thread_idx(), constant(THREADS))
+        thread = thread_idx()
         for first in range(0, n, THREADS):
             at = arith.addi(thread, constant(first))
             with mu.when(arith.cmpi(arith.CmpIPredicate.ult, at, constant(n))):

@@ -213,6 +213,5 @@ def _compute(m: Machine, phase: Phase, l: Any, i: Any) -> Any:
 
     if len(plan.participants) == m.schedule.workers:
         return go(i)
-    mates = range(plan.cluster) if plan.cluster > 1 else (None,)
-    counts = [m.tasks(phase, part, mate)[1] for part in range(len(phase.parts)) for mate in mates]
+    counts = [m.tasks(phase, part, mate)[1] for part in range(len(phase.parts)) for mate in m.mates(phase)]
     return lax.cond(sum(counts[1:], counts[0]) > 0, go, lambda i: i, i)

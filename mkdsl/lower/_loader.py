@@ -33,8 +33,7 @@ def load_phase(m: Machine, phase: Phase, l: Any, i: Any) -> Any:
 
 def units(m: Machine, phase: Phase) -> Any:
     """How many units a fold or an attention takes, for a warpgroup that takes none of them."""
-    plan = m.schedule.plan(phase.name)
-    mates = range(plan.cluster) if plan.cluster > 1 else (None,)
+    plan, mates = m.schedule.plan(phase.name), m.mates(phase)
     if phase.kind == "fold":
         tile, parts = Tile.of(phase, plan, m.batch), m.graph.code[phase.name].parts
         tiles = [len(folds) * m.tasks(phase, part, mate)[1] for part, (folds, _) in enumerate(parts) for mate in mates]

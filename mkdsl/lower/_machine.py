@@ -93,6 +93,11 @@ class Machine:
         """This worker's place in its cluster."""
         return lax.axis_index("cta") if self.schedule.cluster > 1 else 0
 
+    def mates(self, phase: Phase) -> Sequence[Any]:
+        """Whose items of a phase this worker folds: of all in its cluster that share them, or its own, None."""
+        cluster = self.schedule.plan(phase.name).cluster
+        return range(cluster) if cluster > 1 else (None,)
+
     def tasks(self, phase: Phase, part: int, mate: Any = None) -> tuple[jax.Array, jax.Array]:
         """(first item, count) of this worker, or of another of its cluster."""
         table, at, who = self.refs["tasks"], self.column(phase, part), self.rank if mate is None else mate
@@ -129,16 +134,16 @@ class Machine:
         else:
             pl.when(self.role == COMPUTE)(lambda: (body(), None)[1])
 
-    def both(self, phase: Phase, fold: Callable[[], Any]) -> Any:
+    def both(self, phase: Phase, fold: Callable[[], None]) -> None:
         """What the second one helps with, after all that the first has done, and before anything it does next."""
         if self.schedule.plan(phase.name).warpgroups == 1:
-            return fold()
+            fold()
+            return
         self.first(lambda: plgpu.barrier_arrive(self.refs["go"]))
         pl.when(self.role == SECOND)(lambda: plgpu.barrier_wait(self.refs["go"]))
-        out = fold()
+        fold()
         pl.when(self.role == SECOND)(lambda: plgpu.barrier_arrive(self.refs["done"]))
         self.first(lambda: plgpu.barrier_wait(self.refs["done"]))
-        return out
 
     def turns(self, phase: Phase, count: Any, units: int, i: Any, body: Callable[[Any], None]) -> None:
         """body(s) for all s below `count`, each of which takes so many units, from the i-th on; of two warpgroups each takes every other."""

@@ -16,6 +16,8 @@ from jax.experimental.mosaic.gpu import utils as mu
 from jaxlib.mlir import ir
 from jaxlib.mlir.dialects import arith, scf, vector
 
+from mkdsl.lower._layouts import THREADS
+
 SCALAR = plgpu.Layout.WG_SPLAT(())
 COUNTER_STRIDE = 32  # words: one counter per cache line
 
@@ -186,10 +188,10 @@ def wait_for_each(counters: Any, times: Any, workers: Sequence[int], spans: Sequ
 
     @plgpu.inline_mgpu(arg_types=(plgpu.RefType(), SCALAR, *(SCALAR,) * (2 * len(spans))))
     def go(ctx: Any, ref: Any, n: Any, *ends: Any) -> None:
-        thread = _thread()
-        with mu.when(_within(thread, len(workers), ends)):
-            target = arith.muli(n.registers.item(), _chosen(thread, workers))
-            _poll(_counter(ref, thread), arith.subi(target, constant(1)), acquire)
+        event = thread_idx()
+        with mu.when(_within(event, len(workers), ends)):
+            target = arith.muli(n.registers.item(), _chosen(event, workers))
+            _poll(_counter(ref, event), arith.subi(target, constant(1)), acquire)
         mu.warpgroup_barrier()
 
     go(counters, times, *itertools.chain(*spans))  # pyright: ignore[reportCallIssue]
@@ -202,16 +204,16 @@ def count_up_each(counters: Any, events: int, spans: Sequence[tuple[Any, Any]], 
     @plgpu.inline_mgpu(arg_types=(plgpu.RefType(), *(SCALAR,) * (2 * len(spans))))
     def go(ctx: Any, ref: Any, *ends: Any) -> None:
         mu.warpgroup_barrier()
-        thread = _thread()
-        mine = _within(thread, events, ends)
-        mu.inline_ptx(f"red.{order}.gpu.global.add.u32 [$0], 1;", _counter(ref, thread), predicate=mine, has_side_effects=True)
+        event = thread_idx()
+        mine = _within(event, events, ends)
+        mu.inline_ptx(f"red.{order}.gpu.global.add.u32 [$0], 1;", _counter(ref, event), predicate=mine, has_side_effects=True)
 
     go(counters, *itertools.chain(*spans))  # pyright: ignore[reportCallIssue]
 
 
-def _thread() -> ir.Value:
+def thread_idx() -> ir.Value:
     """This thread's number in its warpgroup."""
-    return arith.remui(mu.thread_idx(), constant(128))
+    return arith.remui(mu.thread_idx(), constant(THREADS))
 
 
 def _counter(ref: ir.Value, event: ir.Value) -> ir.Value:

@@ -116,11 +116,7 @@ class Prologue:
 
     def _stored(self) -> str | None:
         """The tensor that is the resident, but for its shape."""
-        id = self.code.resident
-        while id is not None and id not in self.m.graph.tensor_of:
-            node = self.m.graph.node(id)
-            id = node.inputs[0] if node.kind == "reshape" else None
-        return None if id is None else self.m.graph.tensor_of[id]
+        return None if self.code.resident is None else self.m.graph.stored(self.code.resident)
 
     def _copy(self, piece: Any) -> None:
         m, tile, name = self.m, self.tile, self._stored() or ""

@@ -82,8 +82,8 @@ def awaits(m: Machine, phase: Phase, before: Phase) -> list[Span]:
 def _spans(m: Machine, phase: Phase, part: int, each: int, events: int) -> list[Span]:
     """For each of the cluster whose items this worker folds, those that these items fall under, `each` consecutive ones under one, and after
     the last event comes the first."""
-    cluster, spans = m.schedule.plan(phase.name).cluster, []
-    for mate in range(cluster) if cluster > 1 else (None,):
+    spans = []
+    for mate in m.mates(phase):
         first, n = m.tasks(phase, part, mate)
         start = lax.div(first, each)
         spans.append((lax.rem(start, events), jnp.where(n > 0, lax.div(first + n - 1, each) - start, -1)))

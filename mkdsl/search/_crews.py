@@ -7,7 +7,7 @@ import dataclasses
 import numpy as np
 
 from mkdsl.graph import OpGraph
-from mkdsl.search._groups import awaited, signalled
+from mkdsl.search._groups import all_events
 from mkdsl.search._schedule import PhasePlan, Schedule
 
 
@@ -68,10 +68,8 @@ class Crews:
     [crew], whether they take part; signals[phase]: [event, crew]; awaits[phase, before]: [event of the phase before, crew]."""
 
     def __init__(self, graph: OpGraph, schedule: Schedule) -> None:
-        plans = [(p, schedule.plan(p.name)) for p in graph.phases]
-        busy = {p.name: np.array([[n > 0 for _, n in part] for part in plan.tasks]) for p, plan in plans}
-        signals = {p.name: signalled(p, plan).T for p, plan in plans}
-        awaits = {(p.name, before): awaited(graph, schedule, p, graph.phase(before)).T for p, plan in plans for before in plan.waits}
+        busy = {p.name: np.array([[n > 0 for _, n in part] for part in schedule.plan(p.name).tasks]) for p in graph.phases}
+        signals, awaits = ({key: events.T for key, events in found.items()} for found in all_events(graph, schedule))
         seen: dict[bytes, int] = {}
         columns = np.ascontiguousarray(np.concatenate([*busy.values(), *signals.values(), *awaits.values()]).T)
         self.of = np.array([seen.setdefault(column.tobytes(), len(seen)) for column in columns])

@@ -18,7 +18,6 @@ def draft(graph: OpGraph, batch: int, handoff: str, choice: Choice) -> Schedule:
     """The schedule of a choice with its tasks, and with as few waits as reads suggest: fit to be simulated, not yet to be run."""
     pad, gpu = padded(batch), choice.gpu
     plans = assign_all(graph, [c.plan for c in choice.found.candidates], batch=batch, workers=gpu.workers)
-    memory = shared_memory(graph, plans, padded_batch=pad, stages=choice.stages, stage_bytes=choice.ring.stage_bytes)
     splits = {graph.phase(p.name).writes[0]: p.splits for p in plans if graph.phase(p.name).kind == "attention"}
     schedule = Schedule(
         target=gpu.name,
@@ -28,13 +27,13 @@ def draft(graph: OpGraph, batch: int, handoff: str, choice: Choice) -> Schedule:
         stages=choice.stages,
         stage_bytes=choice.ring.stage_bytes,
         window=choice.ring.window,
-        smem_bytes=memory.total,
+        smem_bytes=0,
         phases=plans,
         tensors=tensor_plans(graph, handoff, splits),
         predicted_us=0.0,
         us=(),
     )
-    return with_producers(graph, schedule)
+    return with_producers(graph, with_memory(graph, schedule))
 
 
 def in_turns(graph: OpGraph, schedule: Schedule, folds: Collection[str]) -> Schedule:

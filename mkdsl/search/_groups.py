@@ -10,6 +10,15 @@ import numpy as np
 from mkdsl.graph import OpGraph, Phase
 from mkdsl.search._schedule import PhasePlan, Range, Schedule
 
+Events = tuple[dict[str, np.ndarray], dict[tuple[str, str], np.ndarray]]
+
+
+def all_events(graph: OpGraph, schedule: Schedule) -> Events:
+    """(what is signalled by phase, what is awaited by phase and the phase before), of all phases and waits."""
+    plans = [(p, schedule.plan(p.name)) for p in graph.phases]
+    signals = {p.name: signalled(p, plan) for p, plan in plans}
+    return signals, {(p.name, before): awaited(graph, schedule, p, graph.phase(before)) for p, plan in plans for before in plan.waits}
+
 
 def signalled(phase: Phase, plan: PhasePlan) -> np.ndarray:
     """[worker, event]: what each worker signals."""

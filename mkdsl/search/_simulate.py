@@ -11,7 +11,7 @@ import collections
 import dataclasses
 import functools
 import itertools
-from collections.abc import Iterable, Iterator, Sequence
+from collections.abc import Iterator, Sequence
 from typing import NamedTuple
 
 import numpy as np
@@ -19,7 +19,7 @@ import numpy as np
 from mkdsl.graph import OpGraph, Phase
 from mkdsl.search._cost import bandwidth
 from mkdsl.search._events import Action, Clock, Memory, Source
-from mkdsl.search._groups import awaited, signalled, signallers
+from mkdsl.search._groups import all_events, signallers
 from mkdsl.search._profile import KIB, Profile, interpolate
 from mkdsl.search._schedule import Schedule
 from mkdsl.search._work import Work, Workload
@@ -109,9 +109,8 @@ class _Simulation:
         self.memory = Memory(self.clock, profile.bandwidth * 1e-6)
         self.saturated = KIB * next((x for x, reached in profile.stream if reached >= SATURATED), profile.stream[-1][0])
         self.repeats = [s.repeats if whole else min(s.repeats, STEADY) for s in graph.segments]
-        self.signals = {p.name: signalled(p, schedule.plan(p.name)) for p in graph.phases}
+        self.signals, self.awaits = all_events(graph, schedule)
         self.participants = {p.name: signallers(p, schedule.plan(p.name)) for p in graph.phases}
-        self.awaits = {(p.name, w): awaited(graph, schedule, p, graph.phase(w)) for p in graph.phases for w in schedule.plan(p.name).waits}
         released = {t.name for t in schedule.tensors if t.handoff == "counter"}
         self.events = np.concatenate([*self.signals.values(), *self.awaits.values()], axis=1)
         self.released = {p.name for p in graph.phases if released.intersection(p.writes)}
@@ -138,20 +137,26 @@ class _Simulation:
             works = {
                 name: workload.of(self.graph.phase(name), self.schedule.plan(name), n, splits) for name, n in by_name.items() if any(n)
             }
+            programs: dict[bytes, tuple[list[Step], list[tuple[Work, int]]]] = {}  # the same in all paces
             for third in filter(None, (workers[i :: len(self.paces)] for i in range(len(self.paces)))):
                 pace = next(paces)
-                for same in self._by_events(third):
-                    steps = list(self._steps(works, same[0]))
-                    units = [(step.work, at) for at, step in enumerate(steps) for _ in range(step.work.units)]
-                    crews.append(Crew(len(crews), pace, tuple(same), Source(len(same)), steps, units))
+                for events, same in self._by_events(third).items():
+                    if events not in programs:
+                        programs[events] = self._program(works, same[0])
+                    crews.append(Crew(len(crews), pace, tuple(same), Source(len(same)), *programs[events]))
         return crews
 
-    def _by_events(self, workers: Sequence[int]) -> Iterable[list[int]]:
+    def _program(self, works: dict[str, Work], worker: int) -> tuple[list[Step], list[tuple[Work, int]]]:
+        """A worker's steps, and its units."""
+        steps = list(self._steps(works, worker))
+        return steps, [(step.work, at) for at, step in enumerate(steps) for _ in range(step.work.units)]
+
+    def _by_events(self, workers: Sequence[int]) -> dict[bytes, list[int]]:
         """Those that signal and wait for the same events, whatever their number in the same pace."""
         alike: dict[bytes, list[int]] = collections.defaultdict(list)
         for worker in workers:
             alike[self.events[worker].tobytes()].append(worker)
-        return alike.values()
+        return alike
 
     def _steps(self, works: dict[str, Work], worker: int) -> Iterator[Step]:
         for segment, repeats in zip(self.graph.segments, self.repeats, strict=True):

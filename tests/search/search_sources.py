@@ -9,11 +9,11 @@ from typing import NamedTuple
 import random_decoders
 from hypothesis import HealthCheck, Phase, given, seed, settings
 from search_graphs import free_running, graphs, llama, long_chain, parallel, sandwich, tiny
-from search_tiles import fitted
 
 from mkdsl.graph import OpGraph, neighbours, orders
 from mkdsl.search import Profile, Schedule, profile
 from mkdsl.search._assign import assign_all
+from mkdsl.search._draft import with_memory
 from mkdsl.search._protocol import made_safe, with_handoffs
 from mkdsl.search._search import find
 
@@ -62,7 +62,7 @@ def fetching(source: Source) -> Source:
     """The same tiles with tasks as they were assigned, and no rows kept."""
     s, graph = source.schedule, source.schedule.form_of(source.graph)
     plans = assign_all(graph, [dataclasses.replace(p, own=()) for p in s.phases], batch=s.batch, workers=s.workers)
-    return Source(source.graph, fitted(graph, with_handoffs(graph, dataclasses.replace(s, phases=plans))), source.gpu)
+    return Source(source.graph, with_memory(graph, with_handoffs(graph, dataclasses.replace(s, phases=plans))), source.gpu)
 
 
 @functools.cache

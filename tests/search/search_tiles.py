@@ -2,7 +2,6 @@
 exactly one unit, every unit inside its stage, everything inside the memory of a worker. Written down from what the kernel does with these
 numbers, without looking at the proof."""
 
-import dataclasses
 import math
 
 from search_program import Miscompute, Overflow
@@ -87,10 +86,3 @@ def _items(s: Schedule, phase: Phase, plan: PhasePlan) -> None:
             for item in range(first, first + n):
                 owners[item] += 1
         _require(rows % plan.rows == 0 and all(n == 1 for n in owners), phase, "items that nobody or several have")
-
-
-def fitted(graph: OpGraph, schedule: Schedule) -> Schedule:
-    """With the shared memory it says it needs made what it needs."""
-    s = schedule
-    needs = shared_memory(graph, s.phases, padded_batch=s.padded_batch, stages=s.stages, stage_bytes=s.stage_bytes)
-    return dataclasses.replace(s, smem_bytes=needs.total)

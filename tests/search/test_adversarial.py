@@ -14,10 +14,11 @@ from search_program import Compiler, Miscompute, Overflow
 from search_protocol import PROTOCOL, broken
 from search_simulator import Hang, Race, Simulator
 from search_sources import SOURCES, Source
-from search_tiles import check_tiles, fitted
+from search_tiles import check_tiles
 
 from mkdsl.graph import OpGraph
 from mkdsl.search import Profile, Schedule, ScheduleError, _verify, verify_schedule
+from mkdsl.search._draft import with_memory
 
 MUTANTS = {"decoders": 200, "random": 330, "forms": 60, "groups": 60}  # of each kind
 COLUMNS = ("mutants", "refused", "accepted", "accepted, run", "of refused, run", "of these failed")
@@ -52,7 +53,7 @@ def mutants(kind: str, of: str, r: random.Random, chosen: Callable[[Schedule], b
         source = sources[attempt % len(sources)]
         try:
             schedule = MUTATIONS[kind](r, source.graph, source.schedule)
-            schedule = fitted(source.graph, schedule) if kind not in ("shared_memory", "types") and r.random() < 0.8 else schedule
+            schedule = with_memory(source.graph, schedule) if kind not in ("shared_memory", "types") and r.random() < 0.8 else schedule
         except NO_PROGRAM:  # the source has nothing of that kind, or no memory could be counted
             continue
         key = attempt % len(sources), repr(schedule)  # which tells 2 from 2.0

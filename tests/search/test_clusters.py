@@ -6,12 +6,12 @@ import pytest
 from search_graphs import make_graph, parallel, tiny
 from search_mutations import with_plan
 from search_sources import where_clusters_pay, with_workers
-from search_tiles import fitted
 
 from mkdsl.graph import OpGraph, Part, Phase, Tensor
 from mkdsl.search import Profile, Schedule, ScheduleError, verify_schedule
 from mkdsl.search._assign import items
 from mkdsl.search._candidates import busiest_counts, candidates
+from mkdsl.search._draft import with_memory
 from mkdsl.search._search import find
 
 FEW = with_workers(4)
@@ -91,7 +91,7 @@ def test_sums_for_a_worker_that_is_still_in_another_phase():
     schedule = find(graph, 8, SLOW, "data")
     plan = schedule.plan("wd")
     assert schedule.order.index("attention") < schedule.order.index("wd") and "attention" not in plan.waits
-    pair = fitted(graph, with_plan(schedule, "wd", cluster=2, pieces=1, chunk=graph.phase("wd").k // plan.parts // 2))
+    pair = with_memory(graph, with_plan(schedule, "wd", cluster=2, pieces=1, chunk=graph.phase("wd").k // plan.parts // 2))
     refused(graph, pair, r"wd in iteration 0 on worker \d may write to shared memory that worker \d of its cluster still uses in att", SLOW)
     waits = tuple(dict.fromkeys((*plan.waits, "wq+wk+wv+wu", "attention")))
     verify_schedule(graph, with_plan(pair, "wd", waits=waits), SLOW)
@@ -138,5 +138,5 @@ def test_who_read_only_its_columns_has_not_seen_all():
     assert schedule.plan("wq+wk+wv").cluster == 2 and schedule.plan("wq+wk+wv").parts == 1
     swapped = tuple((second, first) for first, second in schedule.plan("wd").tasks)
     plans = tuple(dataclasses.replace(p, fence=p.name == "wd", own=()) for p in schedule.phases)
-    late = fitted(tiny(), dataclasses.replace(schedule, phases=plans))
+    late = with_memory(tiny(), dataclasses.replace(schedule, phases=plans))
     refused(tiny(), with_plan(late, "wd", tasks=swapped), "writes to x's slot of instance 0, unordered with map", gpu)

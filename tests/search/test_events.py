@@ -14,7 +14,7 @@ from search_simulator import simulate as run
 from search_sources import each_order, where_clusters_pay, with_workers
 
 from mkdsl.graph import OpGraph
-from mkdsl.search import PROFILES, PhasePlan, Profile, Schedule, ScheduleError, _crews, explain, signallers, simulate, verify_schedule
+from mkdsl.search import PROFILES, PhasePlan, Profile, Schedule, ScheduleError, _groups, explain, signallers, simulate, verify_schedule
 from mkdsl.search._groups import awaited, heads_read, met, signalled
 from mkdsl.search._order import Execution
 from mkdsl.search._protocol import made_safe, other_events
@@ -122,7 +122,7 @@ def test_a_wait_for_one_group_is_not_enough(monkeypatch):
     groups = with_plan(schedule, before, events=2)
     refused(graph, groups, r"wd in iteration 0 reads wu \(instance 0\) on worker \d, unordered with the write in wq\+wk\+wv\+wu in it")
     with monkeypatch.context() as patch:  # as if attention still waited for all
-        patch.setattr(_crews, "awaited", lambda *args: np.ones_like(awaited(*args)))
+        patch.setattr(_groups, "awaited", lambda *args: np.ones_like(awaited(*args)))
         verify_schedule(graph, groups, EIGHT)
     with pytest.raises(Race):
         run(graph, groups, 20)

@@ -8,10 +8,10 @@ from search_graphs import long_chain, make_graph, tiny
 from search_mutations import with_plan, with_tensor
 from search_simulator import Race, simulate
 from search_sources import with_workers
-from search_tiles import fitted
 
 from mkdsl.graph import OpGraph, Part, Phase, Tensor
 from mkdsl.search import Schedule, ScheduleError, explain, shared_memory, verify_schedule
+from mkdsl.search._draft import with_memory
 from mkdsl.search._order import Execution
 from mkdsl.search._own import behind, edges, keeps, kept_rows, takes, with_own
 from mkdsl.search._races import Accesses
@@ -68,7 +68,7 @@ def test_tasks_of_one_for_the_other(good):
 
 
 def test_nothing_is_kept_where_there_is_no_room(good):
-    full = dataclasses.replace(FEW, smem_bytes=fitted(tiny(), fetched(good)).smem_bytes)
+    full = dataclasses.replace(FEW, smem_bytes=with_memory(tiny(), fetched(good)).smem_bytes)
     schedule = find(tiny(), 2, full, "data")
     assert schedule.smem_bytes <= full.smem_bytes
     memory = shared_memory(tiny(), good.phases, padded_batch=2, stages=good.stages, stage_bytes=good.stage_bytes)
