@@ -33,20 +33,16 @@ def fold_phase(m: Machine, phase: Phase, l: Any, i: Any) -> Any:
     """
     plan = m.schedule.plan(phase.name)
     prologue = Prologue(m, phase, m.graph.code[phase.name], Tile.of(phase, plan, m.batch), l)
-
-    def begin() -> None:
-        prologue.prepare()
-        early = m.schedule.preloads(phase)
-        if early:
-            preload(m, phase, l)
-        wait(m, phase, l)
-        m.stamp(phase, l, "known")
-        if not early:
-            preload(m, phase, l)
-        prologue.run()
-        m.stamp(phase, l, "read")
-
-    m.first(begin)
+    prologue.prepare()
+    early = m.schedule.preloads(phase)
+    if early:
+        preload(m, phase, l)
+    wait(m, phase, l)
+    m.stamp(phase, l, "known")
+    if not early:
+        preload(m, phase, l)
+    prologue.run()
+    m.stamp(phase, l, "read")
     return (_grouped if plan.grouped else _at_once)(m, phase, prologue, l, i)
 
 
@@ -58,16 +54,12 @@ def _at_once(m: Machine, phase: Phase, prologue: Prologue, l: Any, i: Any) -> An
         return [len(folds) * m.tasks(phase, part, mate)[1] for part, (folds, _) in enumerate(parts)]
 
     sets, i = _fold_all(m, phase, prologue, lambda mate: functools.reduce(jnp.add, slots(mate)), True, i)
-
-    def finish() -> None:
-        m.stamp(phase, l, "folded")
-        base: Any = 0
-        for part, n in enumerate(slots(None)):
-            first, count = m.tasks(phase, part)
-            finish_part(m, phase, part, first, 0, count, base, sets, l)
-            base = base + n
-
-    m.first(finish)
+    m.stamp(phase, l, "folded")
+    base: Any = 0
+    for part, n in enumerate(slots(None)):
+        first, count = m.tasks(phase, part)
+        finish_part(m, phase, part, first, 0, count, base, sets, l)
+        base = base + n
     return i
 
 
@@ -81,13 +73,9 @@ def _grouped(m: Machine, phase: Phase, prologue: Prologue, l: Any, i: Any) -> An
                 return matrices * share(m.tasks(phase, part, mate)[1], j, groups)[1]
 
             sets, i = _fold_all(m, phase, prologue, slots, j == 0 if part == 0 else None, i)
-
-            def finish() -> None:
-                m.stamp(phase, l, "folded")
-                first, n = m.tasks(phase, part)
-                finish_part(m, phase, part, first, *share(n, j, groups), 0, sets, l)
-
-            m.first(finish)
+            m.stamp(phase, l, "folded")
+            first, n = m.tasks(phase, part)
+            finish_part(m, phase, part, first, *share(n, j, groups), 0, sets, l)
             return i
 
         i = lax.fori_loop(0, groups, group, i)
@@ -100,39 +88,38 @@ def _fold_all(m: Machine, phase: Phase, prologue: Prologue, slots: Callable[[Any
     plan, tile = m.schedule.plan(phase.name), prologue.tile
     if plan.cluster == 1:
         store = functools.partial(store_sums, m, phase, tile)
-        return [0], (_fold_slots if tile.pieces == 1 else _piecewise)(m, phase, prologue, slots(None), lambda: store, i)
-    m.first(lambda: _exchange.announce(m, phase, _exchange.round_number(m), slots(None), begins))
-
-    def send(mate: Any) -> Keep:
-        number = _exchange.round_number(m)
-        return lambda s, sums: _exchange.send_sums(m, phase, sums, s, number, mate)
-
-    i = over_mates(m, plan, lambda mate, i: _fold_slots(m, phase, prologue, slots(mate), lambda: send(mate), i), i)
+        return [0], (_fold_slots if tile.pieces == 1 else _piecewise)(m, phase, prologue, slots(None), store, i)
     number = _exchange.round_number(m)
-    m.first(lambda: _exchange.receive(m, number))
+    _exchange.announce(m, phase, number, slots(None), begins)
+
+    def folded(mate: Any, i: Any) -> Any:
+        def send(s: Any, sums: list[jax.Array]) -> None:
+            _exchange.send_sums(m, phase, sums, s, number, mate)
+
+        return _fold_slots(m, phase, prologue, slots(mate), send, i)
+
+    i = over_mates(m, plan, folded, i)
+    _exchange.receive(m, number)
     return [_exchange.buffer(m, phase, number, source) for source in range(plan.cluster)], i
 
 
-def _fold_slots(m: Machine, phase: Phase, prologue: Prologue, count: Any, keeper: Callable[[], Keep], i: Any) -> Any:
-    """Folds the next `count` tiles of the ring; keeper()(s, sums) says where the s-th one's go. Returns the number of the unit after them."""
+def _fold_slots(m: Machine, phase: Phase, prologue: Prologue, count: Any, keep: Keep, i: Any) -> Any:
+    """Folds the next `count` tiles of the ring; keep(s, sums) says where the s-th one's go. Returns the number of the unit after them."""
     tile = prologue.tile
     kept = tile.chunks == tile.groups == 1 and tile.tensor_cores and not m.by_wgmma(phase)
+    operand = _operand(m, phase, tile, 0) if kept else None
 
-    def fold() -> None:
-        operand, keep = _operand(m, phase, tile, 0) if kept else None, keeper()
+    def one_tile(s: Any, carry: Any) -> Any:
+        first = i + s * tile.chunks
+        if not tile.tensor_cores:
+            _keep_own(m, phase, tile, s, first)
+        elif m.by_wgmma(phase):
+            keep(s, accumulate_async(m, phase, tile, first))
+        else:
+            keep(s, accumulate(m, phase, tile, operand, first))
+        return carry
 
-        def one_tile(s: Any) -> None:
-            first = i + s * tile.chunks
-            if not tile.tensor_cores:
-                _keep_own(m, phase, tile, s, first)
-            elif m.by_wgmma(phase):
-                keep(s, accumulate_async(m, phase, tile, first))
-            else:
-                keep(s, accumulate(m, phase, tile, operand, first))
-
-        m.turns(phase, count, tile.chunks, i, one_tile)
-
-    m.both(phase, fold)
+    lax.fori_loop(0, count, one_tile, i32(0))
     return i + count * tile.chunks
 
 
@@ -144,7 +131,7 @@ def _keep_own(m: Machine, phase: Phase, tile: Tile, s: Any, i: Any) -> None:
         m.refs[f"rows.{phase.name}"][where] = value
 
 
-def _piecewise(m: Machine, phase: Phase, prologue: Prologue, count: Any, keeper: Callable[[], Keep], i: Any) -> Any:
+def _piecewise(m: Machine, phase: Phase, prologue: Prologue, count: Any, keep: Keep, i: Any) -> Any:
     """All tiles past one piece of the resident, then the next piece: a K-split in time."""
     rows = m.refs[f"rows.{phase.name}"]
 
@@ -154,10 +141,10 @@ def _piecewise(m: Machine, phase: Phase, prologue: Prologue, count: Any, keeper:
         return carry
 
     def piece(q: Any, i: Any) -> Any:
-        m.first(lambda: prologue.stage(q))
-        return _fold_slots(m, phase, prologue, count, keeper, i)
+        prologue.stage(q)
+        return _fold_slots(m, phase, prologue, count, keep, i)
 
-    m.first(lambda: lax.fori_loop(0, count, clear, i32(0)))
+    lax.fori_loop(0, count, clear, i32(0))
     return m.times(prologue.tile.pieces, piece, i)
 
 

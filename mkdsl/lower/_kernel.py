@@ -17,17 +17,13 @@ from mkdsl.lower import _exchange
 from mkdsl.lower._attention import attention_phase, carry_words, query_columns
 from mkdsl.lower._fold import fold_phase
 from mkdsl.lower._layouts import grid
-from mkdsl.lower._loader import drain, land_last, load_phase, units
+from mkdsl.lower._loader import drain, land_last, load_phase
 from mkdsl.lower._machine import COMPUTE, LOADER, Machine, bf16, f32, i32
 from mkdsl.lower._map import map_phase
 from mkdsl.lower._operands import Operand, task_table
 from mkdsl.lower._signals import signal
 from mkdsl.lower._tiles import ROWS, Tile, kv_view
 from mkdsl.search import PhasePlan, Schedule, kept_rows
-
-# Registers of a thread that loads, and of one that computes, where two warpgroups do: 56 + 2 * 224 = 3 * 168, what the compiler must give 384
-# threads (tests/lower/test_code.py), or who asks for more would wait for ever.
-LOADS, COMPUTES = 56, 224
 
 
 @dataclasses.dataclass(frozen=True)
@@ -61,10 +57,9 @@ def scratch(graph: OpGraph, schedule: Schedule, phases: Sequence[Phase], *, tma:
         if phase.kind == "attention":
             ring[f"stage.{phase.name}"] = kv_view(schedule.stages, schedule.stage_bytes, phase.head_dim)
             own.append(_attention(phase, plan))
-    single = [("tasks", plgpu.SMEM((1 + schedule.warpgroups, schedule.cluster, task_table(graph, schedule).shape[1]), i32))]
+    single = [("tasks", plgpu.SMEM((2, schedule.cluster, task_table(graph, schedule).shape[1]), i32))]
     single += [("exchange", plgpu.SMEM((_exchange.WORDS,), i32))] if schedule.cluster > 1 else []
-    single += _barriers(schedule.stages, 2 if tma else 1, schedule.warpgroups) if ring else []
-    single += [("go", plgpu.Barrier()), ("done", plgpu.Barrier())] if schedule.warpgroups > 1 else []
+    single += _barriers(schedule.stages, 2 if tma else 1) if ring else []
     single += _reductions(graph, schedule, phases)
     single += [(f"kept.{t}", plgpu.SMEM((schedule.padded_batch, n), f32)) for t, n in kept_rows(graph, schedule.phases).items()]
     unions = [_union([{name: type} for name, type in ring.items()]), _union(own)] if ring else []
@@ -103,9 +98,9 @@ def _attention(phase: Phase, plan: PhasePlan) -> dict[str, Any]:
     return {f"{name}.{phase.name}": buffer for name, buffer in buffers.items()}
 
 
-def _barriers(stages: int, copies: int, readers: int) -> list[tuple[str, Any]]:
-    """`copies`: two by TMA, each of which arrives by itself, or the loader once. `readers`: warpgroups that compute."""
-    return [(name, plgpu.Barrier(num_arrivals=n, num_barriers=stages)) for name, n in (("full", copies), ("empty", readers))]
+def _barriers(stages: int, arrivals: int) -> list[tuple[str, Any]]:
+    """`arrivals`: two copies by TMA, each of which arrives by itself, or the loader once."""
+    return [("full", plgpu.Barrier(num_arrivals=arrivals, num_barriers=stages)), ("empty", plgpu.Barrier(num_barriers=stages))]
 
 
 def _reductions(graph: OpGraph, schedule: Schedule, phases: Sequence[Phase]) -> list[tuple[str, Any]]:
@@ -141,24 +136,21 @@ def make_kernel(
             _exchange.start(m)
         warpgroup = lax.axis_index("wg")
         iteration = None if concurrent else refs[len(found)][0]
-        compute = COMPUTE if schedule.warpgroups == 1 else warpgroup
         pl.when(warpgroup == LOADER)(lambda: _role(m, phases, LOADER, load_phase, iteration))
-        pl.when(warpgroup != LOADER)(lambda: _role(m, phases, compute, _compute, iteration))
+        pl.when(warpgroup == COMPUTE)(lambda: _role(m, phases, COMPUTE, _compute, iteration))
 
     cluster: dict[str, Any] = {"cluster": (schedule.cluster,), "cluster_names": ("cta",)} if schedule.cluster > 1 else {}
     return plgpu.kernel(
-        body, out_type=(), scratch_types=room.types(), num_threads=1 + schedule.warpgroups, thread_name="wg",
+        body, out_type=(), scratch_types=room.types(), num_threads=2, thread_name="wg",
         grid=(schedule.workers // schedule.cluster,), grid_names=("sm",), **cluster,
         compiler_params=plgpu.CompilerParams(approx_math=True, lowering_semantics=plgpu.LoweringSemantics.Lane),
         interpret=plgpu.InterpretGPUParams(detect_races=True) if interpret else None,
     )  # fmt: skip
 
 
-def _role(m: Machine, phases: Sequence[Phase], role: Any, run: Callable[..., Any], iteration: Any) -> None:
+def _role(m: Machine, phases: Sequence[Phase], role: int, run: Callable[..., Any], iteration: Any) -> None:
     """Walks the queue: every phase of every iteration, or one phase of one."""
-    m.role, loads = role, isinstance(role, int) and role == LOADER
-    if m.schedule.warpgroups > 1 and not m.interpret:
-        plgpu.set_max_registers(LOADS if loads else COMPUTES, action="decrease" if loads else "increase")
+    m.role = role
     for mate in range(m.schedule.cluster):
         _copy_tasks(m, role, mate)
     i = i32(0)
@@ -168,13 +160,13 @@ def _role(m: Machine, phases: Sequence[Phase], role: Any, run: Callable[..., Any
     else:
         for segment in m.graph.segments:
             i = _segment(m, segment, run, i)
-    if loads and "full" in m.refs:
+    if role == LOADER and "full" in m.refs:
         land_last(m, i)
         if m.interpret:
             drain(m, i)
 
 
-def _copy_tasks(m: Machine, role: Any, mate: int) -> None:
+def _copy_tasks(m: Machine, role: int, mate: int) -> None:
     """The row of the task table of one worker of the cluster, for this role."""
     here, there = (role, mate), lax.axis_index("sm") * m.schedule.cluster + mate
     row, layout = m.refs["table"].at[there], grid(1, m.refs["tasks"].shape[-1]).reduce(0)
@@ -190,25 +182,14 @@ def _segment(m: Machine, segment: Any, run: Callable[..., Any], i: Any) -> Any:
     return once(0, i) if segment.repeats == 1 else lax.fori_loop(0, segment.repeats, once, i)
 
 
-def _skip(m: Machine, phase: Phase, i: Any) -> Any:
-    """A phase in which this warpgroup has nothing to do."""
-    if phase.kind == "map":  # takes no units
-        return i
-    n = units(m, phase)
-    m.skip(i, n)
-    return i + n
-
-
 def _compute(m: Machine, phase: Phase, l: Any, i: Any) -> Any:
     plan, run = m.schedule.plan(phase.name), {"fold": fold_phase, "attention": attention_phase, "map": map_phase}[phase.kind]
 
     def go(i: Any) -> Any:
-        m.first(lambda: m.stamp(phase, l, "arrived"))
-        if plan.warpgroups == m.schedule.warpgroups:
-            i = run(m, phase, l, i)
-        else:
-            i = lax.cond(m.role == COMPUTE, lambda i: run(m, phase, l, i), lambda i: _skip(m, phase, i), i)
-        m.first(lambda: (signal(m, phase), m.stamp(phase, l, "signalled")))
+        m.stamp(phase, l, "arrived")
+        i = run(m, phase, l, i)
+        signal(m, phase)
+        m.stamp(phase, l, "signalled")
         return i
 
     if len(plan.participants) == m.schedule.workers:

@@ -31,16 +31,6 @@ def load_phase(m: Machine, phase: Phase, l: Any, i: Any) -> Any:
     return i
 
 
-def units(m: Machine, phase: Phase) -> Any:
-    """How many units a fold or an attention takes, for a warpgroup that takes none of them."""
-    plan, mates = m.schedule.plan(phase.name), m.mates(phase)
-    if phase.kind == "fold":
-        tile, parts = Tile.of(phase, plan, m.batch), m.graph.code[phase.name].parts
-        tiles = [len(folds) * m.tasks(phase, part, mate)[1] for part, (folds, _) in enumerate(parts) for mate in mates]
-        return functools.reduce(jnp.add, tiles) * (tile.chunks * tile.pieces)
-    return 2 * functools.reduce(jnp.add, [_kv_blocks_of(m, phase, mate) for mate in mates])
-
-
 def _fold(m: Machine, phase: Phase, l: Any, i: Any) -> Any:
     """In the order in which compute folds: pieces of the resident, then the cluster's workers, then parts, their matrices, their tiles."""
     plan = m.schedule.plan(phase.name)
@@ -207,17 +197,6 @@ def kv_blocks(m: Machine, phase: Phase, sequence: Any, at: Any) -> tuple[jax.Arr
     low = 0 if phase.window is None else lax.div(jnp.maximum(pos - (phase.window - 1), 0), plan.chunk)
     first = low + lax.rem(at - low + shares * (phase.k // plan.chunk + 1), shares)
     return first, lax.div(jnp.maximum(end - first, 0) + (shares - 1), shares)
-
-
-def _kv_blocks_of(m: Machine, phase: Phase, mate: Any) -> Any:
-    """Blocks of the cache that a worker folds of a mate's items, or of its own."""
-    first, n = m.tasks(phase, 0, mate)
-
-    def one(t: Any, total: Any) -> Any:
-        sequence, _, split = kv_item(m, phase, first + t)
-        return total + kv_blocks(m, phase, sequence, kv_share(m, phase, split, mate))[1]
-
-    return lax.fori_loop(0, n, one, i32(0))
 
 
 def _kv_item(m: Machine, phase: Phase, item: Any, mate: Any, l: Any, i: Any) -> Any:

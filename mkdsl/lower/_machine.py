@@ -15,7 +15,7 @@ from mkdsl.lower import _ptx
 from mkdsl.search import Schedule
 
 f32, bf16, i32 = jnp.float32, jnp.bfloat16, jnp.int32
-COMPUTE, LOADER, SECOND = 0, 1, 2  # warpgroups; the last only where a schedule has two that compute
+COMPUTE, LOADER = 0, 1  # roles, by their warpgroup
 
 
 class Request(NamedTuple):
@@ -57,8 +57,7 @@ def _take(whole: jax.Array, index: Sequence[Any]) -> jax.Array:
 @dataclasses.dataclass
 class Machine:
     """One kernel being emitted. `concurrent`: phases run in one launch and hand over through counters; else each launch is one phase.
-    `tma`: TMA fills the ring, else the loader's threads do. `role`: the warpgroup whose code this is; a number in the kernel where two share
-    theirs, those that compute."""
+    `tma`: TMA fills the ring, else the loader's threads do. `role`: the warpgroup whose code this is."""
 
     graph: OpGraph
     schedule: Schedule
@@ -66,7 +65,7 @@ class Machine:
     concurrent: bool
     tma: bool
     refs: dict[str, Any] = dataclasses.field(default_factory=dict)
-    role: Any = COMPUTE
+    role: int = COMPUTE
     settled: set[tuple[str, int]] = dataclasses.field(default_factory=set)  # (phase, reduction): summed over parts already
 
     # Static facts.
@@ -124,51 +123,6 @@ class Machine:
     def home(self, tensor: str) -> int:
         """The segment whose iterations number a tensor's instances: the last that writes it."""
         return max(p.segment for p in self.graph.phases if tensor in p.writes)
-
-    # Two warpgroups that compute.
-
-    def first(self, body: Callable[[], object]) -> None:
-        """What one warpgroup does of the code of two: all but folding."""
-        if isinstance(self.role, int):
-            body()
-        else:
-            pl.when(self.role == COMPUTE)(lambda: (body(), None)[1])
-
-    def both(self, phase: Phase, fold: Callable[[], None]) -> None:
-        """What the second one helps with, after all that the first has done, and before anything it does next."""
-        if self.schedule.plan(phase.name).warpgroups == 1:
-            fold()
-            return
-        self.first(lambda: plgpu.barrier_arrive(self.refs["go"]))
-        pl.when(self.role == SECOND)(lambda: plgpu.barrier_wait(self.refs["go"]))
-        fold()
-        pl.when(self.role == SECOND)(lambda: plgpu.barrier_arrive(self.refs["done"]))
-        self.first(lambda: plgpu.barrier_wait(self.refs["done"]))
-
-    def turns(self, phase: Phase, count: Any, units: int, i: Any, body: Callable[[Any], None]) -> None:
-        """body(s) for all s below `count`, each of which takes so many units, from the i-th on; of two warpgroups each takes every other."""
-
-        def turn(s: Any, carry: Any) -> Any:
-            if self.schedule.plan(phase.name).warpgroups == 1:
-                body(s)
-            else:
-                mine = lax.rem(s, 2) == lax.div(self.role, SECOND)
-                pl.when(mine)(lambda: body(s))
-                pl.when(~mine)(lambda: self.skip(i + s * units, units))
-            return carry
-
-        lax.fori_loop(0, count, turn, i32(0))
-
-    def skip(self, first: Any, count: Any) -> None:
-        """Lets units go by: a stage is free when both warpgroups say so, since neither may miss what a barrier tells."""
-
-        def unit(c: Any, carry: Any) -> Any:
-            slot = lax.rem(first + c, self.schedule.stages)
-            plgpu.barrier_wait(self.refs["full"].at[slot])
-            self.free_stage(slot)
-            return carry
-
-        lax.fori_loop(0, count, unit, i32(0))
 
     # Loads and stores.
 

@@ -1,7 +1,6 @@
 """From the cost model's choices to schedules that the simulator can judge."""
 
 import dataclasses
-from collections.abc import Collection
 
 from mkdsl.graph import OpGraph
 from mkdsl.search._assign import assign_all
@@ -34,12 +33,6 @@ def draft(graph: OpGraph, batch: int, handoff: str, choice: Choice) -> Schedule:
         us=(),
     )
     return with_producers(graph, with_memory(graph, schedule))
-
-
-def in_turns(graph: OpGraph, schedule: Schedule, folds: Collection[str]) -> Schedule:
-    """The schedule in which two warpgroups take turns at the tiles of these folds."""
-    phases = tuple(dataclasses.replace(p, warpgroups=2 if p.name in folds else 1) for p in schedule.phases)
-    return with_memory(graph, dataclasses.replace(schedule, phases=phases))
 
 
 def with_memory(graph: OpGraph, schedule: Schedule) -> Schedule:

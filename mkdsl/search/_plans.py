@@ -23,7 +23,6 @@ def check_plan(graph: OpGraph, schedule: Schedule, phase: Phase, profile: Profil
     plan = schedule.plan(phase.name)
     {"fold": _check_fold, "attention": _check_attention, "map": _check_map}[phase.kind](graph, schedule, phase, plan)
     _check_instruction(phase, plan, profile)
-    _check_warpgroups(phase, plan, profile)
 
 
 def _check_fold(graph: OpGraph, schedule: Schedule, phase: Phase, plan: PhasePlan) -> None:
@@ -65,11 +64,6 @@ def _check_map(graph: OpGraph, schedule: Schedule, phase: Phase, plan: PhasePlan
     p, streams = plan, not plan.pieces == plan.cluster == plan.group == 1 or plan.chunk
     require(not streams, f"{p.name}: {p.pieces} pieces, cluster {p.cluster}, group {p.group}, chunk {p.chunk}: a map streams nothing")
     check_unsplit(schedule, phase, phase.reads)
-
-
-def _check_warpgroups(phase: Phase, plan: PhasePlan, profile: Profile) -> None:
-    most = profile.warpgroups if phase.kind == "fold" else 1
-    require(1 <= plan.warpgroups <= most, f"{phase.name}: {plan.warpgroups} warpgroups: of {profile.name}, 1 to {most} compute it")
 
 
 def _check_instruction(phase: Phase, plan: PhasePlan, profile: Profile) -> None:

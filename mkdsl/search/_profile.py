@@ -41,8 +41,7 @@ class Profile:
       unit_us: a unit's barriers and loop; mma_us: 32 KiB past 8 columns, shared memory to accumulators; column_us: for every further
         column; wgmma_us, wgmma_column_us: the same by `wgmma`, which a unit waits for, wgmma_wait_us; store_us: a tile's sums of a column
         to shared memory, twice that where they are added to what is there (fitted: H200, to 24 kernels' times, docs/measurements.md, where
-        benchmarks/units.py has them by themselves); turn_us: a second warpgroup's being told to fold, and telling that it has (H200: kernels
-        with and without).
+        benchmarks/units.py has them by themselves).
       row_bytes: a box row shorter than this is bound by TMA's issue rate: 128-byte rows run 40 % slower (H200: measured).
       stage_us: from a fold's data to its first mma; finish_us: from its last unit to the signal, the last mma's latency included; group_us:
         one more group's finish; value_us: of a finish, one value of a thread from one part, matrix and worker of a cluster (fitted).
@@ -76,7 +75,6 @@ class Profile:
     wgmma_column_us: float
     wgmma_wait_us: float
     store_us: float
-    turn_us: float
     row_bytes: int
     stage_us: float
     finish_us: float
@@ -130,11 +128,6 @@ class Profile:
     def instructions(self) -> tuple[str, ...]:
         """What a warpgroup's tensor cores can be told: `wgmma`, which reads both operands from shared memory, by Hopper's only."""
         return ("mma", "wgmma") if self.capability[0] == 9 else ("mma",)
-
-    @property
-    def warpgroups(self) -> int:
-        """That may compute in one kernel: two where warpgroups can share their registers unevenly, or neither had enough."""
-        return 2 if self.capability >= (9, 0) else 1
 
     def to_json(self) -> dict[str, Any]:
         return dataclasses.asdict(self)
@@ -196,7 +189,6 @@ _H200 = Profile(
     wgmma_column_us=0.011,
     wgmma_wait_us=0.1,
     store_us=0.002,
-    turn_us=0.5,
     row_bytes=180,
     stage_us=0.2,
     finish_us=0.3,
@@ -246,7 +238,6 @@ _BY_CLOCK = (
     "wgmma_column_us",
     "wgmma_wait_us",
     "store_us",
-    "turn_us",
     "stage_us",
     "finish_us",
     "group_us",

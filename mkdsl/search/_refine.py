@@ -1,18 +1,14 @@
-"""What is decided last, of one schedule: hand-offs, numbers of events, own rows, and where two warpgroups fold. One thing is changed after the
-other, while the simulator says that the step gets faster; tiles and ring stay."""
-
-from collections.abc import Iterator
+"""What is decided last, of one schedule: hand-offs, numbers of events and own rows. One thing is changed after the other, while the simulator
+says that the step gets faster; tiles and ring stay."""
 
 from mkdsl.graph import OpGraph
-from mkdsl.search._cost import Ring
-from mkdsl.search._draft import in_turns, timed, with_memory
+from mkdsl.search._draft import timed, with_memory
 from mkdsl.search._own import edges, with_own
 from mkdsl.search._profile import Profile
 from mkdsl.search._protocol import made_safe, other_events, other_handoffs
 from mkdsl.search._schedule import Schedule
 from mkdsl.search._simulate import simulate
 from mkdsl.search._sooner import sooner
-from mkdsl.search._work import Workload
 
 WORTH = 0.005  # of a step: by how much workers must know sooner, on average, for other events to be simulated
 
@@ -24,7 +20,7 @@ def refined(graph: OpGraph, schedule: Schedule, gpu: Profile, *, handoffs: bool)
     schedule = _with_own_rows(graph, schedule, gpu)
     if handoffs and any(t.handoff == "counter" for t in schedule.tensors):  # own rows may have made it needless
         schedule = _with_best_handoffs(graph, schedule, gpu)
-    return _with_turns(graph, schedule, gpu)
+    return schedule
 
 
 def _with_best_handoffs(graph: OpGraph, schedule: Schedule, gpu: Profile) -> Schedule:
@@ -65,24 +61,3 @@ def _with_own_rows(graph: OpGraph, schedule: Schedule, gpu: Profile) -> Schedule
 def _plays_alike(a: Schedule, b: Schedule) -> bool:
     """Whether two schedules of the same tiles are the same to the simulator."""
     return a.tensors == b.tensors and all((p.tasks, p.waits) == (q.tasks, q.waits) for p, q in zip(a.phases, b.phases, strict=True))
-
-
-def _with_turns(graph: OpGraph, schedule: Schedule, gpu: Profile) -> Schedule:
-    """Has a second warpgroup fold, in fold after fold that is bound by compute, where there is room for it."""
-    for name in _bound_by_compute(graph, schedule, gpu) if gpu.warpgroups > 1 else ():
-        changed = in_turns(graph, schedule, {name, *(p.name for p in schedule.phases if p.warpgroups > 1)})
-        if changed.smem_bytes <= gpu.smem_bytes:
-            changed = timed(graph, changed, gpu)
-            schedule = changed if changed.predicted_us < schedule.predicted_us else schedule
-    return schedule
-
-
-def _bound_by_compute(graph: OpGraph, schedule: Schedule, gpu: Profile) -> Iterator[str]:
-    """Folds whose units take longer than they take to come."""
-    s, gpu = schedule, gpu.launched(schedule.cluster)
-    rate, workload = Ring(s.stage_bytes, s.window).bandwidth(gpu), Workload(graph, s.batch, s.padded_batch, gpu)
-    for phase in (p for p in graph.phases if p.kind == "fold"):
-        plan = s.plan(phase.name)
-        work = workload.of(phase, plan, max(map(plan.folded, range(s.workers)), key=sum), {t.name: t.splits for t in s.tensors})
-        if work.unit_us > work.streamed_bytes / rate:
-            yield phase.name

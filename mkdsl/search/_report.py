@@ -66,7 +66,7 @@ def explain(graph: OpGraph, schedule: Schedule, profile: Profile, *, alternative
 def _chosen(phase: Phase, schedule: Schedule) -> tuple[str, ...]:
     plan = schedule.plan(phase.name)
     items = "+".join(str(sum(n for _, n in part)) for part in plan.tasks)
-    by = (f"{plan.warpgroups} x " if plan.warpgroups > 1 else "") + (plan.instruction if phase.kind == "fold" and phase.parallel else "")
+    by = plan.instruction if phase.kind == "fold" and phase.parallel else ""
     numbers = plan.chunk or "", plan.pieces, plan.cluster, plan.group, plan.splits, by, len(plan.participants), plan.events
     waits = ", ".join(plan.waits) or "-"
     return (phase.name, phase.kind, items, _tile(phase, plan), *map(str, numbers), waits, "yes" if plan.fence else "-")

@@ -25,7 +25,6 @@ class PhasePlan:
     tasks: per part of the phase, per worker, its contiguous items. An item of a fold is a tile; items of a part number rows / plan.rows
       (attention: batch * kv_heads * splits; map: batch * rows / plan.rows).
     instruction: of a linear fold's tensor cores: "mma", which has both operands in registers, or "wgmma", which reads them where they lie.
-    warpgroups: that fold a fold's tiles in turns, 1 or 2; the first does all the rest.
     group: at most this many items of a fold part are finished together.
     waits: names of phases whose event must have come before this phase's prologue reads (same iteration; the previous one for phases
       that come later in the loop; all iterations for phases of earlier segments).
@@ -44,7 +43,6 @@ class PhasePlan:
     splits: int = 1
     group: int = 1
     instruction: str = "mma"
-    warpgroups: int = 1
     tasks: tuple[tuple[Range, ...], ...]
     waits: tuple[str, ...]
     fence: bool = False
@@ -159,11 +157,6 @@ class Schedule:
     def cluster(self) -> int:
         """Workers of a thread-block cluster."""
         return max(p.cluster for p in self.phases)
-
-    @property
-    def warpgroups(self) -> int:
-        """Of a worker that compute."""
-        return max(p.warpgroups for p in self.phases)
 
     def phased(self) -> "Schedule":
         """The same tiles for launches of one phase each: every tile is folded by its owner, what clusters split in space is split in time,

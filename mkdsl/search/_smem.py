@@ -1,8 +1,8 @@
 """The shared-memory model, in three dimensions: how large a buffer is, how many of it there are, and when it lives.
 
 extent: the bytes of one copy. depth: copies in flight (the ring's stages). lifetime: the whole kernel, or one phase. What lives in one
-phase lies where the next phase's buffers will: one warpgroup stages, folds and finishes, phase after phase, and waits for another that
-folds. So the peak is what lives for the whole kernel plus the most that any phase has of its own, and it is reached in that phase. Rows
+phase lies where the next phase's buffers will: one warpgroup stages, folds and finishes, phase after phase.
+So the peak is what lives for the whole kernel plus the most that any phase has of its own, and it is reached in that phase. Rows
 that a worker keeps for a later finish of its own must outlive the phases between: they are counted as living for the whole kernel.
 """
 
@@ -126,12 +126,12 @@ def attention_bytes(phase: Phase, plan: PhasePlan, sets: int) -> dict[str, int]:
     return own | {"received": sets * (d + 1) * c * 4 if plan.cluster > 1 else 0}
 
 
-def fixed_extents(graph: OpGraph, padded_batch: int, cluster: int, warpgroups: int = 2) -> tuple[Extent, ...]:
-    """What lives for the whole kernel and does not depend on how phases are tiled: partial reductions, a cluster's besides, for each of
-    `warpgroups` the task table's rows of the cluster's workers, barriers."""
+def fixed_extents(graph: OpGraph, padded_batch: int, cluster: int) -> tuple[Extent, ...]:
+    """What lives for the whole kernel and does not depend on how phases are tiled: partial reductions, a cluster's besides, for both roles the
+    task table's rows of the cluster's workers, barriers."""
     sources = 1 if cluster == 1 else 1 + cluster
     reductions = sources * max((p.reductions for p in graph.phases), default=0) * 8 * padded_batch * 4
-    table = 4 * round_up(2 * sum(len(p.parts) for p in graph.phases), 128) * warpgroups * cluster
+    table = 4 * round_up(2 * sum(len(p.parts) for p in graph.phases), 128) * 2 * cluster
     return (
         Extent("statistics", round_up(max(reductions, ROWS * 4 * max(8, padded_batch) + 2048), ALIGNMENT)),
         Extent("tasks", round_up(table, ALIGNMENT)),
@@ -159,5 +159,5 @@ def shared_memory(graph: OpGraph, plans: Iterable[PhasePlan], *, padded_batch: i
     slots = [plan.slots(phase) if phase.kind == "fold" else 0 for phase, plan in chosen]
     own = [e for (phase, plan), n in zip(chosen, slots, strict=True) for e in phase_extents(phase, plan, n, plan.sets, padded_batch)]
     ring = (Extent("ring", stage_bytes, stages),) if stages else ()
-    fixed = fixed_extents(graph, padded_batch, max(plan.cluster for plan in plans), 1 + max(plan.warpgroups for plan in plans))
+    fixed = fixed_extents(graph, padded_batch, max(plan.cluster for plan in plans))
     return SharedMemory((*ring, *fixed, *kept_extents(graph, plans, padded_batch), *own), tuple(plan.name for _, plan in chosen))

@@ -86,17 +86,13 @@ class Workload:
         units = phase.k // plan.parts // plan.chunk // plan.cluster
         tiles = [n * len(part.weights) for n, part in zip(counts, phase.parts, strict=True)]
         groups = -(-max(counts) // (plan.group * plan.cluster))
-        unit_us = self._unit_us(plan, unit_bytes) + self._store_us(plan) * plan.pieces / units
-        turns = self._turns(plan, sum(tiles) // groups)
         narrow = max(1.0, p.row_bytes / (plan.chunk * phase.itemsize))
         return Work(
             read=read,
             before=p.stage_us,
             runs=self._runs(phase, plan, groups, sum(tiles) * units, read),
-            unit_us=unit_us * turns,
+            unit_us=self._unit_us(plan, unit_bytes) + self._store_us(plan) * plan.pieces / units,
             after=p.finish_us
-            + unit_us * (1 - turns)
-            + self._turn_us(plan)
             + self._finish(phase, plan, min(plan.group, -(-max(counts) // plan.cluster)))
             + self._exchange(plan, min(self._group(phase, plan), -(-sum(tiles) // plan.cluster)) * ROWS),
             unit_bytes=unit_bytes,
@@ -109,15 +105,6 @@ class Workload:
         if plan.instruction == "wgmma":
             return p.unit_us + p.wgmma_wait_us + (p.wgmma_us + p.wgmma_column_us * further) * unit_bytes / UNIT
         return p.unit_us + (p.mma_us + p.column_us * further) * unit_bytes / UNIT
-
-    @staticmethod
-    def _turns(plan: PhasePlan, tiles: int) -> float:
-        """Of so many tiles, what one of the warpgroups that take turns folds."""
-        return -(-max(1, tiles) // plan.warpgroups) / max(1, tiles)
-
-    def _turn_us(self, plan: PhasePlan) -> float:
-        """Until the other warpgroup knows that it is its turn, and the first that it was."""
-        return self.profile.turn_us if plan.warpgroups > 1 else 0.0
 
     def _store_us(self, plan: PhasePlan) -> float:
         """What follows a tile's units of one piece: its sums to shared memory, past other pieces' where there are several."""
@@ -145,7 +132,7 @@ class Workload:
         p, out = self.profile, []
         finish = p.group_us + self._finish(phase, plan, plan.group) + self._exchange(plan, self._group(phase, plan) * ROWS)
         for run in range(groups * plan.pieces):
-            pause = p.piece_us + self._turn_us(plan) if run and plan.pieces > 1 else 0.0
+            pause = p.piece_us if run and plan.pieces > 1 else 0.0
             if run and run % plan.pieces == 0:
                 pause += finish + (read if plan.pieces > 1 else 0.0)
             out.append((pause, (run + 1) * units // (groups * plan.pieces) - run * units // (groups * plan.pieces)))

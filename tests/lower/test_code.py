@@ -20,7 +20,6 @@ from random_decoders import everything_crosses
 from mkdsl.gpu import jit
 from mkdsl.models import SHAPES, abstract_params, decode_step, init_cache
 from mkdsl.search import PROFILES, search
-from mkdsl.search._draft import in_turns
 from mkdsl.search._protocol import made_safe, other_events
 
 TOOL = pathlib.Path(__file__).parents[3] / "shared" / "tools" / "aot_check.py"
@@ -118,26 +117,6 @@ def test_a_kernel_of_another_form_assembles(assembler, tmp_path):
     spills, size = assembler((9, 0)).submit(code_of_another_form, str(tmp_path)).result()
     assert spills == 0
     assert size <= LIMIT
-
-
-def code_in_turns(cache):
-    """What aot_check reports of a kernel in which two warpgroups fold, by both instructions, alone and in pairs."""
-    os.environ |= {"XDG_CACHE_HOME": cache}
-    sys.path.insert(0, str(TOOL.parent))
-    import aot_check
-
-    traced = trace("h200", "qwen3-0.6b", 8)
-    schedule = in_turns(traced.graph, traced.schedule(), {p.name for p in traced.graph.phases if p.kind == "fold"})
-    lowered = traced.lower(schedule=schedule)
-    (report,) = aot_check.compile_report(lambda *a: lowered.program(*a), *lowered.signature, arch=(9, 0))
-    return report.spill_bytes, report.registers
-
-
-@pytest.mark.skipif(not TOOL.exists() or not shutil.which("ptxas"), reason="aot_check.py or ptxas is absent")
-def test_a_kernel_with_two_warpgroups_that_compute_assembles(assembler, tmp_path):
-    spills, registers = assembler((9, 0)).submit(code_in_turns, str(tmp_path)).result()
-    assert spills == 0
-    assert registers == 168  # a third of the register file: loading gives some of it to computing
 
 
 def code_with_stamps(cache):

@@ -18,7 +18,7 @@ from mkdsl.search import _search as search_module
 from mkdsl.search._assign import assign_all
 from mkdsl.search._candidates import Candidate, candidates, padded
 from mkdsl.search._cost import Cost, Model, Ring, advance
-from mkdsl.search._draft import draft, in_turns, timed
+from mkdsl.search._draft import draft, timed
 from mkdsl.search._path import STARTS, shortest_path
 from mkdsl.search._protocol import made_safe, other_handoffs, with_handoffs
 from mkdsl.search._rings import RINGS, Prices, best_instruction, numbered
@@ -127,17 +127,6 @@ def test_folds_multiply_by_wgmma_where_columns_are_many_and_the_gpu_has_it():
 
 
 WGMMA = {("h200", 1): False, ("h200", 16): True, ("l20", 16): False, ("b200", 16): False}
-
-
-def test_two_warpgroups_fold_where_one_is_slower_than_memory():
-    slow = dataclasses.replace(H200, mma_us=2.0, wgmma_us=2.0, turn_us=0.01)
-    schedule = find(tiny(), 8, dataclasses.replace(slow, workers=4), "data")
-    folds = {p.name for p in schedule.phases if p.warpgroups > 1}
-    assert folds
-    alone = timed(tiny(), in_turns(tiny(), schedule, ()), dataclasses.replace(slow, workers=4))
-    assert schedule.predicted_us < alone.predicted_us
-    assert re.search(r"2 x (wg)?mma", explain(tiny(), schedule, dataclasses.replace(slow, workers=4), alternatives=False))
-    assert find(llama_1b(), 8, H200, "data").warpgroups == 1
 
 
 @pytest.mark.parametrize("batch", [1, 8])

@@ -14,7 +14,6 @@ from search_sources import Source, each_order, fetching
 
 from mkdsl.graph import OpGraph, Part, Phase, Tensor
 from mkdsl.search import Schedule, ScheduleError, profile, verify_schedule
-from mkdsl.search._draft import in_turns
 from mkdsl.search._search import find
 
 H200 = profile("h200")
@@ -181,22 +180,6 @@ def test_wgmma_on_a_gpu_without_it(good):
     verify_schedule(tiny(), by_wgmma, FEW)
     with pytest.raises(ScheduleError, match="wo: instruction 'wgmma': h200 has mma for it"):
         verify_schedule(tiny(), by_wgmma, dataclasses.replace(FEW, capability=(8, 9)))
-
-
-@pytest.mark.parametrize(("phase", "warpgroups", "most"), [("wo", 3, 2), ("wo", 0, 2), ("attention", 2, 1), ("map", 2, 1)])
-def test_warpgroups_that_do_not_compute_a_phase(good, phase, warpgroups, most):
-    refused(with_plan(good, phase, warpgroups=warpgroups), f"{phase}: {warpgroups} warpgroups: of h200, 1 to {most} compute it")
-
-
-def test_two_warpgroups_need_registers_to_share(good):
-    two = in_turns(tiny(), good, {"wo"})
-    verify_schedule(tiny(), two, FEW)
-    with pytest.raises(ScheduleError, match="wo: 2 warpgroups: of h200, 1 to 1 compute it"):
-        verify_schedule(tiny(), two, dataclasses.replace(FEW, capability=(8, 9)))
-
-
-def test_a_second_warpgroup_has_its_own_row_of_tasks(good):
-    refused(with_plan(good, "wo", warpgroups=2), "shared memory: the schedule says")
 
 
 def test_more_sequences_than_a_kernel_decodes(good):
