@@ -1,11 +1,11 @@
-"""Random decode steps, and their forms: attention and MLP after each other or side by side, with the norms, gates and biases that people use."""
+"""Random decode steps: attention and MLP after each other or side by side, with the norms, gates and biases that people use."""
 
 import jax
 import jax.numpy as jnp
 from hypothesis import strategies as st
 
 import mkdsl as mk
-from mkdsl.graph import OpGraph, build_graph, neighbours, orders
+from mkdsl.graph import OpGraph, build_graph
 
 NORMS = {
     "rms": lambda x, p: mk.rms_norm(x, p["norm"]),
@@ -59,18 +59,3 @@ def traced(step, layers: int = 3) -> OpGraph:
     params = {"embed": leaf(64, 128), "layers": {n: leaf(layers, *s) for n, s in LAYER.items()}} | {n: leaf(*s) for n, s in VECTORS.items()}
     scalar = jax.ShapeDtypeStruct((), jnp.int32)
     return build_graph(step, params, (leaf(layers, 1, 64, 64),) * 2, scalar, scalar)[0]
-
-
-def everything_crosses(graph: OpGraph) -> OpGraph:
-    """The form in which all finish at their readers, and all residents are written once."""
-    more = [g for g in neighbours(graph) if g.form.crossing > graph.form.crossing]
-    return everything_crosses(more[0]) if more else graph
-
-
-@st.composite
-def forms(draw) -> list[OpGraph]:
-    """A walk from a decode step as it comes through other forms of it."""
-    walk = [traced(draw(steps()), draw(st.integers(1, 3)))]
-    for _ in range(draw(st.integers(1, 4))):
-        walk.append(draw(st.sampled_from([*neighbours(walk[-1]), *orders(walk[-1])])))
-    return walk

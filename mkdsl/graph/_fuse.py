@@ -1,11 +1,11 @@
 """Values -> fused phases: which folds run together, what their prologues and finishes absorb, which values cross phases.
 
-A value crosses phases (becomes a `Tensor`) where it must, at the edge of what a fold's finish can compute from its own rows, and where a form
-has it so. Everything else is recomputed by whoever needs it, in a prologue or a finish. Where phases do not depend on each other they may come
-in any order, and the one that comes last absorbs what joins them. `_forms` has the choices.
+A value crosses phases (becomes a `Tensor`) only where it must: at the edge of what a fold's finish can compute from its own rows.
+Everything else is recomputed by whoever needs it, in a prologue or a finish. Where phases do not depend on each other they may come in any
+order, and the one that comes last absorbs what joins them. `_forms` has the choices.
 """
 
-from collections.abc import Iterable, Mapping, Sequence
+from collections.abc import Iterable, Sequence
 
 import networkx as nx
 
@@ -19,10 +19,8 @@ GIVEN = frozenset(("param", "cache", "literal", "token", "pos"))
 class Fuser:
     """Walks the DAG once, adding phases in program order."""
 
-    def __init__(self, step: Step, crossing: Mapping[int, str]) -> None:
-        """`crossing`: values that cross by choice, and the names of their tensors."""
+    def __init__(self, step: Step) -> None:
         self.dag, self.repeats, self.outputs, self.node = step.dag, step.repeats, step.outputs, step.node
-        self.crossing = crossing
         self.order: list[int] = list(nx.topological_sort(self.dag))
         self.tensors: dict[str, Tensor] = {}
         self.tensor_of: dict[int, str] = {}
@@ -104,20 +102,19 @@ class Fuser:
         return tuple(i for i in self.order if i in under and i not in self.tensor_of and self.node(i).kind == "reduce")
 
     def _cone(self, folds: Iterable[int], segment: int) -> set[int]:
-        """Nodes that a finish over these folds' rows can compute, up to those that cross by choice."""
+        """Nodes that a finish over these folds' rows can compute."""
         cone = set(folds)
         for id in self.order:
             node = self.node(id)
-            inside = {i for i in node.inputs if i in cone and i not in self.crossing}
+            inside = [i for i in node.inputs if i in cone]
             rowwise = node.segment == segment and node.kind in ROWWISE and len(node.shape) == 1 and node.width > 1
-            if inside and rowwise and all(i in inside or self._available(i) for i in node.inputs):
+            if inside and rowwise and all(i in cone or self._available(i) for i in node.inputs):
                 cone.add(id)
         return cone
 
     # Phases.
 
     def _folds(self, segment: int, group: list[int]) -> None:
-        self._resident(segment, self.node(group[0]).inputs[1])
         cone = self._cone(group, segment)
         written = {i: t for i in self.order if i in cone and (t := self._written(i, cone, segment, group))}
         parts = self._zip(group, written, cone)
@@ -136,13 +133,6 @@ class Fuser:
         )  # fmt: skip
         self._add(phase, Code(resident, stats, tuple((folds, tuple(id for id in ids for _ in written[id])) for folds, ids in parts)))
 
-    def _resident(self, segment: int, id: int) -> None:
-        """A map phase for a resident that is to cross, if no finish could write it."""
-        if id in self.crossing and id not in self.tensor_of:
-            name = self._declare_crossing(self.crossing[id], id, set())
-            self._map(self._unique(name), segment, [(id, name)])
-            self.tensor_of[id] = name
-
     def _separable(self, resident: int, stats: tuple[int, ...]) -> bool:
         wide = all(self.node(self.node(r).inputs[0]).width == self.node(resident).width for r in stats)
         return wide and all(depth(self.node, self.tensor_of, i) == 0 for i in (resident, *stats))
@@ -154,14 +144,10 @@ class Fuser:
         label = "·".join(map(self._weight, (f for f in group if f == id or f in nx.ancestors(self.dag, id))))
         if id in self.outputs or any(u.kind == "argmax" for u in outside):
             names.append(self._declare_output(label, id))
-        needed = any(u.kind != "argmax" for u in outside)
-        if needed and (id in self.crossing or not self._available(id)):  # else its users compute it from what is there
-            self.tensor_of[id] = self._declare_crossing(self.crossing.get(id, label), id, cone)
+        if any(u.kind != "argmax" for u in outside) and not self._available(id):  # else its users compute it from what is there
+            self.tensor_of[id] = self._declare(Tensor(name=label, width=self.node(id).width, rounds=self._rounded(id, cone)))
             names.append(self.tensor_of[id])
         return names
-
-    def _declare_crossing(self, name: str, id: int, cone: set[int]) -> str:
-        return self._declare(Tensor(name=name, width=self.node(id).width, rounds=self._rounded(id, cone)))
 
     def _rounded(self, id: int, cone: set[int]) -> bool:
         """Whether all who use a value outside its cone do so as the resident of a linear fold, which is bfloat16."""
@@ -229,14 +215,14 @@ class Fuser:
             if self.node(id).dtype == "float32" and len(self.node(id).shape) == 1:
                 todo.append((id, self._declare_output("out", id)))
         if todo:
-            self._map(self._unique("map"), segment, todo)
+            self._map(segment, todo)
 
-    def _map(self, name: str, segment: int, written: list[tuple[int, str]]) -> None:
+    def _map(self, segment: int, written: list[tuple[int, str]]) -> None:
         """A phase that computes values, row block by row block, and writes them to tensors."""
         ids = [id for id, _ in written]
         stats = self._reductions(ids)
         phase = Phase(
-            name=name, kind="map", segment=segment, where=self.node(ids[0]).where, reads=self._tensors(stats),
+            name=self._unique("map"), kind="map", segment=segment, where=self.node(ids[0]).where, reads=self._tensors(stats),
             row_reads=self._tensors(ids, stats), reductions=len(stats),
             parts=tuple(Part(weights=(), rows=self.node(i).width, writes=(t,)) for i, t in written),
         )  # fmt: skip
@@ -249,18 +235,18 @@ class Fuser:
         return self.output_of[id]
 
     def _declare(self, tensor: Tensor) -> str:
-        name = free_name(tensor.name, self.tensors)
+        name = _free(tensor.name, self.tensors)
         self.tensors[name] = Tensor(**{**tensor.__dict__, "name": name})
         return name
 
     def _unique(self, name: str) -> str:
-        return free_name(name, self.code)
+        return _free(name, self.code)
 
     def _add(self, phase: Phase, code: Code) -> None:
         self.phases.append(phase)
         self.code[phase.name] = code
 
 
-def free_name(name: str, taken: Iterable[str]) -> str:
+def _free(name: str, taken: Iterable[str]) -> str:
     taken = set(taken)
     return name if name not in taken else next(f"{name}.{i}" for i in range(2, len(taken) + 3) if f"{name}.{i}" not in taken)

@@ -2,8 +2,8 @@
 
 import dataclasses
 import functools
-from collections.abc import Callable, Container
-from typing import Any, NamedTuple
+from collections.abc import Callable, Container, Sequence
+from typing import Any
 
 import networkx as nx
 
@@ -154,39 +154,17 @@ class Step:
     """A decode step as values, before it is fused.
 
     `dag` holds every value (node attribute "node"), `repeats` how often each segment runs, `carries` (loop state, its first value, its value
-    after an iteration), `outputs` what the caller gets. `results` maps a fold to what stands for its result since it was rewritten.
+    after an iteration), `outputs` what the caller gets.
     """
 
     dag: nx.DiGraph
     repeats: tuple[int, ...]
     carries: tuple[tuple[int, int, int], ...]
     outputs: tuple[int, ...]
-    results: dict[int, int]
     context: int
 
     def node(self, id: int) -> Node:
         return self.dag.nodes[id]["node"]
-
-    def to_json(self) -> dict[str, Any]:
-        """All that its forms depend on beside what the phases of one of them say, as plain data."""
-        nodes = map(self.node, self.dag)
-        return {
-            "nodes": [(n.id, n.kind, n.shape, n.dtype, n.inputs, n.segment, n.op.path if n.kind == "param" else "") for n in nodes],
-            "carries": self.carries,
-            "outputs": self.outputs,
-            "results": sorted(self.results.items()),
-        }
-
-
-class Form(NamedTuple):
-    """What fusing leaves open. order: where several phases could come next, which of them does, the first after its end. crossing: values
-    that cross phases although those who need them could compute them."""
-
-    order: tuple[int, ...] = ()
-    crossing: frozenset[int] = frozenset()
-
-
-AS_IT_COMES = Form()
 
 
 def depth(node: Callable[[int], Node], held: Container[int], id: int) -> int:
@@ -201,8 +179,8 @@ class OpGraph:
     """A decode step as fused phases.
 
     `dag` holds every value (node attribute "node"); `phases` are in program order; `code` says by node id what each computes;
-    `tensor_of` maps a node to the tensor that holds it for later phases, `output_of` to the one handed to the caller. `form` says which of the
-    step's forms this is; without its `step` a graph has no other.
+    `tensor_of` maps a node to the tensor that holds it for later phases, `output_of` to the one handed to the caller. `others`: the same step
+    with its phases in other orders.
     """
 
     dag: nx.DiGraph
@@ -214,8 +192,11 @@ class OpGraph:
     output_of: dict[int, str]
     outputs: tuple[int, ...]
     context: int
-    form: Form = AS_IT_COMES
-    step: Step | None = None
+    others: tuple["OpGraph", ...] = ()
+
+    def in_order(self, phases: Sequence[str]) -> "OpGraph":
+        """The graph whose phases come in this order; itself if there is none such."""
+        return next((g for g in (self, *self.others) if tuple(g.order) == tuple(phases)), self)
 
     def node(self, id: int) -> Node:
         return self.dag.nodes[id]["node"]
@@ -265,7 +246,7 @@ class OpGraph:
             "segments": [dataclasses.asdict(s) for s in self.segments],
             "tensors": [dataclasses.asdict(t) for t in self.tensors.values()],
             "context": self.context,
-            "step": self.step and self.step.to_json(),
+            "others": [g.to_json() for g in self.others],
         }
 
     def __str__(self) -> str:

@@ -112,4 +112,4 @@ def lower(graph: OpGraph, schedule: Schedule, profile: Profile, tree: Any, *, in
     """
     verify_schedule(graph, schedule, profile)
     tma = profile.tma or interpret  # interpret mode knows no other copy
-    return Program(schedule.form_of(graph), schedule, form or ("phased" if interpret else "mega"), interpret, tma, tree)
+    return Program(graph.in_order(schedule.order), schedule, form or ("phased" if interpret else "mega"), interpret, tma, tree)

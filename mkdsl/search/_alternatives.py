@@ -1,13 +1,13 @@
 """What else could have been chosen, and what it would cost: for each phase the next best candidate and numbers of events, for each tensor the
-other hand-off, for values that may cross phases or not the other form."""
+other hand-off."""
 
 from collections.abc import Iterator
 from typing import NamedTuple
 
-from mkdsl.graph import OpGraph, neighbours
+from mkdsl.graph import OpGraph
 from mkdsl.search._cost import Model, Ring
 from mkdsl.search._draft import timed
-from mkdsl.search._path import Found, Price, shortest_path
+from mkdsl.search._path import Price, shortest_path
 from mkdsl.search._profile import Profile
 from mkdsl.search._protocol import made_safe, other_events, other_handoffs
 from mkdsl.search._rings import Choices, Prices, numbered
@@ -18,7 +18,7 @@ DECISIONS = ("rows", "parts", "chunk", "pieces", "cluster", "splits", "group", "
 
 
 class Alternative(NamedTuple):
-    """us: of a whole step, more than what was chosen; for phases and forms by the cost model, for hand-offs and events by the simulator."""
+    """us: of a whole step, more than what was chosen; for phases by the cost model, for hand-offs and events by the simulator."""
 
     of: str
     what: str
@@ -35,22 +35,6 @@ def next_best(graph: OpGraph, schedule: Schedule, gpu: Profile) -> Iterator[Alte
         if best is not None and found is not None:
             plan = found.candidates[graph.phases.index(p)].plan
             yield Alternative(p.name, _difference(s.plan(p.name), plan), found.cost - best.cost)
-
-
-def next_forms(graph: OpGraph, schedule: Schedule, gpu: Profile) -> Iterator[Alternative]:
-    """Per form that differs in one phase, the best path under the same ring."""
-
-    def path(form: OpGraph) -> Found | None:
-        choices, price, capacity = _under_its_ring(form, schedule, gpu)
-        return shortest_path(form, choices, price, capacity) if all(choices.values()) else None
-
-    best = path(graph)
-    for form in neighbours(graph):
-        found = path(form)
-        if best is not None and found is not None:
-            more, less = form.form.crossing - graph.form.crossing, graph.form.crossing - form.form.crossing
-            names = sorted({form.tensor_of[i] for i in more} | {graph.tensor_of[i] for i in less})
-            yield Alternative(", ".join(names), "crosses" if more else "does not cross", found.cost - best.cost)
 
 
 def _under_its_ring(graph: OpGraph, schedule: Schedule, gpu: Profile) -> tuple[Choices, Price, float]:

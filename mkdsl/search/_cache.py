@@ -21,7 +21,7 @@ def directory(kind: str = "schedules") -> pathlib.Path:
 
 @functools.cache
 def _source() -> str:
-    """A hash of this package's own source, and of that which builds the forms it searches: another search may find another schedule."""
+    """A hash of this package's own source, and of the graph's: another search may find another schedule."""
     digest, here = hashlib.sha256(), pathlib.Path(__file__).parent
     for path in (p for package in (here, here.parent / "graph") for p in sorted(package.glob("*.py"))):
         digest.update(path.name.encode() + path.read_bytes())

@@ -4,7 +4,7 @@ import statistics
 from collections.abc import Sequence
 
 from mkdsl.graph import OpGraph, Phase
-from mkdsl.search._alternatives import Alternative, next_best, next_events, next_forms, next_handoffs
+from mkdsl.search._alternatives import Alternative, next_best, next_events, next_handoffs
 from mkdsl.search._cost import floor_us
 from mkdsl.search._profile import KIB, Profile
 from mkdsl.search._schedule import PhasePlan, Schedule
@@ -39,14 +39,14 @@ def explain(graph: OpGraph, schedule: Schedule, profile: Profile, *, alternative
       graph: what it is a schedule of.
       schedule: the schedule.
       profile: the GPU it is for.
-      alternatives: also what came second for each phase, form and tensor, and other numbers of events, which takes another search or so.
+      alternatives: also what came second for each phase and tensor, and other numbers of events, which takes another search or so.
 
     Returns:
       Tables of what was decided per phase, of the predicted time of one execution in the steady state of its loop (streamed megabytes,
       what device memory alone needs for them, and the median worker's wait for its input, reading it, folding and finishing), of hand-offs,
       and shared memory over the schedule. Times are the simulator's, in microseconds.
     """
-    graph, s, timeline = schedule.form_of(graph), schedule, simulate(graph, schedule, profile)
+    graph, s, timeline = graph.in_order(schedule.order), schedule, simulate(graph, schedule, profile)
     padding = f" (padded to {s.padded_batch})" if s.padded_batch != s.batch else ""
     lines = [f"{s.target}, batch {s.batch}{padding}, {s.workers} workers"]
     for segment in graph.segments:
@@ -115,7 +115,6 @@ def _bound(us: float, memory: float, compute: float) -> str:
 def _second(graph: OpGraph, schedule: Schedule, profile: Profile) -> list[str]:
     found: Sequence[Alternative] = (
         *next_best(graph, schedule, profile),
-        *next_forms(graph, schedule, profile),
         *next_handoffs(graph, schedule, profile),
         *next_events(graph, schedule, profile),
     )

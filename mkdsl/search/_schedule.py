@@ -4,7 +4,7 @@ import dataclasses
 import functools
 from typing import Any
 
-from mkdsl.graph import OpGraph, Phase, Tensor, form_of
+from mkdsl.graph import OpGraph, Phase, Tensor
 
 ITEMSIZE = {"bfloat16": 2, "float32": 4}
 SHARING = 16  # features of attention's split result that share a log-sum-exp: no head and no block of a resident is narrower
@@ -175,10 +175,6 @@ class Schedule:
         read, events = [graph.tensors[t] for t in before.writes if t in phase.reads], self.plan(before.name).events
         by_head = bool(read) and all(map(phase.reads_heads, read)) and phase.kv_heads % events == 0
         return phase.kv_heads * self.plan(phase.name).splits // events if by_head else None
-
-    def form_of(self, graph: OpGraph) -> OpGraph:
-        """The form of a graph's step that this schedules; the graph itself if it schedules none."""
-        return form_of(graph, self.order, [t.name for t in self.tensors])
 
     def plan(self, phase: str) -> PhasePlan:
         return self._plans[phase]

@@ -1,11 +1,10 @@
 """The search: for every ring, the shortest path through all phases' candidates; of these finalists, with workers and hand-offs, the one
 that the simulator predicts to be the fastest; and the proof."""
 
-import contextlib
 import dataclasses
 import itertools
 
-from mkdsl.graph import OpGraph, neighbours, orders
+from mkdsl.graph import OpGraph
 from mkdsl.search import _cache
 from mkdsl.search._candidates import candidates, padded
 from mkdsl.search._cost import Model, Ring
@@ -16,14 +15,12 @@ from mkdsl.search._protocol import with_handoffs
 from mkdsl.search._refine import refined
 from mkdsl.search._rings import RINGS, Choice, Prices, cheapest, numbered
 from mkdsl.search._schedule import Schedule
-from mkdsl.search._simulate import simulate
 from mkdsl.search._verify import ScheduleError, verify_schedule
 
 HANDOFFS = ("data", "counter")
 FINALISTS = 2  # depths of each ring
 SIMULATED = 16  # of all rings' cheapest, for each launch
 IDLE = 1.01  # a launch that leaves SMs idle must be predicted to be faster by this: such predictions were optimistic (docs/measurements.md)
-OTHER_FORM = 1.01  # another form must be predicted to be faster by this: less is not what predictions are good to
 CLOSEST = 3  # of each launch's finalists, by a simulation without drift, that are simulated with it
 UNLIMITED = 1 << 40  # bytes
 
@@ -63,31 +60,12 @@ def search(graph: OpGraph, *, batch: int, target: str | Profile, handoff: str = 
 
 
 def find(graph: OpGraph, batch: int, gpu: Profile, handoff: str) -> Schedule:
-    """Searches, without a cache: of the finalists of all orders of phases the one that the simulator predicts to be the fastest; from there
-    other values may cross."""
-    found = (s for g in (graph, *orders(graph)) for s in _closest(g, batch, gpu, handoff))
+    """Searches, without a cache: of the finalists of all orders of phases the one that the simulator predicts to be the fastest."""
+    found = (s for g in (graph, *graph.others) for s in _closest(g, batch, gpu, handoff))
     best = min(found, key=lambda s: s.predicted_us * (IDLE if s.workers < gpu.workers else 1.0))
-    form, best = _in_best_form(best.form_of(graph), best, gpu, handoff)
-    best = refined(form, best, gpu, handoffs=handoff == "data")
+    best = refined(graph.in_order(best.order), best, gpu, handoffs=handoff == "data")
     verify_schedule(graph, best, gpu)
     return best
-
-
-def _in_best_form(graph: OpGraph, schedule: Schedule, gpu: Profile, handoff: str) -> tuple[OpGraph, Schedule]:
-    """Changes which values cross phases, phase after phase, always what gains most, while cost model and simulator say that this is faster,
-    under the schedule's ring. Returns the form with its schedule."""
-    batch, ring, launch = schedule.batch, Ring(schedule.stage_bytes, schedule.window), gpu.launched(schedule.cluster)
-    paths = {g: cheapest(g, batch, launch, handoff, ring) for g in (graph, *neighbours(graph))}
-    cheaper = [(g, c) for g, found in paths.items() for c in first(found) if c.found.cost < paths[graph][0].found.cost]
-    quick = simulate(graph, schedule, gpu, drift=False).us
-    promising = [(g, c) for g, c in cheaper if rough(g, batch, handoff, c).us < quick]
-    found = []
-    for g, c in promising:
-        with contextlib.suppress(ScheduleError):  # what no wait, fence or counter makes safe is no alternative
-            found.append((g, _safe(g, batch, gpu, c, handoff)))
-    form, best = min(found, key=lambda pair: pair[1].predicted_us, default=(graph, schedule))
-    better = best.predicted_us * OTHER_FORM < schedule.predicted_us
-    return _in_best_form(form, best, gpu, handoff) if better else (graph, schedule)
 
 
 def _closest(graph: OpGraph, batch: int, gpu: Profile, handoff: str) -> list[Schedule]:
@@ -131,7 +109,7 @@ def first(choices: list[Choice]) -> list[Choice]:
 def without_k_split(graph: OpGraph, schedule: Schedule, gpu: Profile) -> tuple[Schedule, Profile]:
     """What a schedule would be without K-splitting: every resident whole, no fold split over workers, under the same ring, whatever shared
     memory that takes. Returns it with a profile of as much."""
-    graph, lifted = schedule.form_of(graph), dataclasses.replace(gpu, smem_bytes=UNLIMITED)
+    graph, lifted = graph.in_order(schedule.order), dataclasses.replace(gpu, smem_bytes=UNLIMITED)
     ring = Ring(schedule.stage_bytes, schedule.window)
     all_of = numbered(graph, schedule.batch, gpu=lifted, ring=ring)
     choices = {name: [(i, c) for i, c in found if c.plan.pieces == c.plan.cluster == c.plan.splits == 1] for name, found in all_of.items()}

@@ -67,7 +67,9 @@ def simulate(graph: OpGraph, schedule: Schedule, profile: Profile, *, whole: boo
     Raises:
       ValueError: workers wait for ever, or the GPU holds no such clusters.
     """
-    return _Simulation(schedule.form_of(graph), schedule, profile.launched(schedule.cluster), whole, PACES if drift else (0.0,)).run()
+    return _Simulation(
+        graph.in_order(schedule.order), schedule, profile.launched(schedule.cluster), whole, PACES if drift else (0.0,)
+    ).run()
 
 
 Wish = float | list[Action]

@@ -33,7 +33,7 @@ def verify_schedule(graph: OpGraph, schedule: Schedule, profile: Profile) -> Non
       ScheduleError: something does not hold.
     """
     _check_types(schedule)
-    graph = schedule.form_of(graph)
+    graph = graph.in_order(schedule.order)
     _check_names(graph, schedule)
     _check_ring(schedule, profile)
     _check_clusters(schedule, profile)

@@ -15,11 +15,10 @@ from concurrent.futures import ProcessPoolExecutor
 import jax
 import jax.numpy as jnp
 import pytest
-from random_decoders import everything_crosses
 
 from mkdsl.gpu import jit
 from mkdsl.models import SHAPES, abstract_params, decode_step, init_cache
-from mkdsl.search import PROFILES, search
+from mkdsl.search import PROFILES
 from mkdsl.search._protocol import made_safe, other_events
 
 TOOL = pathlib.Path(__file__).parents[3] / "shared" / "tools" / "aot_check.py"
@@ -96,27 +95,6 @@ def test_a_kernel_with_events_of_groups_assembles(assembler, tmp_path):
     spills, ptx = assembler((9, 0)).submit(code_with_events, str(tmp_path)).result()
     assert spills == 0
     assert ptx.count("red.relaxed.gpu.global.add.u32") == 6  # a phase but the head each, whatever its events
-
-
-def code_of_another_form(cache):
-    """What aot_check reports of a kernel in which everything crosses that may."""
-    os.environ |= {"XDG_CACHE_HOME": cache}
-    sys.path.insert(0, str(TOOL.parent))
-    import aot_check
-
-    traced = trace("h200", "smollm2-135m", 1)
-    form = everything_crosses(traced.graph)
-    lowered = traced.lower(schedule=search(dataclasses.replace(form, step=None), batch=1, target="h200"))
-    (report,) = aot_check.compile_report(lambda *a: lowered.program(*a), *lowered.signature, arch=(9, 0))
-    return report.spill_bytes, report.code_bytes
-
-
-@pytest.mark.slow
-@pytest.mark.skipif(not TOOL.exists() or not shutil.which("ptxas"), reason="aot_check.py or ptxas is absent")
-def test_a_kernel_of_another_form_assembles(assembler, tmp_path):
-    spills, size = assembler((9, 0)).submit(code_of_another_form, str(tmp_path)).result()
-    assert spills == 0
-    assert size <= LIMIT
 
 
 def code_with_stamps(cache):

@@ -62,6 +62,19 @@ def sandwich() -> OpGraph:
     return _trace(layer, 128, 5, 4, 2, 64, 256, 192, 128)
 
 
+@functools.cache
+def attention_only() -> OpGraph:
+    """Attention has no finish, so a map adds its result to the residual stream."""
+
+    def layer(x, p, kv, pos):
+        h = mk.rms_norm(x, p["n1"])
+        q, k, v = (mk.heads(mk.linear(p[w], h), n) for w, n in (("wq", 2), ("wk", 1), ("wv", 1)))
+        kv = mk.append(kv, k, v, pos)
+        return x + mk.attention(q, kv, pos), kv
+
+    return _trace(layer, 128, 5, 2, 1, 64, 64, 192, 128)
+
+
 def _trace(layer, hidden, layers, heads, kv_heads, head_dim, inner, vocab, context) -> OpGraph:
     def step(params, kv, token, pos):
         x = mk.embed(params["embed"], token)

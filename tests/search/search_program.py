@@ -161,7 +161,7 @@ class Compiler:
     """Makes the program of a schedule, or raises where its tiles cannot be right whatever the order."""
 
     def __init__(self, graph: OpGraph, schedule: Schedule) -> None:
-        graph = schedule.form_of(graph)
+        graph = graph.in_order(schedule.order)
         self.graph, self.schedule = graph, schedule
         self.place = {p.name: i for i, p in enumerate(graph.phases)}
         self.busy = {p.name: [self._takes_part(plan, w) for w in range(schedule.workers)] for p, plan in self._plans()}

@@ -6,11 +6,10 @@ import math
 from collections.abc import Iterator
 from typing import NamedTuple
 
-import random_decoders
 from hypothesis import HealthCheck, Phase, given, seed, settings
 from search_graphs import free_running, graphs, llama, long_chain, parallel, sandwich, tiny
 
-from mkdsl.graph import OpGraph, neighbours, orders
+from mkdsl.graph import OpGraph
 from mkdsl.search import Profile, Schedule, profile
 from mkdsl.search._assign import assign_all
 from mkdsl.search._draft import with_memory
@@ -26,22 +25,9 @@ class Source(NamedTuple):
     gpu: Profile
 
 
-def alone(graph: OpGraph) -> OpGraph:
-    """A form, as a graph that has no other."""
-    return dataclasses.replace(graph, step=None)
-
-
 def each_order(graph: OpGraph) -> tuple[OpGraph, ...]:
-    """The graph in each of its orders, as graphs that have no other form."""
-    return tuple(map(alone, (graph, *orders(graph))))
-
-
-@functools.cache
-def other_forms() -> tuple[Source, ...]:
-    """Gate and up, a residual, loop state or a resident crosses, written by a finish or by a map; all of that; forms of random decoders."""
-    graphs = (*neighbours(tiny(3)), *map(random_decoders.everything_crosses, (tiny(2), parallel(), sandwich())), *_random_forms())
-    plain = [_source(g, 3 + i % 3, 1 + i % 2, "counter" if i % 4 == 3 else "data") for i, g in enumerate(graphs)]
-    return (*plain, *(_source(g, 4, 8, "data", clusters=True) for g in graphs[::3]))
+    """The graph in each of its orders, as a graph that has no other."""
+    return tuple(dataclasses.replace(g, others=()) for g in (graph, *graph.others))
 
 
 def with_workers(workers: int) -> Profile:
@@ -55,12 +41,12 @@ def where_clusters_pay(workers: int) -> Profile:
 
 def _source(graph: OpGraph, workers: int, batch: int, handoff: str, *, clusters: bool = False) -> Source:
     gpu = where_clusters_pay(workers) if clusters else with_workers(workers)
-    return Source(alone(graph), find(alone(graph), batch, gpu, handoff), gpu)
+    return Source(graph, find(graph, batch, gpu, handoff), gpu)
 
 
 def fetching(source: Source) -> Source:
     """The same tiles with tasks as they were assigned, and no rows kept."""
-    s, graph = source.schedule, source.schedule.form_of(source.graph)
+    s, graph = source.schedule, source.graph
     plans = assign_all(graph, [dataclasses.replace(p, own=()) for p in s.phases], batch=s.batch, workers=s.workers)
     return Source(source.graph, with_memory(graph, with_handoffs(graph, dataclasses.replace(s, phases=plans))), source.gpu)
 
@@ -79,19 +65,6 @@ def decoders() -> tuple[Source, ...]:
         found += [_source(graph, 4, 8, "data", clusters=True)]
     keeping = [s for s in found if any(p.own for p in s.schedule.phases) and {t.handoff for t in s.schedule.tensors} == {"data"}]
     return (*found, *(fetching(s) for s in keeping if s.schedule.workers == 6))
-
-
-def _random_forms(count: int = 12) -> list[OpGraph]:
-    found: list[OpGraph] = []
-
-    @seed(11)
-    @settings(max_examples=count, database=None, phases=[Phase.generate], deadline=None, suppress_health_check=list(HealthCheck))
-    @given(random_decoders.forms())
-    def collect(walk: list[OpGraph]) -> None:
-        found.append(walk[-1])
-
-    collect()
-    return found
 
 
 @functools.cache
@@ -122,7 +95,7 @@ def groups() -> tuple[Source, ...]:
 
 
 def _grouped(source: Source) -> Iterator[Source]:
-    graph = source.schedule.form_of(source.graph)
+    graph = source.graph
     for attention in (p for p in graph.phases if p.kind == "attention"):
         for plan in (p for p in source.schedule.phases if not set(attention.reads).isdisjoint(graph.phase(p.name).writes)):
             events = math.gcd(attention.kv_heads, *(part.rows // plan.rows for part in graph.phase(plan.name).parts))
@@ -132,4 +105,4 @@ def _grouped(source: Source) -> Iterator[Source]:
                 yield source._replace(schedule=safe)
 
 
-SOURCES = {"decoders": decoders, "random": random_graphs, "forms": other_forms, "groups": groups}
+SOURCES = {"decoders": decoders, "random": random_graphs, "groups": groups}

@@ -20,7 +20,7 @@ from mkdsl.graph import OpGraph
 from mkdsl.search import Profile, Schedule, ScheduleError, _verify, verify_schedule
 from mkdsl.search._draft import with_memory
 
-MUTANTS = {"decoders": 200, "random": 330, "forms": 60, "groups": 60}  # of each kind
+MUTANTS = {"decoders": 200, "random": 330, "groups": 60}  # of each kind
 COLUMNS = ("mutants", "refused", "accepted", "accepted, run", "of refused, run", "of these failed")
 FAILURES = (Race, Hang, Miscompute, Overflow)
 NO_PROGRAM = (ArithmeticError, LookupError, TypeError, ValueError, StopIteration)  # tables that nothing could run

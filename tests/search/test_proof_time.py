@@ -29,7 +29,7 @@ def seconds(graph: OpGraph, schedule: Schedule, gpu: Profile) -> float:
 
 
 def count(graph: OpGraph, schedule: Schedule) -> int:
-    graph = schedule.form_of(graph)
+    graph = graph.in_order(schedule.order)
     return sum(graph.iterations(graph.phase(p.name)) * n for p in schedule.phases for part in p.tasks for _, n in part)
 
 

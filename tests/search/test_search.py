@@ -11,7 +11,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 from search_graphs import graphs, llama, llama_1b, llama_8b, make_graph, parallel, sandwich, tiny
 
-from mkdsl.graph import OpGraph, Phase, orders
+from mkdsl.graph import OpGraph, Phase
 from mkdsl.search import PROFILES, PhasePlan, Profile, Schedule, ScheduleError, explain, profile, search, verify_schedule
 from mkdsl.search import _candidates as candidates_module
 from mkdsl.search import _search as search_module
@@ -85,7 +85,7 @@ def test_the_finalists_split_attention_and_do_not(monkeypatch):
 @pytest.mark.parametrize("batch", [1, 8])
 def test_of_all_orders_the_one_that_is_predicted_to_be_the_fastest_wins(batch):
     graph = parallel()
-    alone = {tuple(g.order): find(dataclasses.replace(g, step=None), batch, H200, "data") for g in (graph, *orders(graph))}
+    alone = {tuple(g.order): find(dataclasses.replace(g, others=()), batch, H200, "data") for g in (graph, *graph.others)}
     best = find(graph, batch, H200, "data")
     assert len(alone) == 3
     assert best == min(alone.values(), key=lambda s: s.predicted_us)
@@ -103,7 +103,7 @@ def test_counters_are_predicted_slower():
 def test_no_other_hand_off_of_one_tensor_is_predicted_faster(graph, workers, batch):
     gpu = with_workers(workers)
     schedule = find(graph, batch, gpu, "data")
-    graph = schedule.form_of(graph)
+    graph = graph.in_order(schedule.order)
     quick = simulate(graph, schedule, gpu, drift=False).us
     for _, changed in other_handoffs(graph, schedule):
         if simulate(graph, changed, gpu, drift=False).us < quick and (safe := made_safe(graph, changed)) is not None:

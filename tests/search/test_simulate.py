@@ -7,10 +7,10 @@ import time
 import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
-from search_graphs import graphs, llama_1b, tiny
+from search_graphs import attention_only, graphs, llama_1b, sandwich, tiny
 
 from mkdsl.graph import OpGraph
-from mkdsl.search import Profile, Schedule, profile
+from mkdsl.search import PhasePlan, Profile, Schedule, profile
 from mkdsl.search._cost import Ring
 from mkdsl.search._draft import draft
 from mkdsl.search._events import Clock, Memory, Source
@@ -163,3 +163,27 @@ def test_what_pairs_share_is_read_in_halves():
 
 def test_tiny_decoders_are_all_latency():
     assert simulate(tiny(), find(tiny(), 1, H200, "data"), H200).us > 20
+
+
+def test_a_map_waits_for_the_writers_of_its_rows():
+    """It has nothing else to do before, and would be simulated as if they were there."""
+    graph, gpu = attention_only(), dataclasses.replace(H200, workers=8)
+    schedule = find(graph, 1, gpu, "data")
+    assert (graph.phase("map.2").reads, graph.phase("map.2").row_reads) == ((), ("attention", "x"))
+    assert "attention" in schedule.plan("map.2").waits
+    timeline = simulate(graph, schedule, gpu)
+    done = {
+        iteration: max(s.signalled for s in timeline.spans if (s.phase, s.iteration) == ("attention", iteration)) for iteration in range(4)
+    }
+    assert all(s.read > done[s.iteration] for s in timeline.spans if s.phase == "map.2")
+
+
+def test_a_map_that_reduces_reads_as_long_as_a_prologue_does():
+    """Of whole vectors, in the same rows."""
+    graph = sandwich()
+    map_phase, fold = graph.phase("map.2"), graph.phase("wg·wu")
+    for batch in (1, 8, 16):
+        work = Workload(graph, batch, batch, dataclasses.replace(H200, l2_rate=1e15))
+        plan = PhasePlan(name="map.2", rows=64, parts=8, tasks=(), waits=())
+        staged = PhasePlan(name="wg·wu", rows=8, parts=8, chunk=16, tasks=(), waits=())
+        assert work.of(map_phase, plan, (1,), {}).read == work.of(fold, staged, (1,), {}).read > 0
