@@ -115,10 +115,6 @@ class Phase:
     def rows(self) -> int:
         return sum(part.rows for part in self.parts)
 
-    def reads_heads(self, tensor: Tensor) -> bool:
-        """Whether an item of an attention reads only its kv head's rows of a tensor: queries, keys, or values. They are an equal share."""
-        return self.kind == "attention" and tensor.width in (self.heads * self.head_dim, self.kv_heads * self.head_dim)
-
     def streamed_bytes(self, batch: int) -> int:
         """Bytes of weights or cache one execution streams."""
         if self.kind == "attention":

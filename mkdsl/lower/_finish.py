@@ -13,7 +13,7 @@ from jax.experimental import pallas as pl
 from mkdsl.graph import Phase
 from mkdsl.lower._frames import Rows, fetch
 from mkdsl.lower._machine import Machine, Request, i32, zeros
-from mkdsl.search import FRAME, PhasePlan, behind, keeps
+from mkdsl.search import FRAME, PhasePlan
 
 
 def finish_size(plan: PhasePlan, part: int, batch: int) -> int:
@@ -30,7 +30,6 @@ def finish_part(m: Machine, phase: Phase, part: int, first: Any, at: Any, count:
     In blocks of a fixed size; the last one overlaps the one before, which writes the same values twice.
     """
     size = finish_size(m.schedule.plan(phase.name), part, m.batch)
-    _begin_own(m, phase, part, first, at, count, l)
 
     def block(j: Any, carry: Any) -> Any:
         offset = jnp.minimum(j * size, count - size)
@@ -42,7 +41,6 @@ def finish_part(m: Machine, phase: Phase, part: int, first: Any, at: Any, count:
         _from_side(m, frame, part, leaves, at + offset)
         fetch([(frame, leaves)])
         store(m, frame, part, written)
-        _keep(m, frame, part, written, at + offset)
         return carry
 
     lax.fori_loop(0, lax.div(count + (size - 1), size), block, i32(0))
@@ -75,71 +73,41 @@ def _fold_values(m: Machine, phase: Phase, part: int, frame: Rows, slots: list[A
 
 
 def preload(m: Machine, phase: Phase, l: Any) -> None:
-    """Copies the rows of older tensors that the finish adds to shared memory, while there is nothing else to do; own ones are there."""
+    """Copies the rows of older tensors that the finish adds to shared memory, while there is nothing else to do."""
     plan = m.schedule.plan(phase.name)
     if plan.grouped:
         return
-    fetched = plan.fetched(phase)
-    for part in range(len(phase.parts)):
-        first, n = m.tasks(phase, part)
-        _copy(m, phase, part, fetched, first, 0, n, l)
+    for part, (_, written) in enumerate(m.graph.code[phase.name].parts):
+        if leaves := row_leaves(m, _frame(m, phase, part, 0, l), written):
+            _copy(m, phase, part, leaves, l)
 
 
-def _begin_own(m: Machine, phase: Phase, part: int, first: Any, at: Any, count: Any, l: Any) -> None:
-    """Loop state that a loop's first iteration adds was written before the loop: fetches it to where the loop keeps what it writes."""
-    carried = [t for t in m.schedule.plan(phase.name).own if behind(m.graph, phase, t)]
-    if carried:
-        pl.when(l == 0)(lambda: _copy(m, phase, part, carried, first, at, count, l))
-
-
-def _copy(m: Machine, phase: Phase, part: int, tensors: Sequence[str], first: Any, at: Any, count: Any, l: Any) -> None:
-    """Copies rows of tensors that the finish of tiles [first + at, + count) adds to shared memory, in the blocks of that finish."""
-    size, written = finish_size(m.schedule.plan(phase.name), part, m.batch), m.graph.code[phase.name].parts[part][1]
-    leaves = [id for id in row_leaves(m, _frame(m, phase, part, 0, l), written) if m.graph.tensor_of[id] in tensors]
+def _copy(m: Machine, phase: Phase, part: int, leaves: list[int], l: Any) -> None:
+    """Copies what the finish of a part adds, in the blocks of that finish."""
+    (first, n), size = m.tasks(phase, part), finish_size(m.schedule.plan(phase.name), part, m.batch)
 
     def block(j: Any, carry: Any) -> Any:
-        offset = at + jnp.minimum(j * size, count - size)
+        offset = jnp.minimum(j * size, n - size)
         frame = _frame(m, phase, part, first + offset, l)
         fetch([(frame, leaves)])
         for id in leaves:
-            m.store(_side(m, frame, part, m.graph.tensor_of[id], offset), frame.values[id])
+            m.store(_side(m, frame, part, id, offset), frame.values[id])
         return carry
 
-    if leaves:
-        lax.fori_loop(0, lax.div(count + (size - 1), size), block, i32(0))
+    lax.fori_loop(0, lax.div(n + (size - 1), size), block, i32(0))
 
 
-def _side(m: Machine, frame: Rows, part: int, tensor: str, offset: Any) -> Request:
-    """Where an older tensor's rows of a part lie in shared memory: [part, tensor, sequence, row], or [sequence, row] where they are kept."""
-    plan = m.schedule.plan(frame.phase.name)
-    if tensor in plan.own:
-        return _kept(m, frame, tensor, offset)
+def _side(m: Machine, frame: Rows, part: int, id: int, offset: Any) -> Request:
+    """Where an older tensor's rows of a part lie in shared memory: [part, tensor, sequence, row]."""
+    plan, slot = m.schedule.plan(frame.phase.name), frame.phase.row_reads.index(m.graph.tensor_of[id])
     where = pl.ds(0, m.batch), pl.ds(offset * plan.rows, frame.count)
-    return Request(m.refs[f"side.{plan.name}"], (part, plan.fetched(frame.phase).index(tensor)), None, where, frame.layout)
-
-
-def _kept(m: Machine, frame: Rows, tensor: str, offset: Any) -> Request:
-    """Where a worker keeps rows of a tensor, from its first one on. Stores have barriers around them, so that a finish in other blocks, whose
-    threads have other rows, finds what they left."""
-    where = pl.ds(0, m.batch), pl.ds(offset * m.schedule.plan(frame.phase.name).rows, frame.count)
-    return Request(m.refs[f"kept.{tensor}"], (), None, where, frame.layout)
-
-
-def _keep(m: Machine, frame: Rows, part: int, written: tuple[int, ...], offset: Any) -> None:
-    """Leaves finished values that a later finish of this worker adds in its shared memory."""
-    kept = keeps(m.graph, m.schedule, frame.phase)
-    for id, name in zip(written, frame.phase.parts[part].writes, strict=True):
-        if name in kept:
-            m.store(_kept(m, frame, name, offset), plgpu.layout_cast(frame.evaluate(id), frame.layout).astype(jnp.float32))
+    return Request(m.refs[f"side.{plan.name}"], (part, slot), None, where, frame.layout)
 
 
 def _from_side(m: Machine, frame: Rows, part: int, leaves: list[int], offset: Any) -> None:
     """The older rows that are in shared memory already."""
-    plan = m.schedule.plan(frame.phase.name)
-    for id in leaves:
-        tensor = m.graph.tensor_of[id]
-        if tensor in plan.own or not plan.grouped:
-            frame.values[id] = m.load(_side(m, frame, part, tensor, offset))
+    if not m.schedule.plan(frame.phase.name).grouped:
+        frame.values |= {id: m.load(_side(m, frame, part, id, offset)) for id in leaves}
 
 
 def row_leaves(m: Machine, frame: Rows, roots: tuple[int, ...]) -> list[int]:

@@ -23,7 +23,7 @@ from mkdsl.lower._map import map_phase
 from mkdsl.lower._operands import Operand, task_table
 from mkdsl.lower._signals import signal
 from mkdsl.lower._tiles import ROWS, Tile, kv_view
-from mkdsl.search import PhasePlan, Schedule, kept_rows
+from mkdsl.search import PhasePlan, Schedule
 
 
 @dataclasses.dataclass(frozen=True)
@@ -61,7 +61,6 @@ def scratch(graph: OpGraph, schedule: Schedule, phases: Sequence[Phase], *, tma:
     single += [("exchange", plgpu.SMEM((_exchange.WORDS,), i32))] if schedule.cluster > 1 else []
     single += _barriers(schedule.stages, 2 if tma else 1) if ring else []
     single += _reductions(graph, schedule, phases)
-    single += [(f"kept.{t}", plgpu.SMEM((schedule.padded_batch, n), f32)) for t, n in kept_rows(graph, schedule.phases).items()]
     unions = [_union([{name: type} for name, type in ring.items()]), _union(own)] if ring else []
     return Scratch((*unions, *(((name,), type) for name, type in single)))
 
@@ -79,8 +78,8 @@ def _fold(phase: Phase, plan: PhasePlan, batch: int) -> dict[str, Any]:
         f"resident.{phase.name}": Tile.of(phase, plan, batch).resident(),
         f"rows.{phase.name}": plgpu.SMEM((plan.sets, *rows), f32),
     }
-    if fetched := plan.fetched(phase):
-        buffers[f"side.{phase.name}"] = plgpu.SMEM((len(phase.parts), len(fetched), batch, plan.group * plan.rows), f32)
+    if added := len(phase.row_reads):
+        buffers[f"side.{phase.name}"] = plgpu.SMEM((len(phase.parts), added, batch, plan.group * plan.rows), f32)
     return buffers
 
 

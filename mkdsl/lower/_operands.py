@@ -40,7 +40,7 @@ def operands(graph: OpGraph, schedule: Schedule) -> list[Operand]:
     }
     table = task_table(graph, schedule)
     found["table"] = Operand("table", lambda _: jnp.asarray(table))
-    n = sum(p.events for p in schedule.phases) * COUNTER_STRIDE
+    n = len(graph.phases) * COUNTER_STRIDE
     found["counters"] = Operand("counters", lambda _: jnp.full((n,), -1, i32), written=True)
     return list(found.values())
 

@@ -2,7 +2,6 @@
 runs concurrently."""
 
 import functools
-import itertools
 import math
 from collections.abc import Callable, Sequence
 from typing import Any, NamedTuple
@@ -182,60 +181,9 @@ def wait_for(counter: Any, target: Any, *, acquire: bool) -> None:
     go(counter, target)  # pyright: ignore[reportCallIssue]
 
 
-def wait_for_each(counters: Any, times: Any, workers: Sequence[int], spans: Sequence[tuple[Any, Any]], *, acquire: bool) -> None:
-    """The same for the events in any of the spans, as (first, how many more), cyclic; all at once, a thread each. Event e has its counter in the
-    e-th cache line of `counters`, and has come when `workers[e]` have counted it up `times` times."""
-
-    @plgpu.inline_mgpu(arg_types=(plgpu.RefType(), SCALAR, *(SCALAR,) * (2 * len(spans))))
-    def go(ctx: Any, ref: Any, n: Any, *ends: Any) -> None:
-        event = thread_idx()
-        with mu.when(_within(event, len(workers), ends)):
-            target = arith.muli(n.registers.item(), _chosen(event, workers))
-            _poll(_counter(ref, event), arith.subi(target, constant(1)), acquire)
-        mu.warpgroup_barrier()
-
-    go(counters, times, *itertools.chain(*spans))  # pyright: ignore[reportCallIssue]
-
-
-def count_up_each(counters: Any, events: int, spans: Sequence[tuple[Any, Any]], *, release: bool) -> None:
-    """`count_up` for the events in any of the spans, a thread each; counters and spans as in `wait_for_each`."""
-    order = "release" if release else "relaxed"
-
-    @plgpu.inline_mgpu(arg_types=(plgpu.RefType(), *(SCALAR,) * (2 * len(spans))))
-    def go(ctx: Any, ref: Any, *ends: Any) -> None:
-        mu.warpgroup_barrier()
-        event = thread_idx()
-        mine = _within(event, events, ends)
-        mu.inline_ptx(f"red.{order}.gpu.global.add.u32 [$0], 1;", _counter(ref, event), predicate=mine, has_side_effects=True)
-
-    go(counters, *itertools.chain(*spans))  # pyright: ignore[reportCallIssue]
-
-
 def thread_idx() -> ir.Value:
     """This thread's number in its warpgroup."""
     return arith.remui(mu.thread_idx(), constant(THREADS))
-
-
-def _counter(ref: ir.Value, event: ir.Value) -> ir.Value:
-    return mu.getelementptr(mu.memref_ptr(ref), [arith.muli(event, constant(COUNTER_STRIDE))], ir.IntegerType.get_signless(32))
-
-
-def _within(event: ir.Value, events: int, ends: Sequence[Any]) -> ir.Value:
-    """Whether an event is in one of the spans."""
-    inside = mu.c(0, ir.IntegerType.get_signless(1))
-    for first, more in itertools.batched((e.registers.item() for e in ends), 2):
-        after = arith.remui(arith.subi(arith.addi(event, constant(events)), first), constant(events))
-        inside = arith.ori(inside, arith.cmpi(arith.CmpIPredicate.sle, after, more))
-    return arith.andi(inside, arith.cmpi(arith.CmpIPredicate.ult, event, constant(events)))
-
-
-def _chosen(index: ir.Value, values: Sequence[int]) -> ir.Value:
-    """values[index], of constants."""
-    out = constant(values[-1])
-    for i, value in enumerate(values[:-1]):
-        if value != values[-1]:
-            out = arith.select(arith.cmpi(arith.CmpIPredicate.eq, index, constant(i)), constant(value), out)
-    return out
 
 
 def _poll(counter: ir.Value, last: ir.Value, acquire: bool) -> None:

@@ -2,8 +2,6 @@
 and the proof."""
 
 from mkdsl.search._cost import floor_us
-from mkdsl.search._groups import signallers
-from mkdsl.search._own import behind, keeps, kept_rows
 from mkdsl.search._profile import PROFILES, Profile, profile
 from mkdsl.search._report import explain
 from mkdsl.search._schedule import SHARING, PhasePlan, Schedule, TensorPlan
@@ -16,6 +14,5 @@ from mkdsl.search._work import FRAME
 
 __all__ = [
     "FRAME", "PROFILES", "SHARING", "Extent", "PhasePlan", "Profile", "Schedule", "ScheduleError", "SharedMemory", "Span", "TensorPlan",
-    "Timeline", "behind", "explain", "floor_us", "keeps", "kept_rows", "profile", "search", "shared_memory", "signallers", "simulate", "trace_events",
-    "verify_schedule", "without_k_split",
+    "Timeline", "explain", "floor_us", "profile", "search", "shared_memory", "simulate", "trace_events", "verify_schedule", "without_k_split",
 ]  # fmt: skip

@@ -1,5 +1,4 @@
-"""What else could have been chosen, and what it would cost: for each phase the next best candidate and numbers of events, for each tensor the
-other hand-off."""
+"""What else could have been chosen, and what it would cost: for each phase the next best candidate, for each tensor the other hand-off."""
 
 from collections.abc import Iterator
 from typing import NamedTuple
@@ -9,7 +8,7 @@ from mkdsl.search._cost import Model, Ring
 from mkdsl.search._draft import timed
 from mkdsl.search._path import Price, shortest_path
 from mkdsl.search._profile import Profile
-from mkdsl.search._protocol import made_safe, other_events, other_handoffs
+from mkdsl.search._protocol import made_safe, other_handoffs
 from mkdsl.search._rings import Choices, Prices, numbered
 from mkdsl.search._schedule import PhasePlan, Schedule
 from mkdsl.search._smem import fixed_extents
@@ -18,7 +17,7 @@ DECISIONS = ("rows", "parts", "chunk", "pieces", "cluster", "splits", "group", "
 
 
 class Alternative(NamedTuple):
-    """us: of a whole step, more than what was chosen; for phases by the cost model, for hand-offs and events by the simulator."""
+    """us: of a whole step, more than what was chosen; for phases by the cost model, for hand-offs by the simulator."""
 
     of: str
     what: str
@@ -59,16 +58,6 @@ def _difference(chosen: PhasePlan, other: PhasePlan) -> str:
 def next_handoffs(graph: OpGraph, schedule: Schedule, gpu: Profile) -> Iterator[Alternative]:
     """Per tensor, the schedule with its other hand-off, where that can be made safe."""
     for tensor, changed in other_handoffs(graph, schedule):
-        yield from _simulated(graph, schedule, changed, gpu, tensor, changed.tensor(tensor).handoff)
-
-
-def next_events(graph: OpGraph, schedule: Schedule, gpu: Profile) -> Iterator[Alternative]:
-    """Per phase, the schedule in which it has another number of events, where that can be made safe."""
-    for phase, changed in other_events(graph, schedule):
-        yield from _simulated(graph, schedule, changed, gpu, phase, f"events {changed.plan(phase).events}")
-
-
-def _simulated(graph: OpGraph, schedule: Schedule, changed: Schedule, gpu: Profile, of: str, what: str) -> Iterator[Alternative]:
-    safe = made_safe(graph, changed)
-    if safe is not None:
-        yield Alternative(of, what, timed(graph, safe, gpu).predicted_us - schedule.predicted_us)
+        safe = made_safe(graph, changed)
+        if safe is not None:
+            yield Alternative(tensor, safe.tensor(tensor).handoff, timed(graph, safe, gpu).predicted_us - schedule.predicted_us)

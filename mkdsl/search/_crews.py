@@ -1,13 +1,12 @@
-"""Crews: workers that have items of the same parts of all phases, and signal and wait for the same events. So they know the same, and the same
-is known of them; only of itself does a worker know more. What is proven of crews is proven of all their workers, at a cost that does not grow
-with how many they are."""
+"""Crews: workers that have items of the same parts of all phases, and take part in the same. They signal and wait for the same events, so they
+know the same, and the same is known of them; only of itself does a worker know more. What is proven of crews is proven of all their workers, at
+a cost that does not grow with how many they are."""
 
 import dataclasses
 
 import numpy as np
 
 from mkdsl.graph import OpGraph
-from mkdsl.search._groups import all_events
 from mkdsl.search._schedule import PhasePlan, Schedule
 
 
@@ -19,13 +18,12 @@ class Clock:
     others: np.ndarray
     own: np.ndarray
 
-    def joined(self, heard: list[tuple[np.ndarray, np.ndarray]]) -> "Clock":
-        """The same after crews have waited for events, as (crews that wait, what the event adds)."""
-        if not heard:
+    def joined(self, who: np.ndarray, events: list[np.ndarray]) -> "Clock":
+        """The same after the crews in `who` have waited for these events."""
+        if not events:
             return self
         others = self.others.copy()
-        for who, event in heard:
-            np.maximum(others, event, out=others, where=who[:, None])
+        others[who] = np.maximum(others[who], np.maximum.reduce(events))
         return Clock(others, self.own)
 
     def event(self, who: np.ndarray, index: int) -> np.ndarray:
@@ -65,13 +63,13 @@ class Pairs:
 
 class Crews:
     """The crews of a schedule. of[worker]: its crew; size[crew]; takes[phase]: [part, crew], whether its workers have items; who[phase]:
-    [crew], whether they take part; signals[phase]: [event, crew]; awaits[phase, before]: [event of the phase before, crew]."""
+    [crew], whether they take part."""
 
     def __init__(self, graph: OpGraph, schedule: Schedule) -> None:
         busy = {p.name: np.array([[n > 0 for _, n in part] for part in schedule.plan(p.name).tasks]) for p in graph.phases}
-        signals, awaits = ({key: events.T for key, events in found.items()} for found in all_events(graph, schedule))
+        there = {p.name: np.isin(np.arange(schedule.workers), schedule.plan(p.name).participants) for p in graph.phases}
         seen: dict[bytes, int] = {}
-        columns = np.ascontiguousarray(np.concatenate([*busy.values(), *signals.values(), *awaits.values()]).T)
+        columns = np.ascontiguousarray(np.concatenate([*busy.values(), [*there.values()]]).T)
         self.of = np.array([seen.setdefault(column.tobytes(), len(seen)) for column in columns])
         self.size = np.bincount(self.of)
         members = np.argsort(self.of, kind="stable")
@@ -79,9 +77,7 @@ class Crews:
         self.lead = members[at]
         self.second = np.where(self.size > 1, members[np.minimum(at + 1, len(members) - 1)], -1)
         self.takes = {name: parts[:, self.lead] for name, parts in busy.items()}
-        self.signals = {name: events[:, self.lead] for name, events in signals.items()}
-        self.awaits = {names: events[:, self.lead] for names, events in awaits.items()}
-        self.who = {name: events.any(axis=0) for name, events in self.signals.items()}
+        self.who = {name: workers[self.lead] for name, workers in there.items()}
 
     def all_pairs(self, first: np.ndarray, then: np.ndarray) -> Pairs:
         """Everyone of the crews `first` meets everyone of `then`."""

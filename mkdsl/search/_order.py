@@ -1,10 +1,8 @@
 """The order in which a schedule's steps happen, proved by vector clocks.
 
-A step is one phase in one iteration. Every worker walks the steps in program order and takes part in those it has items of. A step has one
-event or several, each of a group of its tiles; one has come when all who take part in the group have signalled, which they do after their
-reads and writes in the whole step. A step's clock says up to which step a worker that starts it knows every other to be done: its own program
-order, joined with the events it waited for. In a step a worker waits for all events that it needs at once, an
-attention for those of all its items.
+A step is one phase in one iteration. Every worker walks the steps in program order and takes part in those it has items of. A step's
+event has come when all who take part in it have signalled, which they do after their reads and writes. A step's clock says up to which
+step a worker that starts it knows every other to be done: its own program order, joined with the events it waited for.
 
 Loops are unrolled to a few iterations. That suffices: a path between steps of iterations i and j runs through iterations i to j only, all
 waits inside a loop reach back at most one iteration, and the steps and waits of iteration i + 1 are those of i, shifted. So whether one
@@ -14,7 +12,6 @@ it has incarnations. `incarnations` + 2 iterations hold a first, a last, and eve
 
 import dataclasses
 from collections.abc import Iterator
-from typing import NamedTuple
 
 import numpy as np
 
@@ -27,38 +24,27 @@ NEVER = np.iinfo(np.int32).max
 
 @dataclasses.dataclass(frozen=True, eq=False)
 class Step:
-    """One phase in one iteration; `index` in program order. who: the crews that take part; signals: [event, crew], in which of its events.
-    clock: see above; released: the same through release events alone; early: before the phase's waits."""
+    """One phase in one iteration; `index` in program order. who: the crews that take part. clock: see above; released: the same through
+    release events alone; early: before the phase's waits. event, release: what its event adds to the clocks of those who wait for it."""
 
     index: int
     phase: Phase
     iteration: int
     who: np.ndarray
-    signals: np.ndarray
     early: Clock
     clock: Clock
     released: Clock
 
+    @property
+    def event(self) -> np.ndarray:
+        return self.clock.event(self.who, self.index)
+
+    @property
+    def release(self) -> np.ndarray:
+        return self.released.event(self.who, self.index)
+
     def __str__(self) -> str:
         return f"{self.phase.name} in iteration {self.iteration}"
-
-
-class Wait(NamedTuple):
-    """The crews `who` wait for the event of a step that the crews `signal` signal."""
-
-    who: np.ndarray
-    step: Step
-    signal: np.ndarray
-
-    @property
-    def event(self) -> tuple[np.ndarray, np.ndarray]:
-        """Who waits, and what it adds to their clocks."""
-        return self.who, self.step.clock.event(self.signal, self.step.index)
-
-    @property
-    def release(self) -> tuple[np.ndarray, np.ndarray]:
-        """The same through release events alone."""
-        return self.who, self.step.released.event(self.signal, self.step.index)
 
 
 class Execution:
@@ -78,10 +64,10 @@ class Execution:
         clock = released = Clock(np.full((n, n), -1, np.int32), np.full(n, -1, np.int32))
         for index, (phase, iteration) in enumerate(self._program()):
             who, early = self.crews.who[phase.name], clock
-            waits = list(self.waits(phase, self.schedule.plan(phase.name).waits, iteration))
-            clock = clock.joined([w.event for w in waits])
-            released = released.joined([w.release for w in waits if self.releases(w.step.phase)])
-            step = Step(index, phase, iteration, who, self.crews.signals[phase.name], early, clock, released)
+            waited = list(self.waited(phase, self.schedule.plan(phase.name).waits, iteration))
+            clock = clock.joined(who, [s.event for s in waited])
+            released = released.joined(who, [s.release for s in waited if self.releases(s.phase)])
+            step = Step(index, phase, iteration, who, early, clock, released)
             self.steps.append(step)
             self.of[phase.name].append(step)
             own = np.where(who, np.int32(index), clock.own)
@@ -94,13 +80,8 @@ class Execution:
                 for phase in phases:
                     yield phase, iteration
 
-    def waits(self, phase: Phase, names: tuple[str, ...], iteration: int) -> Iterator[Wait]:
-        """The events that a phase which waits for `names` waits for in an iteration."""
-        for step in self._waited(phase, names, iteration):
-            for needing, signal in zip(self.crews.awaits[phase.name, step.phase.name], step.signals, strict=True):
-                yield Wait(self.crews.who[phase.name] & needing, step, signal)
-
-    def _waited(self, phase: Phase, waits: tuple[str, ...], iteration: int) -> Iterator[Step]:
+    def waited(self, phase: Phase, waits: tuple[str, ...], iteration: int) -> Iterator[Step]:
+        """The steps whose events a phase that waits for `waits` waits for in an iteration."""
         for before in map(self.graph.phase, waits):
             if before.segment < phase.segment:
                 yield from self.of[before.name] if iteration == 0 else ()
@@ -119,10 +100,10 @@ class Execution:
         stands, tells."""
         released = self.releases(self.graph.phase(before))
         for step in self.of[phase]:
-            others = [w for w in self.waits(step.phase, waits, step.iteration) if not released or self.releases(w.step.phase)]
-            known = self._before_waits(step, released).joined([w.release if released else w.event for w in others])
-            for wait in self.waits(step.phase, (before,), step.iteration):
-                if self.crews.all_pairs(wait.signal, wait.who).late(wait.step.index, known):
+            others = [s for s in self.waited(step.phase, waits, step.iteration) if not released or self.releases(s.phase)]
+            known = self._before_waits(step, released).joined(step.who, [s.release if released else s.event for s in others])
+            for earlier in self.waited(step.phase, (before,), step.iteration):
+                if self.crews.all_pairs(earlier.who, step.who).late(earlier.index, known):
                     return False
         return True
 

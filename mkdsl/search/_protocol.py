@@ -14,7 +14,7 @@ from mkdsl.graph import OpGraph, Phase, Tensor
 from mkdsl.search._order import Execution
 from mkdsl.search._races import EARLY, Accesses, Violation, exchanges, home, overtakings
 from mkdsl.search._schedule import Schedule, TensorPlan, narrowest
-from mkdsl.search._verify import MOST_EVENTS, ScheduleError
+from mkdsl.search._verify import ScheduleError
 
 MOST_CHOICES = 1000  # of phases that fence, to try one by one
 
@@ -87,19 +87,6 @@ def other_handoffs(graph: OpGraph, schedule: Schedule) -> Iterator[tuple[str, Sc
     for tensor in schedule.tensors:
         if not graph.tensors[tensor.name].output:
             yield tensor.name, _handed_over(schedule, tensor.name, "counter" if tensor.handoff == "data" else "data")
-
-
-def other_events(graph: OpGraph, schedule: Schedule) -> Iterator[tuple[str, Schedule]]:
-    """(phase, the schedule in which it has another number of events), of those that only attentions read, by heads; fit to be simulated only."""
-    for plan in schedule.phases:
-        phase = graph.phase(plan.name)
-        read = [(reader, graph.tensors[t]) for t in phase.writes for reader in graph.readers[t]]
-        heads = [reader.kv_heads if reader.reads_heads(tensor) else 1 for reader, tensor in read] or [1]
-        most = math.gcd(*heads, *(part.rows // plan.rows for part in phase.parts))
-        for n in range(1, min(most, MOST_EVENTS) + 1):
-            if most % n == 0 and n != plan.events:
-                phases = tuple(dataclasses.replace(p, events=n) if p is plan else p for p in schedule.phases)
-                yield phase.name, dataclasses.replace(schedule, phases=phases)
 
 
 def made_safe(graph: OpGraph, schedule: Schedule) -> Schedule | None:

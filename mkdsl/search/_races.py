@@ -11,8 +11,7 @@ writes a row of instance n at home clears the same row of the slot that instance
 Hence (clear) all reads of that older instance happen before the clear. And (fence) between the clear and anyone else's first look at
 instance n + 1 the clearing worker fences and then signals, and that signal happens before the look. Relaxed signals order nothing by
 themselves, which is why the fence must come between. A worker sees its own clears without one. A phase looks at what it reads whole after
-its waits, but a fold may look at the older rows that its finish adds before them (`Schedule.preloads`). Rows that a worker takes from its own
-shared memory are no look at all; of loop state the first instance is, after the waits (`_own.takes`).
+its waits, but a fold may look at the older rows that its finish adds before them (`Schedule.preloads`).
 
 Both kinds need (reuse): a slot's former readers are done before it is written again. Instance 0 has another writer, and its stores must
 not come late either: they are there once they are released, or fenced and signalled, or once someone else who read them whole is done.
@@ -21,7 +20,7 @@ Clusters (exchange): workers that fold each other's tiles write sums to each oth
 So whoever enters such a phase must know that the others of its cluster are done with all former ones.
 
 Events are counted, iterations together: iteration i's has come at (i + 1) x participants. That is right only if (count) nobody signals an
-event in an iteration before all have signalled it in the one before.
+iteration before all have signalled the one before.
 """
 
 import dataclasses
@@ -32,9 +31,7 @@ import numpy as np
 
 from mkdsl.graph import OpGraph, Phase, Tensor
 from mkdsl.search._crews import Clock, Pairs
-from mkdsl.search._groups import heads_read
 from mkdsl.search._order import Execution, Step
-from mkdsl.search._own import takes
 from mkdsl.search._schedule import PhasePlan
 
 BEFORE, CLEAR, FENCE, EARLY, REUSE, COUNT, EXCHANGE = "before", "clear", "fence", "early", "reuse", "count", "exchange"
@@ -69,10 +66,9 @@ def overtakings(execution: Execution) -> Iterator[Violation]:
     """Steps of waited-for phases that may signal before the same phase's former iteration is complete."""
     for name in {name: None for plan in execution.schedule.phases for name in plan.waits}:
         for first, then in itertools.pairwise(execution.of[name]):
-            for signal in first.signals:
-                late = execution.crews.all_pairs(signal, signal).late(first.index, then.clock)
-                if late:
-                    yield Violation(COUNT, "", first.iteration, first, late[0], then, late[1])
+            late = execution.crews.all_pairs(first.who, then.who).late(first.index, then.clock)
+            if late:
+                yield Violation(COUNT, "", first.iteration, first, late[0], then, late[1])
 
 
 def exchanges(execution: Execution) -> Iterator[Violation]:
@@ -129,30 +125,20 @@ class Accesses:
         self.reads: dict[int, list[Step]] = {}
         for step in (s for p in graph.writers[tensor.name] for s in execution.of[p.name]):
             self.writes[written_instance(tensor, self.home, step)] = step
-        for step in (s for p in graph.readers[tensor.name] for s in execution.of[p.name] if self._reads(s)):
+        for step in (s for p in graph.readers[tensor.name] for s in execution.of[p.name]):
             self.reads.setdefault(read_instance(tensor, self.home, step, repeats), []).append(step)
         self._pairs: dict[tuple[str, str, bool], Pairs] = {}
-
-    def _reads(self, step: Step) -> bool:
-        """Whether a reader's step looks at this tensor in global memory."""
-        return self.tensor.name in step.phase.reads or self._fetches(step)
-
-    def _fetches(self, step: Step) -> bool:
-        """Whether it looks there for the rows that its finish adds."""
-        plan, name = self.schedule.plan(step.phase.name), self.tensor.name
-        return name in step.phase.row_reads and not takes(self.execution.graph, step.phase, plan, name, step.iteration)
 
     def looks(self, read: Step, writer: Phase) -> Iterator[tuple[str, Pairs, Clock]]:
         """The reads of a step as (kind of violation, (writer, reader) pairs, what the reading workers know when they look)."""
         if self.tensor.name in read.phase.reads:
             yield FENCE, self._met(read.phase, writer, whole=True).T, read.clock
-        if self._fetches(read):
-            early = self.schedule.preloads(read.phase) and self.tensor.name not in self.schedule.plan(read.phase.name).own
-            kind, clock = (EARLY, read.early) if early else (FENCE, read.clock)
+        if self.tensor.name in read.phase.row_reads:
+            kind, clock = (EARLY, read.early) if self.schedule.preloads(read.phase) else (FENCE, read.clock)
             yield kind, self._met(read.phase, writer, whole=False).T, clock
 
     def _met(self, reader: Phase, writer: Phase, *, whole: bool) -> Pairs:
-        """(worker, worker): the first reads, in `reader`, rows that the second writes in `writer`. whole: all rows, or those of its heads."""
+        """(worker, worker): the first reads, in `reader`, rows that the second writes in `writer`. whole: all rows."""
         key = reader.name, writer.name, whole
         if key not in self._pairs:
             self._pairs[key] = self._find_pairs(reader, writer, whole)
@@ -160,22 +146,12 @@ class Accesses:
 
     def _find_pairs(self, reader: Phase, writer: Phase, whole: bool) -> Pairs:
         parts = [i for i, part in enumerate(reader.parts) if part.rows == self.tensor.width]
-        heads = whole and reader.reads_heads(self.tensor)
-        if writer.kind == "attention" or not (heads or (parts and not whole)):
+        if whole or not parts or writer.kind == "attention":
             return self.crews.all_pairs(self.crews.who[reader.name], self._storing(writer))
         reading, writing, batch = self.schedule.plan(reader.name), self.schedule.plan(writer.name), self.schedule.batch
         stored = owners(writer, writing, self._part(writer), batch)
-        if heads:
-            return self.crews.row_pairs(*np.nonzero(heads_read(reader, reading) @ self._heads_stored(stored, reader.kv_heads)))
         read = [owners(reader, reading, part, batch) for part in parts]
         return self.crews.row_pairs(*(np.concatenate(rows, axis=None) for rows in (read, [stored] * len(parts))))
-
-    def _heads_stored(self, stored: np.ndarray, kv_heads: int) -> np.ndarray:
-        """[kv head, worker]: who writes any of a head's rows, of any sequence."""
-        by_head = stored.reshape(len(stored), kv_heads, -1)
-        out = np.zeros((kv_heads, self.schedule.workers), bool)
-        out[np.arange(kv_heads)[:, None], by_head] = True
-        return out
 
     def _part(self, writer: Phase) -> int:
         return next(i for i, part in enumerate(writer.parts) if self.tensor.name in part.writes)

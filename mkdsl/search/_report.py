@@ -4,7 +4,7 @@ import statistics
 from collections.abc import Sequence
 
 from mkdsl.graph import OpGraph, Phase
-from mkdsl.search._alternatives import Alternative, next_best, next_events, next_handoffs
+from mkdsl.search._alternatives import Alternative, next_best, next_handoffs
 from mkdsl.search._cost import floor_us
 from mkdsl.search._profile import KIB, Profile
 from mkdsl.search._schedule import PhasePlan, Schedule
@@ -24,7 +24,6 @@ CHOSEN = (
     "splits",
     "by",
     "workers",
-    "events",
     "waits for",
     "fence",
 )
@@ -39,7 +38,7 @@ def explain(graph: OpGraph, schedule: Schedule, profile: Profile, *, alternative
       graph: what it is a schedule of.
       schedule: the schedule.
       profile: the GPU it is for.
-      alternatives: also what came second for each phase and tensor, and other numbers of events, which takes another search or so.
+      alternatives: also what came second for each phase and tensor, which takes another search or so.
 
     Returns:
       Tables of what was decided per phase, of the predicted time of one execution in the steady state of its loop (streamed megabytes,
@@ -67,7 +66,7 @@ def _chosen(phase: Phase, schedule: Schedule) -> tuple[str, ...]:
     plan = schedule.plan(phase.name)
     items = "+".join(str(sum(n for _, n in part)) for part in plan.tasks)
     by = plan.instruction if phase.kind == "fold" and phase.parallel else ""
-    numbers = plan.chunk or "", plan.pieces, plan.cluster, plan.group, plan.splits, by, len(plan.participants), plan.events
+    numbers = plan.chunk or "", plan.pieces, plan.cluster, plan.group, plan.splits, by, len(plan.participants)
     waits = ", ".join(plan.waits) or "-"
     return (phase.name, phase.kind, items, _tile(phase, plan), *map(str, numbers), waits, "yes" if plan.fence else "-")
 
@@ -77,11 +76,10 @@ def _tile(phase: Phase, plan: PhasePlan) -> str:
 
 
 def _tensors(graph: OpGraph, schedule: Schedule) -> list[str]:
-    rows = [("tensor", "hand-off", "slots", "splits", "dtype", "own rows of")]
+    rows = [("tensor", "hand-off", "slots", "splits", "dtype")]
     for t in schedule.tensors:
         of = graph.tensors[t.name]
-        own = ", ".join(p.name for p in schedule.phases if t.name in p.own) or "-"
-        rows.append((t.name, "output" if of.output else t.handoff, str(t.incarnations), str(t.splits), t.dtype, own))
+        rows.append((t.name, "output" if of.output else t.handoff, str(t.incarnations), str(t.splits), t.dtype))
     return _table(rows, 4)
 
 
@@ -116,7 +114,6 @@ def _second(graph: OpGraph, schedule: Schedule, profile: Profile) -> list[str]:
     found: Sequence[Alternative] = (
         *next_best(graph, schedule, profile),
         *next_handoffs(graph, schedule, profile),
-        *next_events(graph, schedule, profile),
     )
     return _table([("of", "instead", "us"), *((a.of, a.what, f"{a.us:+.1f}") for a in found)], 1)
 

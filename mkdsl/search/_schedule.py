@@ -29,9 +29,6 @@ class PhasePlan:
     waits: names of phases whose event must have come before this phase's prologue reads (same iteration; the previous one for phases
       that come later in the loop; all iterations for phases of earlier segments).
     fence: before it waits, every worker that takes part in this phase orders its earlier clears before its later signals.
-    own: tensors of a fold's `row_reads` whose rows its workers left in their own shared memory when they wrote them, and take from there.
-    events: counters that its workers signal: the rows of each part are so many equal ranges, and each worker signals the events of those that it
-      or a mate has items of. Who needs some of the rows only, as an attention its heads, waits for their events only.
     """
 
     name: str
@@ -46,8 +43,6 @@ class PhasePlan:
     tasks: tuple[tuple[Range, ...], ...]
     waits: tuple[str, ...]
     fence: bool = False
-    own: tuple[str, ...] = ()
-    events: int = 1
 
     def count(self, part: int, worker: int) -> int:
         return self.tasks[part][worker][1]
@@ -76,14 +71,6 @@ class PhasePlan:
     def grouped(self) -> bool:
         """Whether some worker has more items of a part than are finished together."""
         return any(n > self.group for part in self.tasks for _, n in part)
-
-    def fetched(self, phase: Phase) -> tuple[str, ...]:
-        """Tensors of which the finish adds rows that it takes from global memory."""
-        return tuple(t for t in phase.row_reads if t not in self.own)
-
-    def items_each(self, phase: Phase) -> tuple[int, ...]:
-        """Consecutive items of each part that one event counts; after the last event's come those of the first again, of another sequence."""
-        return tuple(part.rows // self.rows * self.splits // self.events for part in phase.parts)
 
     def mates(self, worker: int) -> range:
         """The workers of its cluster, itself included."""
@@ -151,7 +138,7 @@ class Schedule:
 
     def preloads(self, phase: Phase) -> bool:
         """Whether a fold asks for the older rows that its finish adds before it waits: only words that prove themselves can be."""
-        return phase.kind == "fold" and all(self.tensor(t).handoff == "data" for t in self.plan(phase.name).fetched(phase))
+        return phase.kind == "fold" and all(self.tensor(t).handoff == "data" for t in phase.row_reads)
 
     @property
     def cluster(self) -> int:
@@ -159,22 +146,14 @@ class Schedule:
         return max(p.cluster for p in self.phases)
 
     def phased(self) -> "Schedule":
-        """The same tiles for launches of one phase each: every tile is folded by its owner, what clusters split in space is split in time,
-        and rows that are added come from global memory, as shared memory does not outlive a launch."""
-        phases = tuple(dataclasses.replace(p, cluster=1, pieces=p.pieces * p.cluster, own=()) for p in self.phases)
+        """The same tiles for launches of one phase each: every tile is folded by its owner, what clusters split in space is split in time."""
+        phases = tuple(dataclasses.replace(p, cluster=1, pieces=p.pieces * p.cluster) for p in self.phases)
         return dataclasses.replace(self, phases=phases)
 
     @property
     def order(self) -> tuple[str, ...]:
         """The phases in program order: one of the graph's orders."""
         return tuple(p.name for p in self.phases)
-
-    def items_awaiting(self, graph: OpGraph, phase: Phase, before: Phase) -> int | None:
-        """Consecutive items of an attention that need the same event of a phase before, and so wait for no other; None of a phase that waits
-        for all of them, as it does not read heads, or not whole ones of each event."""
-        read, events = [graph.tensors[t] for t in before.writes if t in phase.reads], self.plan(before.name).events
-        by_head = bool(read) and all(map(phase.reads_heads, read)) and phase.kv_heads % events == 0
-        return phase.kv_heads * self.plan(phase.name).splits // events if by_head else None
 
     def plan(self, phase: str) -> PhasePlan:
         return self._plans[phase]
@@ -206,7 +185,7 @@ class Schedule:
     @staticmethod
     def from_json(data: dict[str, Any]) -> "Schedule":
         fields = dict(data)
-        fields["phases"] = tuple(PhasePlan(**p | {name: _tuples(p[name]) for name in ("tasks", "waits", "own")}) for p in data["phases"])
+        fields["phases"] = tuple(PhasePlan(**p | {name: _tuples(p[name]) for name in ("tasks", "waits")}) for p in data["phases"])
         fields["tensors"] = tuple(TensorPlan(**t) for t in data["tensors"])
         fields["us"] = _tuples(data["us"])
         return Schedule(**fields)

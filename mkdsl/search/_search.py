@@ -12,7 +12,7 @@ from mkdsl.search._draft import draft, rough, timed
 from mkdsl.search._path import shortest_path
 from mkdsl.search._profile import Profile, profile
 from mkdsl.search._protocol import with_handoffs
-from mkdsl.search._refine import refined
+from mkdsl.search._refine import with_best_handoffs
 from mkdsl.search._rings import RINGS, Choice, Prices, cheapest, numbered
 from mkdsl.search._schedule import Schedule
 from mkdsl.search._verify import ScheduleError, verify_schedule
@@ -63,7 +63,8 @@ def find(graph: OpGraph, batch: int, gpu: Profile, handoff: str) -> Schedule:
     """Searches, without a cache: of the finalists of all orders of phases the one that the simulator predicts to be the fastest."""
     found = (s for g in (graph, *graph.others) for s in _closest(g, batch, gpu, handoff))
     best = min(found, key=lambda s: s.predicted_us * (IDLE if s.workers < gpu.workers else 1.0))
-    best = refined(graph.in_order(best.order), best, gpu, handoffs=handoff == "data")
+    if handoff == "data":
+        best = with_best_handoffs(graph.in_order(best.order), best, gpu)
     verify_schedule(graph, best, gpu)
     return best
 
@@ -118,8 +119,8 @@ def without_k_split(graph: OpGraph, schedule: Schedule, gpu: Profile) -> tuple[S
     if best is None:
         raise ScheduleError(_no_room(graph, schedule.batch, lifted))
     whole = draft(graph, schedule.batch, "data", Choice(lifted, ring, schedule.stages, best))
-    handoffs = any(t.handoff == "data" for t in schedule.tensors)
-    return refined(graph, timed(graph, with_handoffs(graph, whole), lifted), lifted, handoffs=handoffs), lifted
+    whole = timed(graph, with_handoffs(graph, whole), lifted)
+    return (with_best_handoffs(graph, whole, lifted) if any(t.handoff == "data" for t in schedule.tensors) else whole), lifted
 
 
 def _no_room(graph: OpGraph, batch: int, gpu: Profile) -> str:

@@ -1,25 +1,22 @@
 """A discrete-event simulation of a schedule: every worker's loader and compute, the ring between them, memory's bandwidth, hand-offs.
 
-Workers with the same counts of items that signal and wait for the same events do the same thing at the same time, so they are simulated as
-one, in three paces: memory does not serve all SMs alike, and at equal work they drift apart (`Profile.drift`). A hand-off is three trips through
-the memory system: the signal to its counter, a look at the counters, and the data; four where the signal releases, which first waits for its
-stores' acknowledgement. A trip takes longer the more bytes are in flight when it is made (`Profile.handoff`, `Profile.released`). A loop is
-simulated for as many iterations as it takes to be in steady state, the rest is counted like the last ones, unless all are asked for.
+Workers with the same counts of items do the same thing at the same time, so they are simulated as one, in three paces: memory does not
+serve all SMs alike, and at equal work they drift apart (`Profile.drift`). A hand-off is three trips through the memory system: the signal to
+its counter, a look at the counter, and the data; four where the signal releases, which first waits for its stores' acknowledgement. A trip
+takes longer the more bytes are in flight when it is made (`Profile.handoff`, `Profile.released`). A loop is simulated for as many iterations as
+it takes to be in steady state, the rest is counted like the last ones, unless all are asked for.
 """
 
 import collections
 import dataclasses
 import functools
 import itertools
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterator
 from typing import NamedTuple
-
-import numpy as np
 
 from mkdsl.graph import OpGraph, Phase
 from mkdsl.search._cost import bandwidth
 from mkdsl.search._events import Action, Clock, Memory, Source
-from mkdsl.search._groups import all_events, signallers
 from mkdsl.search._profile import KIB, Profile, interpolate
 from mkdsl.search._schedule import Schedule
 from mkdsl.search._work import Work, Workload
@@ -73,25 +70,23 @@ def simulate(graph: OpGraph, schedule: Schedule, profile: Profile, *, whole: boo
 
 
 Wish = float | list[Action]
-Event = tuple[str, int, int]  # phase, iteration, number
+Event = tuple[str, int]  # phase, iteration
 
 
 class Step(NamedTuple):
-    """One phase in one iteration, as one crew sees it. `waits`: the events to wait for, together those of one phase."""
+    """One phase in one iteration, as one crew sees it. `waits`: the events to wait for."""
 
     phase: Phase
     iteration: int
     work: Work
-    waits: tuple[tuple[Event, ...], ...]
-    signals: tuple[Event, ...]
+    waits: tuple[Event, ...]
 
 
 @dataclasses.dataclass
 class Crew:
-    """Workers that are alike: where their loader and their compute stand. pace: where in the paces they begin."""
+    """Workers that are alike: where their loader and their compute stand."""
 
     number: int
-    pace: int
     workers: tuple[int, ...]
     source: Source
     steps: list[Step]
@@ -111,10 +106,8 @@ class _Simulation:
         self.memory = Memory(self.clock, profile.bandwidth * 1e-6)
         self.saturated = KIB * next((x for x, reached in profile.stream if reached >= SATURATED), profile.stream[-1][0])
         self.repeats = [s.repeats if whole else min(s.repeats, STEADY) for s in graph.segments]
-        self.signals, self.awaits = all_events(graph, schedule)
-        self.participants = {p.name: signallers(p, schedule.plan(p.name)) for p in graph.phases}
+        self.participants = {p.name: len(p.participants) for p in schedule.phases}
         released = {t.name for t in schedule.tensors if t.handoff == "counter"}
-        self.events = np.concatenate([*self.signals.values(), *self.awaits.values()], axis=1)
         self.released = {p.name for p in graph.phases if released.intersection(p.writes)}
         self.latencies: dict[float, float] = {}
         self.left: dict[Event, int] = {}  # workers that have not signalled yet
@@ -133,48 +126,26 @@ class _Simulation:
         workload = Workload(self.graph, self.schedule.batch, self.schedule.padded_batch, self.profile, dtypes)
         splits = {t.name: t.splits for t in self.schedule.tensors}
         crews: list[Crew] = []
-        paces = itertools.count()
         for counts, workers in alike.items():
             by_name = {p.name: n for p, n in zip(self.schedule.phases, counts, strict=True)}
             works = {
                 name: workload.of(self.graph.phase(name), self.schedule.plan(name), n, splits) for name, n in by_name.items() if any(n)
             }
-            programs: dict[bytes, tuple[list[Step], list[tuple[Work, int]]]] = {}  # the same in all paces
+            steps = list(self._steps(works))
+            units = [(step.work, at) for at, step in enumerate(steps) for _ in range(step.work.units)]
             for third in filter(None, (workers[i :: len(self.paces)] for i in range(len(self.paces)))):
-                pace = next(paces)
-                for events, same in self._by_events(third).items():
-                    if events not in programs:
-                        programs[events] = self._program(works, same[0])
-                    crews.append(Crew(len(crews), pace, tuple(same), Source(len(same)), *programs[events]))
+                crews.append(Crew(len(crews), tuple(third), Source(len(third)), steps, units))
         return crews
 
-    def _program(self, works: dict[str, Work], worker: int) -> tuple[list[Step], list[tuple[Work, int]]]:
-        """A worker's steps, and its units."""
-        steps = list(self._steps(works, worker))
-        return steps, [(step.work, at) for at, step in enumerate(steps) for _ in range(step.work.units)]
-
-    def _by_events(self, workers: Sequence[int]) -> dict[bytes, list[int]]:
-        """Those that signal and wait for the same events, whatever their number in the same pace."""
-        alike: dict[bytes, list[int]] = collections.defaultdict(list)
-        for worker in workers:
-            alike[self.events[worker].tobytes()].append(worker)
-        return alike
-
-    def _steps(self, works: dict[str, Work], worker: int) -> Iterator[Step]:
+    def _steps(self, works: dict[str, Work]) -> Iterator[Step]:
         for segment, repeats in zip(self.graph.segments, self.repeats, strict=True):
             for iteration in range(repeats):
                 for name in segment.phases:
                     if name in works:
                         phase = self.graph.phase(name)
-                        waits = [self._events(self.awaits[name, w], w, i, worker) for w, i in self._waits(phase, iteration)]
-                        signals = self._events(self.signals[name], name, iteration, worker)
-                        yield Step(phase, iteration, works[name], tuple(waits), signals)
+                        yield Step(phase, iteration, works[name], tuple(self._waits(phase, iteration)))
 
-    @staticmethod
-    def _events(which: np.ndarray, phase: str, iteration: int, worker: int) -> tuple[Event, ...]:
-        return tuple((phase, iteration, int(number)) for number in np.flatnonzero(which[worker]))
-
-    def _waits(self, phase: Phase, iteration: int) -> Iterator[tuple[str, int]]:
+    def _waits(self, phase: Phase, iteration: int) -> Iterator[Event]:
         for before in map(self.graph.phase, self.schedule.plan(phase.name).waits):
             if before.segment < phase.segment:
                 if iteration == 0:
@@ -192,7 +163,7 @@ class _Simulation:
         while crew.issued < len(crew.units) and crew.issued - crew.freed < s.stages and crew.issued - crew.landed < s.window:
             work, step = crew.units[crew.issued]
             crew.issued += 1
-            speed = 1 + self.profile.drift * self.paces[(crew.pace + step) % len(self.paces)]  # nobody is always the slow one
+            speed = 1 + self.profile.drift * self.paces[(crew.number + step) % len(self.paces)]  # nobody is always the slow one
             in_flight = max(work.unit_bytes, min(work.unit_bytes * (crew.issued - crew.landed), self.saturated))
             self.memory.fetch(crew.source, work.streamed_bytes, speed, self._latency(in_flight), crew.landing)
 
@@ -224,12 +195,11 @@ class _Simulation:
     def _compute(self, crew: Crew) -> Iterator[Wish]:
         for step in crew.steps:
             arrived = self.clock.now
-            for events in step.waits:
-                for event in events:
-                    while event not in self.known:
-                        yield self.waiting[event]
-                yield max(self.clock.now, *(self.known[e] for e in events)) + self._trip(events[0][0] in self.released)
-            known, released = self.clock.now, any(events[0][0] in self.released for events in step.waits)
+            for event in step.waits:
+                while event not in self.known:
+                    yield self.waiting[event]
+                yield max(self.clock.now, self.known[event]) + self._trip(event[0] in self.released)
+            known, released = self.clock.now, any(event[0] in self.released for event in step.waits)
             yield known + (self._trip(released) if step.phase.reads or step.phase.row_reads else 0.0) + step.work.read
             read = self.clock.now
             yield read + step.work.before
@@ -251,12 +221,12 @@ class _Simulation:
                 self._load(crew)
 
     def _signal(self, crew: Crew, step: Step) -> None:
-        released = step.phase.name in self.released
-        for event in step.signals:
-            self.left[event] = self.left.get(event, self.participants[step.phase.name][event[2]]) - len(crew.workers)
-            if not self.left[event]:
-                self.known[event] = self.clock.now + self._trip(released) * (1 + released)
-                self._wake(self.waiting[event])
+        event = step.phase.name, step.iteration
+        self.left[event] = self.left.get(event, self.participants[step.phase.name]) - len(crew.workers)
+        if not self.left[event]:
+            released = step.phase.name in self.released
+            self.known[event] = self.clock.now + self._trip(released) * (1 + released)
+            self._wake(self.waiting[event])
 
     def _trip(self, released: bool) -> float:
         """One of a hand-off's trips through the memory system, as full as that is now."""

@@ -2,16 +2,14 @@
 
 extent: the bytes of one copy. depth: copies in flight (the ring's stages). lifetime: the whole kernel, or one phase. What lives in one
 phase lies where the next phase's buffers will: one warpgroup stages, folds and finishes, phase after phase.
-So the peak is what lives for the whole kernel plus the most that any phase has of its own, and it is reached in that phase. Rows
-that a worker keeps for a later finish of its own must outlive the phases between: they are counted as living for the whole kernel.
+So the peak is what lives for the whole kernel plus the most that any phase has of its own, and it is reached in that phase.
 """
 
 import dataclasses
 import functools
-from collections.abc import Iterable, Sequence
+from collections.abc import Iterable
 
 from mkdsl.graph import OpGraph, Phase
-from mkdsl.search._own import kept_rows
 from mkdsl.search._schedule import PhasePlan
 
 ALIGNMENT = 1024  # bytes: what a swizzled array starts at
@@ -99,7 +97,7 @@ def finished_bytes(slots: int, padded_batch: int) -> int:
 
 def added_bytes(phase: Phase, plan: PhasePlan, padded_batch: int) -> int:
     """Rows of older tensors that a fold's finish adds, float32, copied to shared memory ahead of time."""
-    return len(phase.parts) * len(plan.fetched(phase)) * padded_batch * plan.group * plan.rows * 4
+    return len(phase.parts) * len(phase.row_reads) * padded_batch * plan.group * plan.rows * 4
 
 
 def phase_extents(phase: Phase, plan: PhasePlan, slots: int, sets: int, padded_batch: int) -> tuple[Extent, ...]:
@@ -139,12 +137,6 @@ def fixed_extents(graph: OpGraph, padded_batch: int, cluster: int) -> tuple[Exte
     )
 
 
-def kept_extents(graph: OpGraph, plans: Sequence[PhasePlan], padded_batch: int) -> tuple[Extent, ...]:
-    """Rows that a worker keeps, float32, of each sequence."""
-    rows = kept_rows(graph, plans)
-    return tuple(Extent(f"kept {tensor}", round_up(padded_batch * n * 4, ALIGNMENT)) for tensor, n in rows.items())
-
-
 def shared_memory(graph: OpGraph, plans: Iterable[PhasePlan], *, padded_batch: int, stages: int, stage_bytes: int) -> SharedMemory:
     """The buffers of a schedule.
 
@@ -160,4 +152,4 @@ def shared_memory(graph: OpGraph, plans: Iterable[PhasePlan], *, padded_batch: i
     own = [e for (phase, plan), n in zip(chosen, slots, strict=True) for e in phase_extents(phase, plan, n, plan.sets, padded_batch)]
     ring = (Extent("ring", stage_bytes, stages),) if stages else ()
     fixed = fixed_extents(graph, padded_batch, max(plan.cluster for plan in plans))
-    return SharedMemory((*ring, *fixed, *kept_extents(graph, plans, padded_batch), *own), tuple(plan.name for _, plan in chosen))
+    return SharedMemory((*ring, *fixed, *own), tuple(plan.name for _, plan in chosen))

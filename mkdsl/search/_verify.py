@@ -10,7 +10,6 @@ from typing import Any
 from mkdsl.graph import OpGraph, Phase, Tensor
 from mkdsl.search._assign import items
 from mkdsl.search._order import Execution
-from mkdsl.search._own import objections
 from mkdsl.search._plans import ScheduleError, check_plan, check_unsplit, require
 from mkdsl.search._profile import Profile
 from mkdsl.search._races import Accesses, exchanges, home, overtakings
@@ -18,7 +17,6 @@ from mkdsl.search._schedule import PhasePlan, Schedule, TensorPlan
 from mkdsl.search._smem import shared_memory
 
 MOST_SEQUENCES = 16
-MOST_EVENTS = 32  # of a phase: lanes of a warp
 
 
 def verify_schedule(graph: OpGraph, schedule: Schedule, profile: Profile) -> None:
@@ -41,12 +39,9 @@ def verify_schedule(graph: OpGraph, schedule: Schedule, profile: Profile) -> Non
         plan = schedule.plan(phase.name)
         check_plan(graph, schedule, phase, profile)
         _check_coverage(schedule, phase, plan)
-        _check_events(phase, plan)
         _check_waits(graph, phase, plan)
     for tensor in graph.tensors.values():
         _check_tensor(graph, schedule, tensor)
-    for objection in objections(graph, schedule):
-        raise ScheduleError(objection)
     _check_smem(graph, schedule, profile)
     _check_order(graph, schedule)
 
@@ -145,15 +140,7 @@ def _check_ranges(of: str, tasks: tuple[tuple[int, int], ...], wanted: int) -> N
     require(end == wanted, f"{of}: nobody has items {end} to {wanted - 1}")
 
 
-# Events, waits and tensors.
-
-
-def _check_events(phase: Phase, plan: PhasePlan) -> None:
-    """Each is of as many rows of each part, in whole items, so that all are signalled."""
-    name, events = phase.name, plan.events
-    require(1 <= events <= MOST_EVENTS, f"{name}: {events} events: from 1 to {MOST_EVENTS}, one for each lane that looks")
-    whole = all(part.rows % (plan.rows * events) == 0 for part in phase.parts)
-    require(whole, f"{name}: {events} events do not divide {[part.rows // plan.rows for part in phase.parts]} items of {plan.rows} rows")
+# Waits and tensors.
 
 
 def _check_waits(graph: OpGraph, phase: Phase, plan: PhasePlan) -> None:

@@ -19,7 +19,6 @@ import pytest
 from mkdsl.gpu import jit
 from mkdsl.models import SHAPES, abstract_params, decode_step, init_cache
 from mkdsl.search import PROFILES
-from mkdsl.search._protocol import made_safe, other_events
 
 TOOL = pathlib.Path(__file__).parents[3] / "shared" / "tools" / "aot_check.py"
 LIMIT = 112 * 1024  # bytes of code that Hopper's instruction caches hold under load; not known of others
@@ -74,27 +73,6 @@ def test_kernel_assembles(target, model, batch, assembler, tmp_path):
     assert report["smem_bytes"] <= gpu.smem_bytes
     assert "brx" not in ptx
     assert seconds < 30
-
-
-def code_with_events(cache):
-    """Spilled bytes and PTX of a kernel in which q, k and v have an event for each of 3 kv heads, and clusters share attention."""
-    os.environ |= {"XDG_CACHE_HOME": cache}
-    sys.path.insert(0, str(TOOL.parent))
-    import aot_check
-
-    traced = trace("h200", "smollm2-135m", 8)
-    schedule = made_safe(traced.graph, next(s for _, s in other_events(traced.graph, traced.schedule())))
-    assert schedule is not None and schedule.plan("wq+wk+wv").events == 3 and schedule.plan("attention").cluster == 2
-    lowered = traced.lower(schedule=schedule)
-    (report,) = aot_check.compile_report(lambda *a: lowered.program(*a), *lowered.signature, arch=(9, 0))
-    return report.spill_bytes, pathlib.Path(report.ptx).read_text()
-
-
-@pytest.mark.skipif(not TOOL.exists() or not shutil.which("ptxas"), reason="aot_check.py or ptxas is absent")
-def test_a_kernel_with_events_of_groups_assembles(assembler, tmp_path):
-    spills, ptx = assembler((9, 0)).submit(code_with_events, str(tmp_path)).result()
-    assert spills == 0
-    assert ptx.count("red.relaxed.gpu.global.add.u32") == 6  # a phase but the head each, whatever its events
 
 
 def code_with_stamps(cache):

@@ -11,7 +11,7 @@ import mkdsl as mk
 from mkdsl.lower import _kernel
 from mkdsl.lower._machine import Machine
 from mkdsl.models import DecoderConfig, decode_step, init_cache, random_params
-from mkdsl.search import profile, search, shared_memory
+from mkdsl.search import profile, search
 from mkdsl.search._candidates import padded
 from mkdsl.search._cost import Model
 from mkdsl.search._draft import draft, timed
@@ -231,30 +231,15 @@ def test_own_fold_with_a_carry_of_two_arrays():
     np.testing.assert_allclose(got[1], want[1], atol=2e-2)
 
 
-@pytest.mark.parametrize(("batch", "parts", "group"), [(1, (8, 4), 16), (8, (2, 1), 1)])
-def test_own_rows(batch, parts, group, monkeypatch):
-    """A worker alone has nobody to hand over to, so that interpret mode can run all phases in one launch, in which shared memory survives.
-    Finishes of the two phases have other blocks, and all at once or in groups."""
-
-    def layer(x, p, kv, pos):
-        x = x + mk.linear(p["wo"], jnp.square(mk.linear(p["wu"], x)))
-        return x + mk.linear(p["wd"], jnp.tanh(mk.linear(p["wg"], x))), kv
-
-    def step(params, kv, token, pos):
-        x, kv = mk.layers(layer, mk.embed(params["embed"], token), params["layers"], kv, pos)
-        logits = mk.linear(params["head"], x)
-        return mk.argmax(logits), logits, kv
-
-    params = own_params(layers=2, hidden=128, wide=128, vocab=64)
-    alone, args = dataclasses.replace(SMALL, workers=1, clusters=()), (params, (), np.arange(batch), np.zeros(batch, int))
-    traced = mk.jit(step, batch=batch, target=alone, interpret=True).trace(*args)
-    tiles = {name: {"parts": n} for name, n in zip(("wo", "wd"), parts, strict=True)}
-    found, own = with_tiles(traced.graph, batch, alone, **tiles), {"wo": ("x",), "wd": ("wo",)}
-    plans = [dataclasses.replace(p, own=own[p.name], group=group) if p.name in own else p for p in found.phases]
-    memory = shared_memory(traced.graph, plans, padded_batch=batch, stages=found.stages, stage_bytes=found.stage_bytes)
-    schedule = dataclasses.replace(found, phases=tuple(plans), smem_bytes=memory.total)
-    program = dataclasses.replace(traced.lower(schedule=schedule).program, form="mega")
+@pytest.mark.parametrize("batch", [1, 8])
+def test_all_phases_in_one_launch(batch, monkeypatch):
+    """A worker alone has nobody to hand over to, so that interpret mode can run mega form."""
+    config, alone = dataclasses.replace(LLAMA, scaling=None), dataclasses.replace(SMALL, workers=1, clusters=())
+    params, kv = random_params(config, jax.random.key(1), jnp.bfloat16), random_kv(init_cache(config, 128, batch=batch))
+    args = params, kv, np.arange(batch), np.asarray([70, 64, 100, 3, 0, 127, 90, 7])[:batch]
+    lowered = mk.jit(decode_step(config), batch=batch, target=alone, interpret=True).trace(*args).lower()
+    program = dataclasses.replace(lowered.program, form="mega")
     monkeypatch.setattr(_kernel, "Machine", lambda *a: dataclasses.replace(Machine(*a), concurrent=False))
     got = jax.jit(lambda *a: program(*a))(*args)
-    want = jax.jit(jax.vmap(step, (None, None, 0, 0), (0, 0, None)))(float32(params), (), *args[2:])
+    want = jax.jit(jax.vmap(decode_step(config), (None, 0, 0, 0)))(float32(params), float32(kv), *args[2:])
     assert float(jnp.linalg.norm(got[1] - want[1]) / jnp.linalg.norm(want[1])) < 0.02

@@ -70,37 +70,10 @@ def incarnations(r: Random, graph: OpGraph, s: Schedule) -> Schedule:
     return with_tensor(s, tensor.name, incarnations=tensor.incarnations + r.choice((-1, -1, 1, 2)))
 
 
-def events(r: Random, graph: OpGraph, s: Schedule) -> Schedule:
-    """More or fewer, mostly where some reader needs heads only, and mostly as many as divide the rows."""
-    readers = [p for p in graph.phases if p.kind == "attention"]
-    needed = [p for p in s.phases if any(set(reader.reads) & set(graph.phase(p.name).writes) for reader in readers)]
-    plan = r.choice(needed if needed and r.random() < 0.8 else s.phases)
-    changed = with_plan(s, plan.name, events=r.choice((1, 2, 2, 3, 4, 8, 0, plan.events + 1)))
-    waiting = [p for p in changed.phases if plan.name in p.waits]
-    if waiting and r.random() < 0.3:  # or less than all of it known elsewhere
-        other = r.choice(waiting)
-        changed = with_plan(changed, other.name, waits=tuple(w for w in other.waits if w != plan.name))
-    return swapped_tasks(r, graph, changed) if r.random() < 0.3 else changed
-
-
 def other_handoff(r: Random, graph: OpGraph, s: Schedule) -> Schedule:
     for tensor in r.sample(s.tensors, r.randint(1, len(s.tensors))):
         s = with_tensor(s, tensor.name, handoff="data" if tensor.handoff == "counter" else "counter")
     return s
-
-
-def own_rows(r: Random, graph: OpGraph, s: Schedule) -> Schedule:
-    """Taken from a worker's own memory, where they are or not, or fetched although they are there; often with the tasks for it, or not any more."""
-    adding = [p for p in s.phases if graph.phase(p.name).row_reads]
-    plan = r.choice(adding if r.random() < 0.9 else s.phases)
-    row_reads = graph.phase(plan.name).row_reads
-    tensor = r.choice(row_reads if row_reads and r.random() < 0.9 else list(graph.tensors))
-    s = with_plan(s, plan.name, own=tuple(t for t in plan.own if t != tensor) if tensor in plan.own else (*plan.own, tensor))
-    for writer in graph.writers[tensor] if r.random() < 0.6 else ():
-        if s.plan(writer.name).rows == plan.rows and len(writer.parts) == len(plan.tasks):
-            s = with_plan(s, writer.name, tasks=plan.tasks)
-    change = r.choice((None, None, None, swapped_tasks, handed_on_task, dropped_wait, moved_fence, other_handoff))
-    return change(r, graph, s) if change and any(p.waits for p in s.phases) else s
 
 
 def several(r: Random, graph: OpGraph, s: Schedule) -> Schedule:
@@ -266,8 +239,7 @@ def types(r: Random, graph: OpGraph, s: Schedule) -> Schedule:
 MUTATIONS: dict[str, Mutation] = {
     f.__name__: f
     for f in (
-        dropped_wait, other_wait, swapped_waits, more_waits, dropped_fence, moved_fence, incarnations, events, other_handoff, own_rows,
-        several,
+        dropped_wait, other_wait, swapped_waits, more_waits, dropped_fence, moved_fence, incarnations, other_handoff, several,
         swapped_tasks, duplicated_task, overlapping_task, wrong_count, handed_on_task, tiles, retiled, splits, clusters, workers, ring, shared_memory, batch,
         types,
     )

@@ -34,7 +34,6 @@ class Look:
 @dataclasses.dataclass(frozen=True)
 class Wait:
     phase: str
-    event: int
     count: int
 
 
@@ -51,10 +50,7 @@ class Write:
 
 @dataclasses.dataclass(frozen=True)
 class Signal:
-    """Of each event of a phase that the worker takes part in."""
-
     phase: str
-    events: tuple[int, ...]
     release: bool
 
 
@@ -123,26 +119,7 @@ class Leave:
     """Nothing in the worker's shared memory is needed any more."""
 
 
-@dataclasses.dataclass(frozen=True)
-class Keep:
-    """Leaves rows of an instance in the worker's own shared memory: (place in its tensor's buffer, row) each."""
-
-    tensor: str
-    places: tuple[tuple[int, int], ...]
-    instance: int
-
-
-@dataclasses.dataclass(frozen=True)
-class Take:
-    """Adds rows that should be there."""
-
-    phase: str
-    tensor: str
-    places: tuple[tuple[int, int], ...]
-    instance: int
-
-
-Op = Look | Wait | Fence | Write | Signal | Fill | Begin | End | Free | Enter | Send | Receive | Use | Leave | Keep | Take
+Op = Look | Wait | Fence | Write | Signal | Fill | Begin | End | Free | Enter | Send | Receive | Use | Leave
 
 
 @dataclasses.dataclass
@@ -177,7 +154,6 @@ class Compiler:
             self.base[name] = len(self.owner)
             self.owner += [name] * (self.size[name] * (1 if tensor.output else plan.incarnations))
         self.written = {p.name: [self._rows(p, plan, w) for w in range(schedule.workers)] for p, plan in self._plans()}
-        self.events = {p.name: [self._events(p, plan, w) for w in range(schedule.workers)] for p, plan in self._plans()}
         self.heads = {
             p.name: [self._heads(p, plan, w) for w in range(schedule.workers)] for p, plan in self._plans() if p.kind == "attention"
         }
@@ -203,23 +179,10 @@ class Compiler:
             out.append([s * whole + word for s in range(sequences) for word in words])
         return out
 
-    def _events(self, phase: Phase, plan: PhasePlan, worker: int) -> tuple[int, ...]:
-        """Those of the rows that its cluster's workers write, each of an equal share of a part's rows."""
-        found = set()
-        for mate in self._cluster(plan, worker):
-            for part, words in zip(phase.parts, self.written[phase.name][mate], strict=True):
-                if phase.kind == "attention":
-                    words = [head * plan.rows // self.grain for _, head in self._items(phase, plan, mate)]
-                found |= {word * self.grain % part.rows * plan.events // part.rows for word in words}
-        return tuple(sorted(found))
-
     def _heads(self, phase: Phase, plan: PhasePlan, worker: int) -> set[tuple[int, int]]:
         """(sequence, kv head) of what an attention's worker folds, for its cluster too."""
-        return {item for mate in self._cluster(plan, worker) for item in self._items(phase, plan, mate)}
-
-    def _items(self, phase: Phase, plan: PhasePlan, worker: int) -> list[tuple[int, int]]:
-        first, n = plan.tasks[0][worker]
-        return [divmod(item // plan.splits, phase.kv_heads) for item in range(first, first + n)]
+        ranges = [plan.tasks[0][mate] for mate in self._cluster(plan, worker)]
+        return {divmod(item // plan.splits, phase.kv_heads) for first, n in ranges for item in range(first, first + n)}
 
     def words(self, tensor: str, instance: int, rows: list[int]) -> tuple[int, ...]:
         slot = instance % self.schedule.tensor(tensor).incarnations
@@ -253,20 +216,17 @@ class Compiler:
 
     def _step(self, phase: Phase, iteration: int, worker: int, units: range, place: int) -> list[Op]:
         plan, whole, rows = self.schedule.plan(phase.name), self._looks(phase, iteration, worker), self._row_looks(phase, iteration, worker)
-        own = [t for t in phase.row_reads if self._is_own(phase, t)]
         fence: list[Op] = [Fence()] if plan.fence else []
-        early = phase.kind == "fold" and all(self.schedule.tensor(t).handoff == "data" for t in phase.row_reads if t not in own)
-        ops: list[Op] = [Enter(place), *(rows if early else []), *fence, *self._waits(phase, iteration, worker), *whole]
+        early = phase.kind == "fold" and all(self.schedule.tensor(t).handoff == "data" for t in phase.row_reads)
+        ops: list[Op] = [Enter(place), *(rows if early else []), *fence, *self._waits(phase, iteration), *whole]
         ops += [op for u in units for op in (Begin(u), End(u), Free(u))]
         ops += self._exchanged(plan, worker, place)
-        ops += [op for t in own for op in self._first_own(phase, t, iteration, worker)]
-        takes = [Take(phase.name, t, self._added(phase, t, worker), self._instance(phase, t, iteration)) for t in own]
         for _ in range(2 if phase.kind == "fold" else 1):  # the last block of a finish may overlap the one before
-            ops += [*(whole if plan.pieces > 1 or phase.kind == "map" else []), *rows, *takes, *self._writes(phase, iteration, worker)]
+            ops += [*(whole if plan.pieces > 1 or phase.kind == "map" else []), *rows, *self._writes(phase, iteration, worker)]
         ops.append(Leave())
         kept = [t for t in phase.writes if not self.graph.tensors[t].output]
         if kept:
-            ops.append(Signal(phase.name, self.events[phase.name][worker], any(self.schedule.tensor(t).handoff == "counter" for t in kept)))
+            ops.append(Signal(phase.name, any(self.schedule.tensor(t).handoff == "counter" for t in kept)))
         return ops
 
     def _exchanged(self, plan: PhasePlan, worker: int, place: int) -> list[Op]:
@@ -281,22 +241,14 @@ class Compiler:
             ops += [Receive(tuple(mates), place, number), Use(place, number)]
         return ops
 
-    def _waits(self, phase: Phase, iteration: int, worker: int) -> list[Op]:
+    def _waits(self, phase: Phase, iteration: int) -> list[Op]:
         out: list[Op] = []
         for name in self.schedule.plan(phase.name).waits:
             before, times = self.graph.phase(name), iteration + (self.place[name] < self.place[phase.name])
             if before.segment != phase.segment:
                 times = self.graph.iterations(before) if iteration == 0 else 0
-            for event in self._needed(phase, before, worker):
-                out.append(Wait(name, event, times * sum(event in events for events in self.events[name])))
+            out.append(Wait(name, times * sum(self.busy[name])))
         return out
-
-    def _needed(self, phase: Phase, before: Phase, worker: int) -> list[int]:
-        """All events of a phase; by an attention that reads nothing but heads of what that writes, the events of its heads, if none lies in two."""
-        events, read = self.schedule.plan(before.name).events, set(phase.reads) & set(before.writes)
-        if not read or phase.kv_heads % events or not all(self._by_head(phase, t) for t in read):
-            return list(range(events))
-        return sorted({head * events // phase.kv_heads for _, head in self.heads[phase.name][worker]})
 
     def _by_head(self, phase: Phase, tensor: str) -> bool:
         """Whether a tensor holds an attention's queries, keys or values."""
@@ -320,63 +272,27 @@ class Compiler:
         return [w for w in every if w * self.grain % width % part * plan.cluster // part == rank]
 
     def _row_looks(self, phase: Phase, iteration: int, worker: int) -> list[Op]:
-        fetched = [t for t in phase.row_reads if not self._is_own(phase, t)]
-        return [self._look(phase, t, iteration, sorted({row for _, row in self._added(phase, t, worker)})) for t in fetched]
+        """At what its finish adds: the rows that it writes, of parts that are as wide."""
+        written = list(zip(phase.parts, self.written[phase.name][worker], strict=True))
+        widths = {t: self.graph.tensors[t].width for t in phase.row_reads}
+        added = {t: {row for part, rows in written if part.rows == width for row in rows} for t, width in widths.items()}
+        return [self._look(phase, t, iteration, sorted(rows)) for t, rows in added.items()]
 
     def _look(self, phase: Phase, tensor: str, iteration: int, rows: list[int]) -> Op:
-        instance = self._instance(phase, tensor, iteration)
-        return Look(phase.name, self.words(tensor, instance, rows), instance, self.schedule.tensor(tensor).handoff == "data")
-
-    def _instance(self, phase: Phase, tensor: str, iteration: int) -> int:
-        """The one that a phase reads."""
         home, carried = self.home[tensor], self.graph.tensors[tensor].carried
         last = self.graph.segments[home].repeats if carried and phase.segment > home else 0
-        return iteration if phase.segment == home else last
-
-    # Rows in a worker's own shared memory.
-
-    def _is_own(self, phase: Phase, tensor: str) -> bool:
-        return phase.kind == "fold" and tensor in self.schedule.plan(phase.name).own
-
-    def _added(self, phase: Phase, tensor: str, worker: int) -> tuple[tuple[int, int], ...]:
-        """(place in a buffer, row) of what a phase adds."""
-        parts = [i for i, part in enumerate(phase.parts) if part.rows == self.graph.tensors[tensor].width]
-        return tuple(place for part in parts for place in self._places(phase, part, worker))
-
-    def _places(self, phase: Phase, part: int, worker: int) -> list[tuple[int, int]]:
-        """Of each row that a worker has of a part: where it lies, counted from the first, the sequences' one after the other."""
-        plan, whole = self.schedule.plan(phase.name), phase.parts[part].rows // self.grain
-        first = plan.tasks[part][worker][0] * plan.rows // self.grain
-        return [(row // whole * whole + row % whole - first, row) for row in self.written[phase.name][worker][part]]
-
-    def _first_own(self, phase: Phase, tensor: str, iteration: int, worker: int) -> list[Op]:
-        """What a loop's first iteration adds of its state was written before it: it is fetched."""
-        if iteration or not self.graph.tensors[tensor].carried or phase.segment != self.home[tensor]:
-            return []
-        added = self._added(phase, tensor, worker)
-        return [self._look(phase, tensor, 0, [row for _, row in added]), Keep(tensor, added, 0)]
-
-    def _keeps(self, phase: Phase, part: int, tensor: str, instance: int, worker: int) -> list[Op]:
-        """A buffer has as many rows as the busiest of those who add them."""
-        readers = [self.graph.phase(n) for n in self.graph.segments[phase.segment].phases if tensor in self.schedule.plan(n).own]
-        if not readers:
-            return []
-        busiest = max((len(self._added(p, tensor, w)) for p in readers for w in range(self.schedule.workers)), default=0)
-        places = self._places(phase, part, worker)
-        if len(places) > busiest:
-            raise Overflow(f"{phase.name} keeps {len(places)} words of {tensor}, of which none adds more than {busiest}")
-        return [Keep(tensor, tuple(places), instance)]
+        instance = iteration if phase.segment == home else last
+        return Look(phase.name, self.words(tensor, instance, rows), instance, self.schedule.tensor(tensor).handoff == "data")
 
     def _writes(self, phase: Phase, iteration: int, worker: int) -> list[Op]:
         ops: list[Op] = []
-        for number, (part, rows) in enumerate(zip(phase.parts, self.written[phase.name][worker], strict=True)):
+        for part, rows in zip(phase.parts, self.written[phase.name][worker], strict=True):
             for tensor in part.writes:
                 plan, inside = self.schedule.tensor(tensor), phase.segment == self.home[tensor]
                 instance = iteration + self.graph.tensors[tensor].carried if inside else 0
                 ops.append(Write(self.words(tensor, instance, rows), instance))
                 if inside and plan.handoff == "data" and plan.incarnations > 1:
                     ops.append(Write(self.words(tensor, instance + 1, rows), SENTINEL))
-                ops += self._keeps(phase, number, tensor, instance, worker)
         return ops
 
     def _final(self) -> dict[int, int]:

@@ -3,7 +3,7 @@
 import dataclasses
 import random
 
-from search_program import SENTINEL, Enter, Fence, Free, Keep, Look, Op, Program, Receive, Send, Signal, Wait, Write
+from search_program import SENTINEL, Enter, Fence, Free, Look, Op, Program, Receive, Send, Signal, Wait, Write
 
 Random = random.Random
 
@@ -33,12 +33,6 @@ def early_signal(r: Random, ops: list[Op], others: list[Op]) -> None:
     """Before everything the phase does."""
     at = r.choice(_of(ops, Signal))
     _move(ops, at, _step(ops, at)[0])
-
-
-def other_event(r: Random, ops: list[Op], others: list[Op]) -> None:
-    """Waits for another group of tiles."""
-    at = r.choice([i for i in _of(ops, Wait) if ops[i].event])
-    ops[at] = dataclasses.replace(ops[at], event=0)
 
 
 def dropped_signal(r: Random, ops: list[Op], others: list[Op]) -> None:
@@ -120,18 +114,11 @@ def unreceived(r: Random, ops: list[Op], others: list[Op]) -> None:
     del ops[r.choice(_of(ops, Receive))]
 
 
-def unkept(r: Random, ops: list[Op], others: list[Op]) -> None:
-    """Rows that the worker itself adds later, in one step."""
-    gone = ops[r.choice(_of(ops, Keep))]
-    ops[:] = [op for op in ops if op != gone]
-
-
 PROTOCOL = {
     f.__name__: f
     for f in (
-        early_signal, other_event, dropped_signal, duplicated_signal, dropped_clear, early_clear, late_clear, clear_by_another, dropped_fences,
+        early_signal, dropped_signal, duplicated_signal, dropped_clear, early_clear, late_clear, clear_by_another, dropped_fences,
         unreleased, early_look, early_free, dropped_free, early_send, one_set, dropped_send, unreceived,
-        unkept,
     )
 }  # fmt: skip
 

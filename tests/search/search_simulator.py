@@ -19,7 +19,6 @@ from search_program import (
     Fence,
     Fill,
     Free,
-    Keep,
     Leave,
     Look,
     Op,
@@ -27,7 +26,6 @@ from search_program import (
     Receive,
     Send,
     Signal,
-    Take,
     Use,
     Wait,
     Write,
@@ -56,7 +54,7 @@ class Simulator:
         self.at = [0] * len(self.agents)
         self.memory = [SENTINEL] * len(program.owner)
         self.pending: list[dict[int, list[int]]] = [{} for _ in program.compute]
-        self.counts: dict[tuple[str, int], int] = {}
+        self.counts: dict[str, int] = {}
         self.stage = [[-1] * program.stages for _ in program.compute]  # the unit it holds
         self.issued: list[set[int]] = [set() for _ in program.compute]  # not yet landed
         self.landed: list[set[int]] = [set() for _ in program.compute]
@@ -64,7 +62,6 @@ class Simulator:
         self.own: list[int | None] = [None for _ in program.compute]  # the step whose buffers a worker's shared memory holds
         self.sent: list[dict[tuple[int, int], int]] = [{} for _ in program.compute]  # (round, sender) of what it holds, to sets
         self.sums_of: list[int] = [-1 for _ in program.compute]  # the step that is of
-        self.kept: list[dict[tuple[str, int], tuple[int, int]]] = [{} for _ in program.compute]  # (tensor, place): row, instance
         self.slow = self.random.choice([None, *range(len(self.agents))])
         self.burst = self.random.choice([(1,), (1, 1, 4, 40), (1000,)])
         self.commits = self.random.choice((0.3, 0.03, 0.0))  # per turn; in any case when nobody gets on
@@ -120,7 +117,7 @@ class Simulator:
 
     def _ready(self, worker: int, op: Op) -> bool:
         if isinstance(op, Wait):
-            return self.counts.get((op.phase, op.event), 0) >= op.count
+            return self.counts.get(op.phase, 0) >= op.count
         if isinstance(op, Look):
             return self._look(worker, op)
         if isinstance(op, Receive):
@@ -155,14 +152,9 @@ class Simulator:
         elif isinstance(op, Signal):
             if op.release:
                 self._flush(self.pending[worker])
-            for event in op.events:
-                self.counts[op.phase, event] = self.counts.get((op.phase, event), 0) + 1
+            self.counts[op.phase] = self.counts.get(op.phase, 0) + 1
         elif isinstance(op, Enter | Send | Use | Leave):
             self._share(worker, op)
-        elif isinstance(op, Keep):
-            self.kept[worker] |= {(op.tensor, place): (row, op.instance) for place, row in op.places}
-        elif isinstance(op, Take):
-            self._take(worker, op)
         elif isinstance(op, Fill):
             self.stage[worker][op.unit % self.program.stages] = op.unit
             self.issued[worker].add(op.unit)
@@ -170,12 +162,6 @@ class Simulator:
             self.freed[worker].add(op.unit)
         elif isinstance(op, Begin | End) and self.stage[worker][op.unit % self.program.stages] != op.unit:
             raise Race(f"worker {worker}: the stage of unit {op.unit} is being filled again")
-
-    def _take(self, worker: int, op: Take) -> None:
-        for place, row in op.places:
-            there = self.kept[worker].get((op.tensor, place))
-            if there != (row, op.instance):
-                raise Race(f"{op.phase} on worker {worker}: of {op.tensor} (row, instance) {there}, not {(row, op.instance)}")
 
     def _share(self, worker: int, op: Op) -> None:
         """Shared memory, in which a cluster's workers write to each other's."""

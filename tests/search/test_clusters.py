@@ -137,6 +137,5 @@ def test_who_read_only_its_columns_has_not_seen_all():
     schedule = find(tiny(), 8, gpu, "data")
     assert schedule.plan("wq+wk+wv").cluster == 2 and schedule.plan("wq+wk+wv").parts == 1
     swapped = tuple((second, first) for first, second in schedule.plan("wd").tasks)
-    plans = tuple(dataclasses.replace(p, fence=p.name == "wd", own=()) for p in schedule.phases)
-    late = with_memory(tiny(), dataclasses.replace(schedule, phases=plans))
+    late = dataclasses.replace(schedule, phases=tuple(dataclasses.replace(p, fence=p.name == "wd") for p in schedule.phases))
     refused(tiny(), with_plan(late, "wd", tasks=swapped), "writes to x's slot of instance 0, unordered with map", gpu)

@@ -20,7 +20,7 @@ from mkdsl.search._candidates import Candidate, candidates, padded
 from mkdsl.search._cost import Cost, Model, Ring, advance
 from mkdsl.search._draft import draft, timed
 from mkdsl.search._path import STARTS, shortest_path
-from mkdsl.search._protocol import made_safe, other_handoffs, with_handoffs
+from mkdsl.search._protocol import made_safe, other_handoffs
 from mkdsl.search._rings import RINGS, Prices, best_instruction, numbered
 from mkdsl.search._search import FINALISTS, SIMULATED, finalists, find, without_k_split
 from mkdsl.search._simulate import simulate
@@ -60,7 +60,7 @@ def test_the_finalist_that_is_predicted_to_be_the_fastest_wins():
     drafts = [timed(llama_1b(), draft(llama_1b(), 1, "data", choice), H200) for choice in finalists(llama_1b(), 1, H200, "data")]
     best = min(drafts, key=lambda s: s.predicted_us)
     assert len(drafts) > len(RINGS)
-    tiles = [[dataclasses.replace(p, waits=(), fence=False, own=(), tasks=()) for p in s.phases] for s in (schedule, best)]
+    tiles = [[dataclasses.replace(p, waits=(), fence=False) for p in s.phases] for s in (schedule, best)]
     assert tiles[0] == tiles[1]
     assert schedule.predicted_us == pytest.approx(best.predicted_us, rel=0.02)  # more waits, no other difference
     times = sum(us * n for us, n in zip(dict(schedule.us).values(), (1, 16, 16, 16, 16, 16, 1), strict=True))
@@ -149,11 +149,8 @@ def test_hand_offs_of_a_llama():
 
 
 def test_counters_where_no_fence_can_help():
-    """Workers that take part in one phase only would look at older rows before they know of their clear; unless they are the workers' own."""
-    own = search(tiny(), batch=1, target="h200")
-    assert {t.handoff for t in own.tensors} == {"data"} and own.plan("wo").own and own.plan("wd").own
-    plans = assign_all(tiny(), [dataclasses.replace(p, own=()) for p in own.phases], batch=1, workers=own.workers)
-    schedule = with_handoffs(tiny(), dataclasses.replace(own, phases=plans))
+    """Workers that take part in one phase only would look at older rows before they know of their clear."""
+    schedule = search(tiny(), batch=1, target="h200")
     assert {t.name for t in schedule.tensors if t.handoff == "counter"} == {"x", "wo"}
     assert {"map", "wd"} <= set(schedule.plan("wo").waits)
 

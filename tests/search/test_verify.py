@@ -10,7 +10,7 @@ from hypothesis import strategies as st
 from search_graphs import free_running, graphs, make_graph, parallel, sandwich, tiny
 from search_mutations import with_plan, with_tensor
 from search_simulator import Hang, Race, simulate
-from search_sources import Source, each_order, fetching
+from search_sources import each_order
 
 from mkdsl.graph import OpGraph, Part, Phase, Tensor
 from mkdsl.search import Schedule, ScheduleError, profile, verify_schedule
@@ -280,7 +280,7 @@ def test_dropped_wait_with_counters():
 def test_dropped_waits_with_data():
     """A reader finds the data by itself, but nothing holds back whoever clears it."""
     gpu = dataclasses.replace(H200, workers=6)
-    schedule = fetching(Source(tiny(), schedule_of(tiny(), gpu=gpu), gpu)).schedule
+    schedule = schedule_of(tiny(), gpu=gpu)
     refused(with_plan(schedule, "attention", waits=()), r"may look at wq \(instance 1\) on worker \d before worker \d's clear", gpu=gpu)
     refused(with_plan(schedule, "wd", waits=()), r"wd in iteration 0 on worker \d clears x's slot of instance 0, which wo", gpu=gpu)
 
