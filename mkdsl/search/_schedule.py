@@ -4,7 +4,7 @@ import dataclasses
 import functools
 from typing import Any
 
-from mkdsl.graph import OpGraph, Phase, Tensor
+from mkdsl.graph import Phase, Tensor
 
 ITEMSIZE = {"bfloat16": 2, "float32": 4}
 SHARING = 16  # features of attention's split result that share a log-sum-exp: no head and no block of a resident is narrower
