@@ -19,10 +19,8 @@ from decode_step import float32, kernel_us, shapes
 from mkdsl.graph import OpGraph, build_graph
 from mkdsl.lower import lower
 from mkdsl.models import SHAPES, decode_step, init_cache, random_params
-from mkdsl.search import Profile, Schedule, profile, shared_memory
-from mkdsl.search._draft import draft, timed
-from mkdsl.search._protocol import with_handoffs
-from mkdsl.search._rings import RINGS, cheapest
+from mkdsl.schedule import Profile, Schedule, profile, shared_memory
+from mkdsl.search import RINGS, cheapest, draft, timed, with_handoffs
 
 OTHERS = ((0, 1), (0, 3), (-1, 2), (-2, 2), (-3, 2), (-1, 3))  # stages more than the winner has, window
 

@@ -21,7 +21,8 @@ from jax.experimental.mosaic.gpu import profiler
 from mkdsl.graph import build_graph
 from mkdsl.lower import lower
 from mkdsl.models import SHAPES, decode_step, init_cache, random_params
-from mkdsl.search import PROFILES, search
+from mkdsl.schedule import PROFILES
+from mkdsl.search import search
 
 
 def shapes(tree):

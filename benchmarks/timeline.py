@@ -17,7 +17,9 @@ from benchmarks.decode_step import kernel_us, shapes
 from mkdsl.graph import build_graph
 from mkdsl.lower import lower
 from mkdsl.models import SHAPES, decode_step, init_cache, random_params
-from mkdsl.search import PROFILES, search, simulate
+from mkdsl.schedule import PROFILES
+from mkdsl.search import search
+from mkdsl.simulate import simulate
 
 SKIPPED = 2  # iterations of a loop until it is in steady state
 

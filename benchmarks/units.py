@@ -18,10 +18,7 @@ import jax.numpy as jnp
 from jax import lax
 from jax.experimental import pallas as pl
 
-from mkdsl.lower._fold import accumulate, accumulate_async, store_sums
-from mkdsl.lower._layouts import ACC
-from mkdsl.lower._machine import Machine, zeros
-from mkdsl.lower._tiles import Tile
+from mkdsl.lower import ACC, Machine, Tile, accumulate, accumulate_async, store_sums, zeros
 
 STAGES, STAGE_BYTES = 2, 32 * 1024
 SLOTS = 8  # tiles whose sums are kept

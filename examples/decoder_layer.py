@@ -9,7 +9,7 @@ import jax
 import jax.numpy as jnp
 
 import mkdsl as mk
-from mkdsl.search import PROFILES
+from mkdsl.schedule import PROFILES
 
 LAYERS, HIDDEN, INNER, VOCAB = 2, 256, 512, 256
 HEADS, KV_HEADS, HEAD_DIM, CONTEXT = 4, 2, 64, 64

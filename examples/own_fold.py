@@ -11,7 +11,7 @@ import jax.numpy as jnp
 import numpy as np
 
 import mkdsl as mk
-from mkdsl.search import PROFILES
+from mkdsl.schedule import PROFILES
 
 HIDDEN, VOCAB = 128, 256
 

@@ -5,7 +5,9 @@ import jax.numpy as jnp
 
 import mkdsl as mk
 from mkdsl.models import SHAPES, abstract_params, decode_step, init_cache
-from mkdsl.search import Schedule, explain, profile, verify_schedule
+from mkdsl.proof import verify_schedule
+from mkdsl.schedule import Schedule, profile
+from mkdsl.search import explain
 
 CONTEXT = 4096
 

@@ -12,7 +12,7 @@ from mkdsl.engine._demo import demo
 from mkdsl.engine._generate import ContextError
 from mkdsl.graph import UnsupportedError
 from mkdsl.models import CheckpointError, MissingExtra
-from mkdsl.search import ScheduleError
+from mkdsl.proof import ScheduleError
 
 REFUSALS = (
     CheckpointError,

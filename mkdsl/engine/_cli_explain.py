@@ -12,19 +12,11 @@ import typer
 
 from mkdsl.graph import OpGraph, build_graph
 from mkdsl.models import SHAPES, CheckpointError, DecoderConfig, abstract_params, decode_step, init_cache, read_config
-from mkdsl.search import (
-    Profile,
-    Schedule,
-    floor_us,
-    profile,
-    search,
-    shared_memory,
-    simulate,
-    trace_events,
-    verify_schedule,
-    without_k_split,
-)
+from mkdsl.proof import verify_schedule
+from mkdsl.schedule import Profile, Schedule, profile, shared_memory
 from mkdsl.search import explain as report
+from mkdsl.search import floor_us, search, without_k_split
+from mkdsl.simulate import simulate, trace_events
 
 
 def explain(
@@ -83,7 +75,7 @@ def graph_of(config: DecoderConfig, context: int) -> OpGraph:
 def numbers(graph: OpGraph, schedule: Schedule, gpu: Profile) -> dict[str, Any]:
     """What a script wants of a schedule."""
     s = schedule
-    memory = shared_memory(graph, s.phases, padded_batch=s.padded_batch, stages=s.stages, stage_bytes=s.stage_bytes)
+    memory = shared_memory(graph, s.phases, padded_batch=s.padded_batch, num_stages=s.num_stages, stage_bytes=s.stage_bytes)
     runs = [(graph.iterations(graph.phase(p.name)), p) for p in s.phases]
     return {
         "smem_peak_bytes": memory.total,

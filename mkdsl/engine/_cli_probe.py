@@ -9,7 +9,7 @@ import rich.table
 import typer
 
 from mkdsl.gpu import comparison, gpu_at_hand, probe, write_profile
-from mkdsl.search import Profile
+from mkdsl.schedule import Profile
 
 
 def probe_command(

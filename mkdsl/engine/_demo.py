@@ -21,7 +21,9 @@ from mkdsl.engine._prefill import fill
 from mkdsl.engine._smollm2 import fetch_smollm2
 from mkdsl.gpu import has_gpu, jit
 from mkdsl.models import DecoderConfig, decode_step, init_cache
-from mkdsl.search import Schedule, explain, profile, search, verify_schedule
+from mkdsl.proof import verify_schedule
+from mkdsl.schedule import Schedule, profile
+from mkdsl.search import explain, search
 
 RACE = "RACE DETECTED"  # what Pallas's interpreter prints of each, and goes on: it raises nothing, and forgets them at the next launch
 QUESTION = "What is the capital of France?"

@@ -2,7 +2,7 @@
 
 import jax
 
-from mkdsl.search import PROFILES
+from mkdsl.schedule import PROFILES
 
 
 def has_gpu() -> bool:

@@ -14,7 +14,8 @@ from mkdsl.gpu._device import detect, require_gpu
 from mkdsl.gpu._interpret import require_room
 from mkdsl.graph import OpGraph, build_graph
 from mkdsl.lower import Program, lower
-from mkdsl.search import Profile, Schedule, profile, search
+from mkdsl.schedule import Profile, Schedule, profile
+from mkdsl.search import search
 
 ARGUMENTS = ("params", "kv", "token", "pos")
 

@@ -12,9 +12,8 @@ from mkdsl.gpu import _probe_kernels as kernels
 from mkdsl.gpu._device import require_gpu
 from mkdsl.gpu._probe_fit import Gpu, Measured, build_profile, round_us, span_us
 from mkdsl.gpu._probe_kernels import AGAIN, ARRIVED, BLOCK, COLUMNS, KIB, UNIT_KIB, i32
-from mkdsl.search import Profile
-from mkdsl.search._cache import directory
-from mkdsl.search._profile import Curve
+from mkdsl.schedule import Curve, Profile
+from mkdsl.search import directory
 
 SOURCE = 1 << 30  # bytes: many times any L2
 STREAMED = 4 << 30  # bytes in one launch: about a millisecond

@@ -8,8 +8,7 @@ import numpy as np
 
 from mkdsl.gpu._device import built_in
 from mkdsl.gpu._probe_kernels import ENDED, ROUNDS, STARTED, WARM
-from mkdsl.search import PROFILES, Profile
-from mkdsl.search._profile import Curve, interpolate
+from mkdsl.schedule import PROFILES, Curve, Profile, interpolate
 
 MEASURED = ("workers", "capability", "bandwidth", "stream", "l2_rate", "handoff", "released")
 

@@ -19,8 +19,7 @@ from jax.experimental.mosaic.gpu import utils as mu
 from jaxlib.mlir import ir
 from jaxlib.mlir.dialects import arith, scf, vector
 
-from mkdsl.lower._layouts import grid
-from mkdsl.lower._ptx import SCALAR, Item, count_up, load_relaxed
+from mkdsl.lower.mosaic import SCALAR, Item, count_up, grid, load_relaxed
 
 f32, i32 = jnp.float32, jnp.int32
 KIB = 1024

@@ -1,20 +1,16 @@
-"""From a decode step to its operator DAG: values, fused phases, verification."""
+"""From a decode step to its operator DAG.
+
+In: a function `f(params, kv, token, pos)` in JAX. Out: an `OpGraph` of fused phases, verified, or an `UnsupportedError` with the user's line.
+Never imports what knows of schedules, GPUs or kernels.
+"""
 
 from mkdsl.graph._build import build_graph
-from mkdsl.graph._types import Code, Leaf, Node, OpGraph, Part, Phase, Segment, Tensor, UnsupportedError, depth
+from mkdsl.graph._phases import ITEMSIZE, AttentionPhase, FoldPhase, MapPhase, Part, Phase, Segment, Tensor
+from mkdsl.graph._trace import callee
+from mkdsl.graph._types import Code, Leaf, Node, OpGraph, UnsupportedError, depth
 from mkdsl.graph._verify import verify_graph
 
 __all__ = [
-    "Code",
-    "Leaf",
-    "Node",
-    "OpGraph",
-    "Part",
-    "Phase",
-    "Segment",
-    "Tensor",
-    "UnsupportedError",
-    "build_graph",
-    "depth",
-    "verify_graph",
-]
+    "ITEMSIZE", "AttentionPhase", "Code", "FoldPhase", "Leaf", "MapPhase", "Node", "OpGraph", "Part", "Phase", "Segment", "Tensor",
+    "UnsupportedError", "build_graph", "callee", "depth", "verify_graph",
+]  # fmt: skip

@@ -7,10 +7,10 @@ from typing import Any
 
 import jax
 
-from mkdsl.graph._forms import orders
+from mkdsl.graph._orders import orders
 from mkdsl.graph._rewrite import pull_out_scalars
 from mkdsl.graph._trace import trace
-from mkdsl.graph._types import OpGraph, Step, UnsupportedError
+from mkdsl.graph._types import DecodeStep, OpGraph, UnsupportedError
 from mkdsl.graph._verify import verify_graph
 
 
@@ -33,13 +33,13 @@ def build_graph(f: Callable[..., Any], params: Any, kv: Any, token: Any, pos: An
     now = tracer.replaced
     carries = tuple((carry, now.get(init, init), now.get(final, final)) for carry, init, final in tracer.carries)
     context = min((leaf.shape[-2] for leaf in jax.tree.leaves(kv)), default=0)
-    graph, *others = orders(Step(tracer.dag, tuple(tracer.repeats), carries, tuple(now.get(o, o) for o in outputs), context))
+    graph, *others = orders(DecodeStep(tracer.dag, tuple(tracer.repeats), carries, tuple(now.get(o, o) for o in outputs), context))
     verify_graph(graph)
     return dataclasses.replace(graph, others=tuple(filter(_has_a_lowering, others))), tree
 
 
 def _has_a_lowering(graph: OpGraph) -> bool:
-    """Whether every phase has a tile lowering. A step may have one in some orders only, as what a fold's finish computes depends on the order."""
+    """Whether every phase has a tile lowering. A step may have one in some orders only, as what a fold's epilogue computes depends on the order."""
     with contextlib.suppress(UnsupportedError):
         verify_graph(graph)
         return True

@@ -1,15 +1,16 @@
-"""Values -> fused phases: which folds run together, what their prologues and finishes absorb, which values cross phases.
+"""Values -> fused phases: which folds run together, what their prologues and epilogues absorb, which values cross phases.
 
-A value crosses phases (becomes a `Tensor`) only where it must: at the edge of what a fold's finish can compute from its own rows.
-Everything else is recomputed by whoever needs it, in a prologue or a finish. Where phases do not depend on each other they may come in any
-order, and the one that comes last absorbs what joins them. `_forms` has the choices.
+A value crosses phases (becomes a `Tensor`) only where it must: at the edge of what a fold's epilogue can compute from its own rows.
+Everything else is recomputed by whoever needs it, in a prologue or an epilogue. Where phases do not depend on each other they may come in any
+order, and the one that comes last absorbs what joins them. `_orders` has the choices.
 """
 
 from collections.abc import Iterable, Sequence
 
 import networkx as nx
 
-from mkdsl.graph._types import Code, Node, Part, Phase, Step, Tensor, UnsupportedError, depth
+from mkdsl.graph._phases import AttentionPhase, FoldPhase, MapPhase, Part, Phase, Tensor
+from mkdsl.graph._types import Code, DecodeStep, Node, UnsupportedError, depth
 from mkdsl.ops import LINEAR
 
 ROWWISE = frozenset(("map", "broadcast", "reshape"))
@@ -19,7 +20,7 @@ GIVEN = frozenset(("param", "cache", "literal", "token", "pos"))
 class Fuser:
     """Walks the DAG once, adding phases in program order."""
 
-    def __init__(self, step: Step) -> None:
+    def __init__(self, step: DecodeStep) -> None:
         self.dag, self.repeats, self.outputs, self.node = step.dag, step.repeats, step.outputs, step.node
         self.order: list[int] = list(nx.topological_sort(self.dag))
         self.tensors: dict[str, Tensor] = {}
@@ -102,7 +103,7 @@ class Fuser:
         return tuple(i for i in self.order if i in under and i not in self.tensor_of and self.node(i).kind == "reduce")
 
     def _cone(self, folds: Iterable[int], segment: int) -> set[int]:
-        """Nodes that a finish over these folds' rows can compute."""
+        """Nodes that an epilogue over these folds' rows can compute."""
         cone = set(folds)
         for id in self.order:
             node = self.node(id)
@@ -122,13 +123,13 @@ class Fuser:
         resident = first.inputs[1]
         inner = self.dag.subgraph(cone)
         computed = {n for id in written for n in nx.ancestors(inner, id) | {id}} - set(group)
-        finish = sorted({i for n in computed for i in self.node(n).inputs} - cone)
-        stats = self._reductions([resident, *finish])
-        phase = Phase(
-            name=self._unique("+".join("·".join(map(self._weight, folds)) for folds, _ in parts)), kind="fold", segment=segment,
-            k=self.node(resident).width, parallel=first.op == LINEAR, where=first.where,
+        epilogue = sorted({i for n in computed for i in self.node(n).inputs} - cone)
+        stats = self._reductions([resident, *epilogue])
+        phase = FoldPhase(
+            name=self._unique("+".join("·".join(map(self._weight, folds)) for folds, _ in parts)), segment=segment,
+            k=self.node(resident).width, dtype=self.node(first.inputs[0]).dtype, parallel=first.op == LINEAR, where=first.where,
             separable=self._separable(resident, stats), reductions=len(stats),
-            reads=self._tensors([resident, *stats]), row_reads=self._tensors(finish, stats),
+            reads=self._tensors([resident, *stats]), row_reads=self._tensors(epilogue, stats),
             parts=tuple(self._part(folds, [t for id in ids for t in written[id]]) for folds, ids in parts),
         )  # fmt: skip
         self._add(phase, Code(resident, stats, tuple((folds, tuple(id for id in ids for _ in written[id])) for folds, ids in parts)))
@@ -187,9 +188,9 @@ class Fuser:
         rounds = self._rounded(id, {id})
         name = self._declare(Tensor(name="attention", width=node.width, heads=node.width // head_dim, rounds=rounds))
         self.tensor_of[id] = name
-        phase = Phase(
-            name=self._unique("attention"), kind="attention", segment=segment, k=context, heads=node.width // head_dim, kv_heads=kv_heads,
-            head_dim=head_dim, window=node.op.window, where=node.where, reads=reads, row_reads=(),
+        phase = AttentionPhase(
+            name=self._unique("attention"), segment=segment, context=context, heads=node.width // head_dim, kv_heads=kv_heads,
+            head_dim=head_dim, dtype=self.node(node.inputs[1]).dtype, window=node.op.window, where=node.where, reads=reads, row_reads=(),
             parts=(Part(weights=(), rows=node.width, writes=(name,)),),
         )  # fmt: skip
         self._add(phase, Code(None, (), (((id,), inputs),)))
@@ -204,7 +205,7 @@ class Fuser:
         return (node.inputs[0], *(a.inputs[1] for a in appended))
 
     def _leftovers(self, segment: int) -> None:
-        """A map phase for values that no fold's finish could write: first and last loop state, computed outputs."""
+        """A map phase for values that no fold's epilogue could write: first and last loop state, computed outputs."""
         written = {t for p in self.phases if p.segment == segment for t in p.writes}
         todo = [(id, t) for (id, s), names in self.targets.items() if s == segment for t in names if t not in written]
         last = segment == len(self.repeats) - 1
@@ -221,8 +222,8 @@ class Fuser:
         """A phase that computes values, row block by row block, and writes them to tensors."""
         ids = [id for id, _ in written]
         stats = self._reductions(ids)
-        phase = Phase(
-            name=self._unique("map"), kind="map", segment=segment, where=self.node(ids[0]).where, reads=self._tensors(stats),
+        phase = MapPhase(
+            name=self._unique("map"), segment=segment, where=self.node(ids[0]).where, reads=self._tensors(stats),
             row_reads=self._tensors(ids, stats), reductions=len(stats),
             parts=tuple(Part(weights=(), rows=self.node(i).width, writes=(t,)) for i, t in written),
         )  # fmt: skip

@@ -36,6 +36,14 @@ REMEDIES = {
 }
 
 
+def callee(eqn: Any) -> tuple[Any, Sequence[Any]] | None:
+    """(jaxpr, constants) of an equation that does nothing but call another jaxpr, such as jax.jit or jax.checkpoint; None of any other."""
+    if eqn.primitive.name not in CALLS:
+        return None
+    inner = next(eqn.params[k] for k in ("jaxpr", "call_jaxpr", "fun_jaxpr") if k in eqn.params)
+    return getattr(inner, "jaxpr", inner), getattr(inner, "consts", ())
+
+
 class Tracer:
     """Collects nodes while it walks a jaxpr."""
 
@@ -79,20 +87,18 @@ class Tracer:
             if kind is None:
                 raise UnsupportedError(f"{where}: the operator {params['op'].name} has no lowering; build it with mk.fold")
             return [self.add(kind, v.aval, inputs, params["op"], where) for v in eqn.outvars]
-        if name in CALLS:
+        if inner := callee(eqn):
             outer, self.where = self.where, where
-            outs = self.call(params, inputs)
+            outs = self.call(*inner, inputs)
             self.where = outer
             return outs
         if name == "scan":
             return self.scan(eqn, inputs, where)
         return [self.simple(eqn, name, params, inputs, where)]
 
-    def call(self, params: dict[str, Any], inputs: list[int]) -> list[int]:
-        inner = next(params[k] for k in ("jaxpr", "call_jaxpr", "fun_jaxpr") if k in params)
-        jaxpr = inner.jaxpr if isinstance(inner, ClosedJaxpr) else inner
+    def call(self, jaxpr: Any, consts: Sequence[Any], inputs: list[int]) -> list[int]:
         env = dict(zip(jaxpr.invars, inputs, strict=True))
-        env |= {v: self.add("literal", v.aval, op=c) for v, c in zip(jaxpr.constvars, getattr(inner, "consts", ()), strict=True)}
+        env |= {v: self.add("literal", v.aval, op=c) for v, c in zip(jaxpr.constvars, consts, strict=True)}
         return self.walk(jaxpr, env)
 
     def simple(self, eqn: Any, name: str, params: dict[str, Any], inputs: list[int], where: str) -> int:

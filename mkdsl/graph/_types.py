@@ -7,6 +7,8 @@ from typing import Any
 
 import networkx as nx
 
+from mkdsl.graph._phases import Phase, Segment, Tensor
+
 
 class UnsupportedError(TypeError):
     """Something in the decode step has no tile lowering. The message names it, the user's line, and what to write instead."""
@@ -53,92 +55,10 @@ class Node:
         return self.width == 1
 
 
-@dataclasses.dataclass(frozen=True, kw_only=True)
-class Tensor:
-    """An activation that crosses phases: [batch, width] in global memory.
-
-    `carried`: the layers' loop state, written in iteration i to be read in i + 1. `output`: handed to the caller, float32.
-    `heads` > 0: attention's result, which a schedule may leave in splits to be merged by its readers. `rounds`: all its readers round it to
-    bfloat16, so that it may cross as that.
-    """
-
-    name: str
-    width: int
-    rounds: bool = False
-    carried: bool = False
-    output: bool = False
-    heads: int = 0
-
-
-@dataclasses.dataclass(frozen=True, kw_only=True)
-class Part:
-    """Rows of one phase that finish together. `weights` are folded row by row in step (zipped: gate and up); `writes` are tensors."""
-
-    weights: tuple[str, ...]
-    rows: int
-    writes: tuple[str, ...]
-
-
-@dataclasses.dataclass(frozen=True, kw_only=True)
-class Phase:
-    """A fused operator: prologue, fold, finish. What the search needs to know of it.
-
-    kind: "fold" (weights [rows, k] past a resident [k]), "attention" (a KV cache past queries), or "map" (no stream).
-    reads: tensors read whole in the prologue. row_reads: tensors of which the finish reads just the rows it writes.
-    parallel: a fold made of `mk.dot` alone, which may be cut into parts inside a tile; others fold whole rows.
-    separable: nothing that the prologue stages or reduces waits for another reduction, and all of it is k wide, so that several workers can
-      stage some columns each. reductions: of the prologue.
-    """
-
-    name: str
-    kind: str
-    segment: int
-    parts: tuple[Part, ...]
-    reads: tuple[str, ...]
-    row_reads: tuple[str, ...]
-    k: int = 0
-    itemsize: int = 2
-    parallel: bool = True
-    separable: bool = True
-    reductions: int = 0
-    heads: int = 0
-    kv_heads: int = 0
-    head_dim: int = 0
-    window: int | None = None
-    where: str = ""
-
-    @property
-    def writes(self) -> tuple[str, ...]:
-        return tuple(t for part in self.parts for t in part.writes)
-
-    @property
-    def rows(self) -> int:
-        return sum(part.rows for part in self.parts)
-
-    def streamed_bytes(self, batch: int) -> int:
-        """Bytes of weights or cache one execution streams."""
-        if self.kind == "attention":
-            return 2 * batch * self.kv_heads * min(self.k, self.window or self.k) * self.head_dim * self.itemsize
-        return sum(len(part.weights) * part.rows for part in self.parts) * self.k * self.itemsize
-
-    def flops(self, batch: int) -> int:
-        if self.kind == "attention":
-            return 4 * batch * self.heads * min(self.k, self.window or self.k) * self.head_dim
-        return 2 * batch * sum(len(part.weights) * part.rows for part in self.parts) * self.k
-
-
-@dataclasses.dataclass(frozen=True, kw_only=True)
-class Segment:
-    """Phases executed `repeats` times in a row: a loop over layers, or straight-line code (repeats = 1)."""
-
-    phases: tuple[str, ...]
-    repeats: int
-
-
 @dataclasses.dataclass(frozen=True)
 class Code:
     """How a phase computes: node ids. `stats` are the reductions its prologue needs, in order; `resident` is what it stages;
-    `parts` pairs the folds of each part with the nodes its finish writes."""
+    `parts` pairs the folds of each part with the nodes that its epilogue writes."""
 
     resident: int | None
     stats: tuple[int, ...]
@@ -146,7 +66,7 @@ class Code:
 
 
 @dataclasses.dataclass(frozen=True, eq=False)
-class Step:
+class DecodeStep:
     """A decode step as values, before it is fused.
 
     `dag` holds every value (node attribute "node"), `repeats` how often each segment runs, `carries` (loop state, its first value, its value
@@ -238,7 +158,7 @@ class OpGraph:
     def to_json(self) -> dict[str, Any]:
         """What identifies the graph to the search, as plain data."""
         return {
-            "phases": [dataclasses.asdict(p) | {"where": ""} for p in self.phases],
+            "phases": [{"kind": p.kind} | dataclasses.asdict(p) | {"where": ""} for p in self.phases],
             "segments": [dataclasses.asdict(s) for s in self.segments],
             "tensors": [dataclasses.asdict(t) for t in self.tensors.values()],
             "context": self.context,
@@ -250,6 +170,6 @@ class OpGraph:
         for segment in self.segments:
             lines.append(f"{segment.repeats} x")
             for phase in map(self.phase, segment.phases):
-                parts = " | ".join(f"{'·'.join(p.weights) or 'map'} [{p.rows}] -> {', '.join(p.writes)}" for p in phase.parts)
-                lines.append(f"  {phase.name}: {phase.kind} k={phase.k} reads {', '.join(phase.reads) or '-'}: {parts}")
+                parts = " | ".join(f"{'·'.join(p.weights) or phase.kind} [{p.rows}] -> {', '.join(p.writes)}" for p in phase.parts)
+                lines.append(f"  {phase.name}: {phase.kind}{phase.streams} reads {', '.join(phase.reads) or '-'}: {parts}")
         return "\n".join(lines)

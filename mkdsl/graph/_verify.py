@@ -1,6 +1,7 @@
 """`verify_graph`: what must hold of an `OpGraph` before a schedule is searched for it."""
 
-from mkdsl.graph._types import OpGraph, Phase, UnsupportedError
+from mkdsl.graph._phases import AttentionPhase, FoldPhase, Phase
+from mkdsl.graph._types import OpGraph, UnsupportedError
 
 
 def verify_graph(graph: OpGraph) -> None:
@@ -52,7 +53,7 @@ def _check_appends(graph: OpGraph) -> None:
 
 
 def _check_shapes(graph: OpGraph, phase: Phase) -> None:
-    if phase.kind == "fold":
+    if isinstance(phase, FoldPhase):
         _multiple_of_64(phase, "in", phase.k)
         for id in (f for folds, _ in graph.code[phase.name].parts for f in folds):
             weight = graph.node(graph.node(id).inputs[0])
@@ -60,9 +61,9 @@ def _check_shapes(graph: OpGraph, phase: Phase) -> None:
                 raise UnsupportedError(
                     f"{phase.where}: the weight {weight.op.path} is {weight.dtype}{list(weight.shape)}; kernels stream bfloat16: cast it once"
                 )
-    if phase.kind == "attention":
+    if isinstance(phase, AttentionPhase):
         _multiple_of_64(phase, "head_dim", phase.head_dim)
-        _multiple_of_64(phase, "context", phase.k)
+        _multiple_of_64(phase, "context", phase.context)
         caches = [graph.node(graph.node(i).inputs[0]) for i in graph.node(graph.code[phase.name].parts[0][0][0]).inputs[1:3]]
         if any(c.dtype != "bfloat16" for c in caches):
             raise UnsupportedError(f"{phase.where}: the cache is {caches[0].dtype}; kernels stream a bfloat16 cache")
@@ -71,7 +72,7 @@ def _check_shapes(graph: OpGraph, phase: Phase) -> None:
         _multiple_of_64(phase, f"out of {'·'.join(part.weights) or phase.name}", part.rows)
 
 
-def _check_heads(graph: OpGraph, phase: Phase) -> None:
+def _check_heads(graph: OpGraph, phase: AttentionPhase) -> None:
     """Attention computes its inputs head by head: it knows no table's row, and no sum over more than a head."""
     stack = list(graph.code[phase.name].parts[0][1])
     while stack:

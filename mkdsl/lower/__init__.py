@@ -1,6 +1,13 @@
-"""Schedule -> one Pallas Mosaic GPU kernel, and its per-phase form."""
+"""Schedule -> one Pallas Mosaic GPU kernel, or one launch per phase.
 
+In: a graph, a schedule by whomever, which is proven first, a profile. Out: a `Program`, traceable by JAX. Rooms: `mosaic` speaks Mosaic GPU,
+`evaluate` evaluates tile functions, `phases` has a record for each kind of phase; here are the walk over the queue that the loader and compute
+share, the ring, events, operands and the kernel. No model, shape or GPU is named, and the search is never imported.
+"""
+
+from mkdsl.lower._machine import Machine, zeros
 from mkdsl.lower._operands import task_table
 from mkdsl.lower._program import Program, lower
+from mkdsl.lower._tile import Tile
 
-__all__ = ["Program", "lower", "task_table"]
+__all__ = ["Machine", "Program", "Tile", "lower", "task_table", "zeros"]

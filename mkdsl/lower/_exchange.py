@@ -1,13 +1,13 @@
 """What the workers of a thread-block cluster send each other: a fold split over them along K, or an attention's items along positions.
 
-Each folds the tiles of all, its mates' first, past its own part of the resident, and sends each sum to the tile's owner, whose finish adds
+Each folds the tiles of all, its peers' first, past its own K stage of the resident, and sends each sum to the tile's owner, whose epilogue adds
 what all have sent. What is sent travels by `st.async`, which counts its bytes on a barrier of the receiver's: it neither queues behind the
 stream nor needs a fence.
 
 Rounds alternate between two barriers and, where a phase has several, two sets of buffers. In each round everyone sends everyone at least a
-word, at its end. So a worker that has received all of round n + 1 knows that its mates have used what they received in round n, and may send
-in round n + 2. A phase's first round needs more: that every mate is done with all phases before, which is proven of a schedule's waits
-(`_races.exchanges`).
+word, at its end. So a worker that has received all of round n + 1 knows that its peers have used what they received in round n, and may send
+in round n + 2. A phase's first round needs more: that every peer is done with all phases before, which is proven of a schedule's waits
+((`proof.exchanges`)).
 """
 
 from collections.abc import Sequence
@@ -22,12 +22,13 @@ from jax.experimental.mosaic.gpu import utils as mu
 from jaxlib.mlir import ir
 from jaxlib.mlir.dialects import arith, llvm, nvvm
 
-from mkdsl.graph import Phase
-from mkdsl.lower._layouts import ACC, THREADS
+from mkdsl.graph import FoldPhase, Phase
 from mkdsl.lower._machine import Machine, i32
-from mkdsl.lower._ptx import SCALAR, constant, thread_idx
-from mkdsl.lower._stores import own_parts
-from mkdsl.lower._tiles import ROWS
+from mkdsl.lower._types import Context, Index, Ref
+from mkdsl.lower.mosaic._layouts import ACC, THREADS
+from mkdsl.lower.mosaic._ptx import SCALAR, constant, thread_idx
+from mkdsl.lower.mosaic._stores import diagonal
+from mkdsl.schedule import MMA_ROWS, FoldPlan
 
 WORDS = 8  # two barriers of two words each, how many rounds have been, and a word that tells nothing
 ROUNDS, TOKEN = 4, 5
@@ -37,7 +38,7 @@ def start(m: Machine) -> None:
     """Before anything is sent: all threads of a cluster, once."""
 
     @plgpu.inline_mgpu(arg_types=(plgpu.RefType(),))
-    def go(ctx: Any, exchange: Any) -> None:
+    def go(ctx: Context, exchange: Ref) -> None:
         one = mu.single_thread_predicate(mu.ThreadSubset.BLOCK)
         for barrier in range(2):
             at = mu.getelementptr(mu.memref_ptr(exchange), [2 * barrier], ir.IntegerType.get_signless(32))
@@ -55,17 +56,17 @@ def round_number(m: Machine) -> jax.Array:
     return m.refs["exchange"][ROUNDS]
 
 
-def buffer(m: Machine, phase: Phase, number: Any, source: Any) -> Any:
-    """Which set of a phase's finished rows holds what a worker of the cluster sends in a round."""
+def buffer(m: Machine, phase: Phase, number: Index, source: Ref) -> Any:
+    """Which set of a phase's sums holds what a worker of the cluster sends in a round."""
     plan = m.schedule.plan(phase.name)
-    return (lax.rem(number, 2) * plan.cluster if plan.grouped else 0) + source
+    return (lax.rem(number, 2) * plan.cluster if plan.several_epilogues else 0) + source
 
 
-def announce(m: Machine, phase: Phase, number: jax.Array, tiles: Any, begins: Any) -> None:
-    """Says what a round brings: sums of so many of this worker's tiles from each of its cluster, an mma's own part of every row and
-    sequence. If the phase `begins` with it (never if None), sends and expects partial reductions too."""
+def announce(m: Machine, phase: Phase, number: jax.Array, tiles: Index, begins: Index | None) -> None:
+    """Says what a round brings: the sums of so many of this worker's tiles from each of its cluster, 64 values of every sequence each. In a round
+    with which the phase `begins` (None: never) partial reductions are sent and expected too."""
     plan, statistics = m.schedule.plan(phase.name), len(m.graph.code[phase.name].stats)
-    words = tiles * (ROWS * m.batch)
+    words = tiles * (MMA_ROWS * m.batch)
     if statistics and begins is not None:
         words = words + jnp.where(begins, m.refs["statistics"].size, 0)
         pl.when(begins)(lambda: _send_statistics(m, number, plan.cluster))
@@ -75,15 +76,15 @@ def announce(m: Machine, phase: Phase, number: jax.Array, tiles: Any, begins: An
 def _send_statistics(m: Machine, number: jax.Array, cluster: int) -> None:
     """This worker's partial reductions to the whole cluster."""
     here, there = m.refs["statistics"].reshape(-1), m.refs["received"].at[m.rank].reshape(-1)
-    for mate in range(cluster):
-        send_array(m, here, there, number, mate)
+    for peer in range(cluster):
+        send_array(m, here, there, number, peer)
 
 
-def expect(m: Machine, number: jax.Array, words: Any) -> None:
+def expect(m: Machine, number: jax.Array, words: Index) -> None:
     """Says how many words a round brings, besides everyone's last."""
 
     @plgpu.inline_mgpu(arg_types=(plgpu.RefType(), SCALAR, SCALAR))
-    def go(ctx: Any, exchange: Any, which: Any, size: Any) -> None:
+    def go(ctx: Context, exchange: Ref, which: Index, size: Index) -> None:
         one = mu.single_thread_predicate(mu.ThreadSubset.WARPGROUP)
         barrier, size = _address(exchange, _twice(which)), size.registers.item()
         mu.inline_ptx("mbarrier.arrive.expect_tx.shared.b64 _, [$0], $1;", barrier, size, predicate=one, has_side_effects=True)
@@ -95,10 +96,10 @@ def receive(m: Machine, number: jax.Array) -> None:
     """Sends a last word to everyone and waits for all that a round brings; then the next one can begin."""
 
     @plgpu.inline_mgpu(arg_types=(plgpu.RefType(), SCALAR, SCALAR))
-    def go(ctx: Any, exchange: Any, which: Any, parity: Any) -> None:
-        here, mate = _barrier(exchange, which), thread_idx()
-        with mu.when(arith.cmpi(arith.CmpIPredicate.ult, mate, constant(m.schedule.cluster))):
-            _send(_remote(_address(exchange, constant(TOKEN)), mate), [mate], _remote(_address(exchange, _twice(which)), mate))
+    def go(ctx: Context, exchange: Ref, which: Index, parity: Index) -> None:
+        here, peer = _barrier(exchange, which), thread_idx()
+        with mu.when(arith.cmpi(arith.CmpIPredicate.ult, peer, constant(m.schedule.cluster))):
+            _send(_remote(_address(exchange, constant(TOKEN)), peer), [peer], _remote(_address(exchange, _twice(which)), peer))
         at = mu.BarrierRef(here, constant(0), constant(0), 1)
         at.wait_parity(arith.trunci(ir.IntegerType.get_signless(1), parity.registers.item()))
 
@@ -106,12 +107,12 @@ def receive(m: Machine, number: jax.Array) -> None:
     m.refs["exchange"][ROUNDS] = number + 1
 
 
-def send_array(m: Machine, here: Any, there: Any, number: jax.Array, mate: Any) -> None:
-    """A float32 array [n], of a multiple of 4, in shared memory, which no thread still writes, to a place like `there` in a mate's."""
+def send_array(m: Machine, here: Ref, there: Ref, number: jax.Array, peer: Index) -> None:
+    """A float32 array [n], of a multiple of 4, in shared memory, which no thread still writes, to a place like `there` in a peer's."""
 
     @plgpu.inline_mgpu(arg_types=(plgpu.RefType(), plgpu.RefType(), plgpu.RefType(), SCALAR, SCALAR))
-    def go(ctx: Any, exchange: Any, here: Any, there: Any, which: Any, mate: Any) -> None:
-        n, owner = ir.MemRefType(here.type).shape[0] // 4, mate.registers.item()
+    def go(ctx: Context, exchange: Ref, here: Ref, there: Ref, which: Index, peer: Index) -> None:
+        n, owner = ir.MemRefType(here.type).shape[0] // 4, peer.registers.item()
         source, to, barrier = _address(here), _remote(_address(there), owner), _remote(_address(exchange, _twice(which)), owner)
         thread = thread_idx()
         for first in range(0, n, THREADS):
@@ -119,18 +120,20 @@ def send_array(m: Machine, here: Any, there: Any, number: jax.Array, mate: Any) 
             with mu.when(arith.cmpi(arith.CmpIPredicate.ult, at, constant(n))):
                 _send(_after(to, at, 16), _load(_after(source, at, 16)), barrier)
 
-    go(m.refs["exchange"], here, there, lax.rem(number, 2), i32(mate))  # pyright: ignore[reportCallIssue]
+    go(m.refs["exchange"], here, there, lax.rem(number, 2), i32(peer))  # pyright: ignore[reportCallIssue]
 
 
-def send_sums(m: Machine, phase: Phase, sums: Sequence[jax.Array], s: Any, number: jax.Array, mate: jax.Array) -> None:
-    """Sums of the owner's s-th tile to its shared memory, in the order of `store_own_parts`."""
-    rows, which = m.refs[f"rows.{phase.name}"], buffer(m, phase, number, m.rank)
+def send_sums(
+    m: Machine, phase: FoldPhase, plan: FoldPlan, sums: Sequence[jax.Array], s: Index, number: jax.Array, peer: jax.Array
+) -> None:
+    """Sums of the owner's s-th tile to its shared memory, in the order of `store_diagonal`."""
+    rows, which = m.refs[f"sums.{phase.name}"], buffer(m, phase, number, m.rank)
     there = rows.at[which, s] if m.batch >= 8 else rows.at[which, :, s]
 
     @plgpu.inline_mgpu(arg_types=(*(ACC for _ in sums), plgpu.RefType(), plgpu.RefType(), SCALAR, SCALAR))
-    def go(ctx: Any, *args: Any) -> None:
-        *arrays, ref, exchange, which, mate = args
-        owner = mate.registers.item()
+    def go(ctx: Context, *args: Any) -> None:
+        *arrays, ref, exchange, which, peer = args
+        owner = peer.registers.item()
         to, barrier = _remote(_address(ref), owner), _remote(_address(exchange, _twice(which)), owner)
         strides = ir.MemRefType(ref.type).get_strides_and_offset()[0]
 
@@ -140,9 +143,9 @@ def send_sums(m: Machine, phase: Phase, sums: Sequence[jax.Array], s: Any, numbe
                 place = _after(place, index, 4 * stride)
             _send(place, [arith.bitcast(ir.IntegerType.get_signless(32), value)], barrier)
 
-        own_parts(arrays, put, parts=m.schedule.plan(phase.name).parts, sequences=m.batch)
+        diagonal(arrays, put, split_k=plan.split_k, sequences=m.batch)
 
-    go(*sums, there, m.refs["exchange"], lax.rem(number, 2), mate)  # pyright: ignore[reportCallIssue]
+    go(*sums, there, m.refs["exchange"], lax.rem(number, 2), peer)  # pyright: ignore[reportCallIssue]
 
 
 # Words, and addresses in shared memory, which are words too: 64-bit arithmetic would double the code.
@@ -161,10 +164,10 @@ def _load(source: ir.Value) -> list[ir.Value]:
     return list(mu.inline_ptx("ld.shared.v4.b32 {$0, $1, $2, $3}, [$4];", source, result_types=[word] * 4, has_side_effects=True))
 
 
-def _remote(address: ir.Value, mate: ir.Value) -> ir.Value:
-    """The same place in a mate's shared memory."""
+def _remote(address: ir.Value, peer: ir.Value) -> ir.Value:
+    """The same place in a peer's shared memory."""
     return mu.inline_ptx(
-        "mapa.shared::cluster.u32 $0, $1, $2;", address, mate, result_types=ir.IntegerType.get_signless(32), has_side_effects=True
+        "mapa.shared::cluster.u32 $0, $1, $2;", address, peer, result_types=ir.IntegerType.get_signless(32), has_side_effects=True
     )
 
 
@@ -180,11 +183,11 @@ def _after(address: ir.Value, index: ir.Value, size: int) -> ir.Value:
     return arith.addi(address, arith.muli(index, constant(size)))
 
 
-def _barrier(exchange: ir.Value, which: Any) -> ir.Value:
+def _barrier(exchange: ir.Value, which: Index) -> ir.Value:
     """A pointer, as Mosaic's own functions want it."""
     return mu.getelementptr(mu.memref_ptr(exchange), [_twice(which)], ir.IntegerType.get_signless(32))
 
 
-def _twice(which: Any) -> ir.Value:
+def _twice(which: Index) -> ir.Value:
     """Where a barrier's words are."""
     return arith.muli(which.registers.item(), constant(2))

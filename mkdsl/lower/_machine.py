@@ -11,8 +11,9 @@ from jax import lax
 from jax.experimental import pallas as pl
 
 from mkdsl.graph import Leaf, OpGraph, Phase
-from mkdsl.lower import _ptx
-from mkdsl.search import Schedule
+from mkdsl.lower._types import Carry, Index, Layout, Ref
+from mkdsl.lower.mosaic import _ptx
+from mkdsl.schedule import FoldPlan, Schedule, clears, read_instance, written_instance
 
 f32, bf16, i32 = jnp.float32, jnp.bfloat16, jnp.int32
 COMPUTE, LOADER = 0, 1  # roles, by their warpgroup
@@ -21,11 +22,11 @@ COMPUTE, LOADER = 0, 1  # roles, by their warpgroup
 class Request(NamedTuple):
     """An array in global or shared memory: `ref.reshape(lead axes, *view).at[*lead, *index]`, or without the reshape if view is None."""
 
-    ref: Any
+    ref: Ref
     lead: tuple[Any, ...]
     view: tuple[int, ...] | None
     index: tuple[Any, ...]
-    layout: Any
+    layout: Layout
     transposed: bool = False
 
     @property
@@ -92,37 +93,30 @@ class Machine:
         """This worker's place in its cluster."""
         return lax.axis_index("cta") if self.schedule.cluster > 1 else 0
 
-    def mates(self, phase: Phase) -> Sequence[Any]:
+    def peers(self, phase: Phase) -> Sequence[Index]:
         """Whose items of a phase this worker folds: of all in its cluster that share them, or its own, None."""
         cluster = self.schedule.plan(phase.name).cluster
         return range(cluster) if cluster > 1 else (None,)
 
-    def tasks(self, phase: Phase, part: int, mate: Any = None) -> tuple[jax.Array, jax.Array]:
+    def tasks(self, phase: Phase, part: int, peer: Index = None) -> tuple[jax.Array, jax.Array]:
         """(first item, count) of this worker, or of another of its cluster."""
-        table, at, who = self.refs["tasks"], self.column(phase, part), self.rank if mate is None else mate
+        table, at, who = self.refs["tasks"], self.column(phase, part), self.rank if peer is None else peer
         return table[self.role, who, at], table[self.role, who, at + 1]
 
-    def by_wgmma(self, phase: Phase) -> bool:
+    def by_wgmma(self, plan: FoldPlan) -> bool:
         """Whether a fold's tensor cores read both operands from shared memory, where TMA has written. Interpret mode multiplies in one way."""
-        return self.schedule.plan(phase.name).instruction == "wgmma" and self.tma and not self.interpret
+        return plan.instruction == "wgmma" and self.tma and not self.interpret
 
-    def layer(self, leaf: Leaf, l: Any) -> Any:
-        return l if leaf.stacked else 0
+    def layer(self, leaf: Leaf, iteration: Index) -> Any:
+        return iteration if leaf.stacked else 0
 
-    def incarnation(self, tensor: str, instance: Any) -> Any:
+    def incarnation(self, tensor: str, instance: Index) -> Any:
         n = self.schedule.tensor(tensor).incarnations
         return lax.rem(jnp.asarray(instance, i32), n) if n > 1 else 0
 
-    def instance(self, tensor: str, phase: Phase, l: Any) -> Any:
-        """Which instance of a tensor a phase reads in iteration l."""
-        home = self.home(tensor)
-        if home == phase.segment:
-            return l
-        return self.graph.segments[home].repeats if self.graph.tensors[tensor].carried and home < phase.segment else 0
-
-    def home(self, tensor: str) -> int:
-        """The segment whose iterations number a tensor's instances: the last that writes it."""
-        return max(p.segment for p in self.graph.phases if tensor in p.writes)
+    def slot_read(self, tensor: str, phase: Phase, iteration: Index) -> Index:
+        """The slot of the instance that a phase reads."""
+        return self.incarnation(tensor, read_instance(self.graph, tensor, phase, iteration))
 
     # Loads and stores.
 
@@ -139,7 +133,7 @@ class Machine:
             return []
         if not self.concurrent:
             return [self.load(r) for r in requests]
-        checked = [self.schedule.tensor(t).handoff == "data" for t in tensors]
+        checked = [self.schedule.tensor(t).handoff.self_validating for t in tensors]
         out: list[Any] = [None] * len(requests)
         for check in (True, False):
             chosen = [i for i, c in enumerate(checked) if c == check]
@@ -159,13 +153,13 @@ class Machine:
         else:
             request.target()[...] = value
 
-    def hand_over(self, tensor: str, written: Any, request: Callable[[Any], Request], value: jax.Array, *, clears: bool) -> None:
-        """Writes a tensor's rows (instance `written`) and clears them in the next incarnation, where former readers are done. `value` has the
-        dtype that they cross as."""
+    def hand_over(self, tensor: str, phase: Phase, iteration: Index, request: Callable[[Index], Request], value: jax.Array) -> None:
+        """Writes a tensor's rows, and clears them in the slot of the next instance, where former readers are done. `value` has the dtype that
+        they cross as; request(slot) says where they lie."""
+        written = written_instance(self.graph, tensor, phase, iteration)
         here = request(self.incarnation(tensor, written))
         self.store(here, value)
-        plan = self.schedule.tensor(tensor)
-        if self.concurrent and clears and plan.handoff == "data" and plan.incarnations > 1:
+        if self.concurrent and clears(self.graph, self.schedule, tensor, phase):
             after = request(self.incarnation(tensor, written + 1))
             self.store(after, _ptx.blank(value.shape, value.dtype, here.layout))
 
@@ -176,13 +170,7 @@ class Machine:
             return acc + jnp.dot(a.astype(f32), b.astype(f32), precision=lax.Precision.HIGHEST)
         return plgpu.mma(acc, a, b)
 
-    def free_stage(self, slot: Any) -> None:
-        """Gives a stage back to the loader."""
-        if self.interpret:
-            plgpu.commit_smem()  # the race detector wants the last ordinary read ordered before the next copy
-        plgpu.barrier_arrive(self.refs["empty"].at[slot])
-
-    def times(self, n: int, body: Callable[..., Any], init: Any) -> Any:
+    def times(self, n: int, body: Callable[..., Any], init: Carry) -> Any:
         """`fori_loop` that stays a loop: the compiler would unroll a count it can see, and code is scarce."""
         if n == 1:
             return body(0, init)
@@ -190,16 +178,16 @@ class Machine:
 
     # Times.
 
-    def stamp(self, phase: Phase, l: Any, moment: str) -> None:
+    def stamp(self, phase: Phase, iteration: Index, moment: str) -> None:
         """Notes when this worker's compute got there, if times are asked for."""
         if "stamps" in self.refs:
-            at = self.worker * (step_count(self.graph) * len(MOMENTS)) + self._step(phase, l) * len(MOMENTS) + MOMENTS.index(moment)
+            at = self.worker * (step_count(self.graph) * len(MOMENTS)) + self._step(phase, iteration) * len(MOMENTS) + MOMENTS.index(moment)
             _ptx.stamp(self.refs["stamps"].at[pl.ds(at, 1)])
 
-    def _step(self, phase: Phase, l: Any) -> Any:
+    def _step(self, phase: Phase, iteration: Index) -> Any:
         before = sum(s.repeats * len(s.phases) for s in self.graph.segments[: phase.segment])
         phases = self.graph.segments[phase.segment].phases
-        return before + l * len(phases) + phases.index(phase.name)
+        return before + iteration * len(phases) + phases.index(phase.name)
 
 
 MOMENTS = ("arrived", "known", "read", "folded", "signalled")  # of one execution of a phase, as the simulator's spans have them
@@ -210,10 +198,10 @@ def step_count(graph: OpGraph) -> int:
     return sum(s.repeats * len(s.phases) for s in graph.segments)
 
 
-def spread(v: jax.Array, shape: tuple[int, ...], axis: int, layout: Any) -> jax.Array:
+def spread(v: jax.Array, shape: tuple[int, ...], axis: int, layout: Layout) -> jax.Array:
     """A vector along `axis` of `shape`, repeated over the other."""
     return plgpu.layout_cast(lax.broadcast_in_dim(v, shape, (axis,)), layout)
 
 
-def zeros(shape: tuple[int, ...], layout: Any) -> jax.Array:
+def zeros(shape: tuple[int, ...], layout: Layout) -> jax.Array:
     return plgpu.layout_cast(jnp.zeros(shape, f32), layout)

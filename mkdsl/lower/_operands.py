@@ -8,10 +8,10 @@ import jax.numpy as jnp
 import numpy as np
 from jax import lax
 
-from mkdsl.graph import Node, OpGraph, Tensor
+from mkdsl.graph import FoldPhase, Node, OpGraph, Tensor
 from mkdsl.lower._machine import i32
-from mkdsl.lower._ptx import COUNTER_STRIDE
-from mkdsl.search import SHARING, Schedule
+from mkdsl.lower.mosaic._ptx import COUNTER_STRIDE
+from mkdsl.schedule import SHARING, Schedule
 
 
 @dataclasses.dataclass(frozen=True)
@@ -64,13 +64,13 @@ def _scalars(schedule: Schedule) -> list[Operand]:
 
 
 def _weights(graph: OpGraph, schedule: Schedule) -> list[Operand]:
-    """Each streamed weight as [layers * rows, parts, k / parts]: parts of one row apart, so that one copy fetches a tile. A free reshape."""
+    """Each streamed weight as [layers * rows, split_k, k / split_k]: pieces of one row apart, so that one copy fetches a tile. A free reshape."""
     out = []
-    for phase in graph.phases:
-        parts = schedule.plan(phase.name).parts
-        for fold in (f for folds, _ in graph.code[phase.name].parts for f in folds if phase.kind == "fold"):
+    for phase in (p for p in graph.phases if isinstance(p, FoldPhase)):
+        split_k = schedule.plan(phase.name).split_k
+        for fold in (f for folds, _ in graph.code[phase.name].parts for f in folds):
             leaf = graph.node(graph.node(fold).inputs[0]).op
-            shape = (-1, phase.k) if parts == 1 else (-1, parts, phase.k // parts)
+            shape = (-1, phase.k) if split_k == 1 else (-1, split_k, phase.k // split_k)
             out.append(Operand(f"weight{fold}", lambda a, i=leaf.index, s=shape: a.params[i].reshape(s)))
     return out
 

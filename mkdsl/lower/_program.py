@@ -13,8 +13,10 @@ from mkdsl.graph import Node, OpGraph
 from mkdsl.lower._kernel import make_kernel
 from mkdsl.lower._machine import MOMENTS, i32, step_count
 from mkdsl.lower._operands import Inputs, Operand, operands
+from mkdsl.lower._types import Carry, Index
 from mkdsl.ops import Argmax
-from mkdsl.search import Profile, Schedule, verify_schedule
+from mkdsl.proof import verify_schedule
+from mkdsl.schedule import Profile, Schedule
 
 
 @dataclasses.dataclass(frozen=True, eq=False)
@@ -68,9 +70,9 @@ class Program:
         for segment in self.graph.segments:
             kernels = [make([self.graph.phase(name)], concurrent=False) for name in segment.phases]
 
-            def once(l: Any, carry: Any, kernels: list[Any] = kernels) -> Any:
+            def once(iteration: Index, carry: Carry, kernels: list[Any] = kernels) -> Any:
                 for kernel in kernels:
-                    kernel(*args, jnp.reshape(jnp.asarray(l, i32), (1,)))
+                    kernel(*args, jnp.reshape(jnp.asarray(iteration, i32), (1,)))
                 return carry
 
             lax.fori_loop(0, segment.repeats, once, 0)

@@ -1,19 +1,18 @@
 """What else could have been chosen, and what it would cost: for each phase the next best candidate, for each tensor the other hand-off."""
 
+import dataclasses
 from collections.abc import Iterator
-from typing import NamedTuple
+from typing import Any, NamedTuple
 
 from mkdsl.graph import OpGraph
+from mkdsl.schedule import PhasePlan, Profile, Schedule, fixed_extents
 from mkdsl.search._cost import Model, Ring
 from mkdsl.search._draft import timed
+from mkdsl.search._handoffs import made_safe, other_handoffs
 from mkdsl.search._path import Price, shortest_path
-from mkdsl.search._profile import Profile
-from mkdsl.search._protocol import made_safe, other_handoffs
 from mkdsl.search._rings import Choices, Prices, numbered
-from mkdsl.search._schedule import PhasePlan, Schedule
-from mkdsl.search._smem import fixed_extents
 
-DECISIONS = ("rows", "parts", "chunk", "pieces", "cluster", "splits", "group", "instruction")
+DECIDED_LATER = ("tasks", "waits", "fence")
 
 
 class Alternative(NamedTuple):
@@ -29,7 +28,7 @@ def next_best(graph: OpGraph, schedule: Schedule, gpu: Profile) -> Iterator[Alte
     s, (choices, price, capacity) = schedule, _under_its_ring(graph, schedule, gpu)
     best = shortest_path(graph, choices, price, capacity)
     for p in graph.phases:
-        others = [(i, c) for i, c in choices[p.name] if not _same(c.plan, s.plan(p.name))]
+        others = [(i, c) for i, c in choices[p.name] if _difference(c.plan, s.plan(p.name))]
         found = shortest_path(graph, choices | {p.name: others}, price, capacity) if others else None
         if best is not None and found is not None:
             plan = found.candidates[graph.phases.index(p)].plan
@@ -38,21 +37,22 @@ def next_best(graph: OpGraph, schedule: Schedule, gpu: Profile) -> Iterator[Alte
 
 def _under_its_ring(graph: OpGraph, schedule: Schedule, gpu: Profile) -> tuple[Choices, Price, float]:
     """The candidates for which a schedule's ring leaves room, their prices, and the microseconds of stream that the ring holds."""
-    s, ring, gpu = schedule, Ring(schedule.stage_bytes, schedule.window), gpu.launched(schedule.cluster)
-    left = gpu.smem_bytes - s.stages * s.stage_bytes - sum(e.total for e in fixed_extents(graph, s.padded_batch, max(gpu.sizes)))
+    s, ring, gpu = schedule, Ring(schedule.stage_bytes, schedule.max_in_flight), gpu.launched(schedule.cluster)
+    left = gpu.smem_bytes - s.num_stages * s.stage_bytes - sum(e.total for e in fixed_extents(graph, s.padded_batch, max(gpu.sizes)))
     all_of = numbered(graph, s.batch, gpu, ring)
     choices = {name: [(i, c) for i, c in found if c.bytes <= left] for name, found in all_of.items()}
-    released = any(t.handoff == "counter" for t in s.tensors)
+    released = any(t.handoff.releases for t in s.tensors)
     price = Prices(graph, Model(graph, s.batch, gpu, ring, released=released, padded_batch=s.padded_batch))
-    return choices, price, ring.capacity(gpu, s.stages)
+    return choices, price, ring.capacity(gpu, s.num_stages)
 
 
-def _same(a: PhasePlan, b: PhasePlan) -> bool:
-    return all(getattr(a, d) == getattr(b, d) for d in DECISIONS)
+def _decisions(plan: PhasePlan) -> dict[str, Any]:
+    return {f.name: getattr(plan, f.name) for f in dataclasses.fields(plan) if f.name not in DECIDED_LATER}
 
 
 def _difference(chosen: PhasePlan, other: PhasePlan) -> str:
-    return ", ".join(f"{d} {getattr(other, d)}" for d in DECISIONS if getattr(other, d) != getattr(chosen, d))
+    before = _decisions(chosen)
+    return ", ".join(f"{name} {value}" for name, value in _decisions(other).items() if value != before[name])
 
 
 def next_handoffs(graph: OpGraph, schedule: Schedule, gpu: Profile) -> Iterator[Alternative]:

@@ -5,18 +5,8 @@ from collections.abc import Sequence
 
 import numpy as np
 
-from mkdsl.graph import OpGraph, Phase
-from mkdsl.search._schedule import PhasePlan, Range
-
-Tasks = tuple[tuple[Range, ...], ...]
-
-
-def items(phase: Phase, plan: PhasePlan, batch: int) -> tuple[int, ...]:
-    """How many items each part of a phase has."""
-    if phase.kind == "attention":
-        return (batch * phase.kv_heads * plan.splits,)
-    sequences = batch if phase.kind == "map" else 1
-    return tuple(sequences * part.rows // plan.rows for part in phase.parts)
+from mkdsl.graph import AttentionPhase, FoldPhase, OpGraph, Phase
+from mkdsl.schedule import AttentionPlan, FoldPlan, PhasePlan, Range, Tasks
 
 
 def weights(phase: Phase) -> tuple[int, ...]:
@@ -60,7 +50,7 @@ class Assigner:
 
     def assign(self, phase: Phase, plan: PhasePlan, batch: int) -> Tasks:
         """Each part's items over a contiguous share of the workers, counts differing by at most one."""
-        counts, costs = items(phase, plan, batch), weights(phase)
+        counts, costs = plan.items(phase, batch), weights(phase)
         given = shares(counts, costs, self.workers)
         if sum(given) > self.workers:  # fewer workers than parts
             chosen = [self._least(n, plan.cluster) for n in given]
@@ -78,9 +68,12 @@ class Assigner:
 
     @staticmethod
     def _item_bytes(phase: Phase, plan: PhasePlan) -> int:
-        if phase.kind == "attention":
-            return -(-phase.k // plan.splits) * phase.head_dim * 2 * phase.itemsize
-        return plan.rows * max(1, phase.k) * phase.itemsize
+        """What an item streams for each of its weights."""
+        if isinstance(phase, AttentionPhase) and isinstance(plan, AttentionPlan):
+            return -(-phase.context // plan.splits) * phase.head_dim * 2 * phase.itemsize
+        if isinstance(phase, FoldPhase) and isinstance(plan, FoldPlan):
+            return plan.rows * phase.k * phase.itemsize
+        return 1
 
     def _least(self, n: int, cluster: int) -> np.ndarray:
         """The n workers with the least to stream so far; of clusters that share items one worker each, as far as they go."""

@@ -9,8 +9,9 @@ import tempfile
 from typing import Any
 
 from mkdsl.graph import OpGraph
-from mkdsl.search._profile import Profile
-from mkdsl.search._schedule import Schedule
+from mkdsl.schedule import Handoff, Profile, Schedule
+
+SOURCES = ("graph", "schedule", "proof", "simulate", "search")
 
 
 def directory(kind: str = "schedules") -> pathlib.Path:
@@ -21,14 +22,14 @@ def directory(kind: str = "schedules") -> pathlib.Path:
 
 @functools.cache
 def _source() -> str:
-    """A hash of this package's own source, and of the graph's: another search may find another schedule."""
-    digest, here = hashlib.sha256(), pathlib.Path(__file__).parent
-    for path in (p for package in (here, here.parent / "graph") for p in sorted(package.glob("*.py"))):
-        digest.update(path.name.encode() + path.read_bytes())
+    """A hash of the source of all that a schedule depends on: another search may find another one."""
+    digest, root = hashlib.sha256(), pathlib.Path(__file__).parents[1]
+    for path in (p for package in SOURCES for p in sorted((root / package).rglob("*.py"))):
+        digest.update(str(path.relative_to(root)).encode() + path.read_bytes())
     return digest.hexdigest()
 
 
-def key(graph: OpGraph, batch: int, profile: Profile, handoff: str) -> str:
+def key(graph: OpGraph, batch: int, profile: Profile, handoff: Handoff) -> str:
     """What identifies a schedule: everything the search depends on."""
     content: dict[str, Any] = {
         "graph": graph.to_json(),

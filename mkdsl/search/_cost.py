@@ -2,7 +2,7 @@
 
 A phase has a latency (hand-off, staging, the dependent steps before and after its fold), a stream (what its busiest worker fetches, at that
 worker's share of device memory) and a compute time. The ring couples phases: while compute waits, the loader runs ahead until every stage
-is full, so a phase starts with up to `stages` units already there. `Ahead` carries that, in microseconds of stream.
+is full, so a phase starts with up to `num_stages` units already there. `Ahead` carries that, in microseconds of stream.
 
 Calibrated on the hand-written Llama-3.2-1B step (batch 1, context 512, H200): 645-656 us with 6 stages, 661-667 with 5, 686 with 4.
 """
@@ -10,9 +10,9 @@ Calibrated on the hand-written Llama-3.2-1B step (batch 1, context 512, H200): 6
 import dataclasses
 
 from mkdsl.graph import OpGraph, Phase
+from mkdsl.schedule import KIB, Profile, interpolate
 from mkdsl.search._candidates import Candidate
-from mkdsl.search._profile import KIB, Profile, interpolate
-from mkdsl.search._work import Work, Workload
+from mkdsl.simulate import Work, Workload
 
 OVERLAP = 0.02  # of what is hidden behind the stream, this much shows: finishes and staging that nothing needs are not free
 
@@ -31,25 +31,20 @@ class Cost:
     empty: float = 0.0
 
 
-def bandwidth(profile: Profile, in_flight: float) -> float:
-    """Bytes per microsecond of one worker, if all keep so many bytes in flight."""
-    return profile.bandwidth * interpolate(profile.stream, in_flight / KIB) / profile.workers * 1e-6
-
-
 @dataclasses.dataclass(frozen=True)
 class Ring:
-    """The loader's side: units of `stage_bytes`, `window` of them in flight."""
+    """The loader's side: units of `stage_bytes`, `max_in_flight` of them in flight."""
 
     stage_bytes: int
-    window: int
+    max_in_flight: int
 
     def bandwidth(self, profile: Profile) -> float:
         """Bytes per microsecond of one worker."""
-        return bandwidth(profile, self.window * self.stage_bytes)
+        return profile.worker_rate(self.max_in_flight * self.stage_bytes)
 
-    def capacity(self, profile: Profile, stages: int) -> float:
+    def capacity(self, profile: Profile, num_stages: int) -> float:
         """Microseconds of stream that a full ring holds."""
-        return stages * self.stage_bytes / self.bandwidth(profile)
+        return num_stages * self.stage_bytes / self.bandwidth(profile)
 
 
 def advance(cost: Cost, ahead: float, capacity: float) -> tuple[float, float]:
@@ -65,8 +60,8 @@ class Model:
 
     def __init__(self, graph: OpGraph, batch: int, profile: Profile, ring: Ring, *, released: bool, padded_batch: int) -> None:
         self.profile, self.ring, self.workload = profile, ring, Workload(graph, batch, padded_batch, profile)
-        # A hand-off meets a ring that fills while it waits: on average half of the window is in flight.
-        in_flight = ring.window * ring.stage_bytes / KIB / 2
+        # A hand-off meets a ring that fills while it waits: on average half of what may be in flight is.
+        in_flight = ring.max_in_flight * ring.stage_bytes / KIB / 2
         self.handoff = interpolate(profile.released if released else profile.handoff, in_flight)
 
     def cost(self, phase: Phase, candidate: Candidate, splits: dict[str, int]) -> Cost:

@@ -12,7 +12,7 @@ that ends less far ahead than it started is charged with waiting for the differe
 from collections.abc import Callable, Container
 from typing import Any, NamedTuple
 
-from mkdsl.graph import OpGraph, Phase
+from mkdsl.graph import AttentionPhase, OpGraph, Phase
 from mkdsl.search._candidates import Candidate
 from mkdsl.search._cost import Cost, advance
 
@@ -91,7 +91,7 @@ def _serves(a: Label, b: Label) -> bool:
 
 def _splits_after(phase: Phase, candidate: Candidate, splits: Splits, later: Container[str]) -> Splits:
     """With this phase's own, and without those that nobody reads from here on."""
-    if phase.kind == "attention":
+    if isinstance(phase, AttentionPhase):
         splits = (*splits, (phase.writes[0], candidate.plan.splits))
     return tuple(s for s in splits if s[0] in later)
 

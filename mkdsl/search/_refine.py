@@ -2,11 +2,10 @@
 and ring stay."""
 
 from mkdsl.graph import OpGraph
+from mkdsl.schedule import Profile, Schedule
 from mkdsl.search._draft import timed
-from mkdsl.search._profile import Profile
-from mkdsl.search._protocol import made_safe, other_handoffs
-from mkdsl.search._schedule import Schedule
-from mkdsl.search._simulate import simulate
+from mkdsl.search._handoffs import made_safe, other_handoffs
+from mkdsl.simulate import simulate
 
 
 def with_best_handoffs(graph: OpGraph, schedule: Schedule, gpu: Profile) -> Schedule:

@@ -4,30 +4,13 @@ import statistics
 from collections.abc import Sequence
 
 from mkdsl.graph import OpGraph, Phase
+from mkdsl.schedule import KIB, Profile, Schedule, shared_memory
 from mkdsl.search._alternatives import Alternative, next_best, next_handoffs
 from mkdsl.search._cost import floor_us
-from mkdsl.search._profile import KIB, Profile
-from mkdsl.search._schedule import PhasePlan, Schedule
-from mkdsl.search._simulate import Timeline, simulate
-from mkdsl.search._smem import shared_memory
-from mkdsl.search._work import Workload
+from mkdsl.simulate import Timeline, Workload, simulate
 
-CHOSEN = (
-    "phase",
-    "kind",
-    "items",
-    "tile",
-    "chunk",
-    "pieces",
-    "cluster",
-    "group",
-    "splits",
-    "by",
-    "workers",
-    "waits for",
-    "fence",
-)
-TIMES = ("phase", "MB", "us", "memory us", "wait", "read", "fold", "finish", "bound by")
+CHOSEN = ("phase", "kind", "items", "workers", "tiling", "waits for", "fence")
+TIMES = ("phase", "MB", "us", "memory us", "wait", "read", "fold", "epilogue", "bound by")
 HIDDEN = 0.15  # of a phase's time: less than this between it and its bound is bound by it
 
 
@@ -42,20 +25,20 @@ def explain(graph: OpGraph, schedule: Schedule, profile: Profile, *, alternative
 
     Returns:
       Tables of what was decided per phase, of the predicted time of one execution in the steady state of its loop (streamed megabytes,
-      what device memory alone needs for them, and the median worker's wait for its input, reading it, folding and finishing), of hand-offs,
+      what device memory alone needs for them, and the median worker's wait for its input, reading it, folding and its epilogue), of hand-offs,
       and shared memory over the schedule. Times are the simulator's, in microseconds.
     """
     graph, s, timeline = graph.in_order(schedule.order), schedule, simulate(graph, schedule, profile)
     padding = f" (padded to {s.padded_batch})" if s.padded_batch != s.batch else ""
     lines = [f"{s.target}, batch {s.batch}{padding}, {s.workers} workers"]
     for segment in graph.segments:
-        lines += [f"{segment.repeats} x", *_table([CHOSEN, *(_chosen(graph.phase(name), s) for name in segment.phases)], 11)]
-    lines += [f"ring: {s.stages} stages of {s.stage_bytes // KIB} KiB, {s.window} in flight", "tensors:", *_tensors(graph, s)]
+        lines += [f"{segment.repeats} x", *_table([CHOSEN, *(_chosen(graph.phase(name), s) for name in segment.phases)], 4)]
+    lines += [f"ring: {s.num_stages} stages of {s.stage_bytes // KIB} KiB, {s.max_in_flight} in flight", "tensors:", *_tensors(graph, s)]
     lines += ["where time goes, us of one execution:"]
     lines += _table([TIMES, *(_times(p, graph, s, timeline, profile) for p in graph.phases)], 8)
     if alternatives:
         lines += ["what came second (us more a step):", *_second(graph, s, profile)]
-    memory = shared_memory(graph, s.phases, padded_batch=s.padded_batch, stages=s.stages, stage_bytes=s.stage_bytes)
+    memory = shared_memory(graph, s.phases, padded_batch=s.padded_batch, num_stages=s.num_stages, stage_bytes=s.stage_bytes)
     lines += ["shared memory of a worker, over the schedule:", str(memory)]
     floor = floor_us(graph, s.batch, profile)
     lines += [f"predicted: {s.predicted_us:.0f} us a step; floor {floor:.0f} us (streamed bytes at {profile.bandwidth / 1e12:.2f} TB/s)"]
@@ -65,14 +48,8 @@ def explain(graph: OpGraph, schedule: Schedule, profile: Profile, *, alternative
 def _chosen(phase: Phase, schedule: Schedule) -> tuple[str, ...]:
     plan = schedule.plan(phase.name)
     items = "+".join(str(sum(n for _, n in part)) for part in plan.tasks)
-    by = plan.instruction if phase.kind == "fold" and phase.parallel else ""
-    numbers = plan.chunk or "", plan.pieces, plan.cluster, plan.group, plan.splits, by, len(plan.participants)
     waits = ", ".join(plan.waits) or "-"
-    return (phase.name, phase.kind, items, _tile(phase, plan), *map(str, numbers), waits, "yes" if plan.fence else "-")
-
-
-def _tile(phase: Phase, plan: PhasePlan) -> str:
-    return f"{plan.rows} x {plan.parts}" if phase.kind == "fold" else f"{plan.rows}"
+    return phase.name, phase.kind, items, str(len(plan.participants)), plan.tiling, waits, "yes" if plan.fence else "-"
 
 
 def _tensors(graph: OpGraph, schedule: Schedule) -> list[str]:
@@ -85,13 +62,13 @@ def _tensors(graph: OpGraph, schedule: Schedule) -> list[str]:
 
 def _times(phase: Phase, graph: OpGraph, schedule: Schedule, timeline: Timeline, profile: Profile) -> tuple[str, ...]:
     last = max(s.iteration for s in timeline.spans if s.phase == phase.name)
-    spans = [s for s in timeline.spans if (s.phase, s.iteration) == (phase.name, last) for _ in timeline.crews[s.crew]]
+    spans = [s for s in timeline.spans if (s.phase, s.iteration) == (phase.name, last) for _ in timeline.cohorts[s.cohort]]
     parts = (("arrived", "known"), ("known", "read"), ("read", "folded"), ("folded", "signalled"))
-    wait, read, fold, finish = (statistics.median(getattr(s, b) - getattr(s, a) for s in spans) for a, b in parts)
+    wait, read, fold, epilogue = (statistics.median(getattr(s, b) - getattr(s, a) for s in spans) for a, b in parts)
     us, streamed = dict(timeline.phase_us)[phase.name], phase.streamed_bytes(schedule.batch)
     memory = streamed / profile.bandwidth * 1e6
     bound = _bound(us, memory, _compute(phase, graph, schedule, profile))
-    return (phase.name, f"{streamed / 1e6:.1f}", *(f"{x:.1f}" for x in (us, memory, wait, read, fold, finish)), bound)
+    return (phase.name, f"{streamed / 1e6:.1f}", *(f"{x:.1f}" for x in (us, memory, wait, read, fold, epilogue)), bound)
 
 
 def _compute(phase: Phase, graph: OpGraph, schedule: Schedule, profile: Profile) -> float:
@@ -111,10 +88,7 @@ def _bound(us: float, memory: float, compute: float) -> str:
 
 
 def _second(graph: OpGraph, schedule: Schedule, profile: Profile) -> list[str]:
-    found: Sequence[Alternative] = (
-        *next_best(graph, schedule, profile),
-        *next_handoffs(graph, schedule, profile),
-    )
+    found: Sequence[Alternative] = (*next_best(graph, schedule, profile), *next_handoffs(graph, schedule, profile))
     return _table([("of", "instead", "us"), *((a.of, a.what, f"{a.us:+.1f}") for a in found)], 1)
 
 

@@ -4,12 +4,10 @@ import dataclasses
 from collections.abc import Iterator
 
 from mkdsl.graph import OpGraph, Phase
+from mkdsl.schedule import KIB, FoldPlan, Handoff, PhasePlan, Profile, fixed_extents
 from mkdsl.search._candidates import Candidate, candidates, padded
 from mkdsl.search._cost import Cost, Model, Ring
 from mkdsl.search._path import Found, Splits, shortest_path
-from mkdsl.search._profile import KIB, Profile
-from mkdsl.search._schedule import PhasePlan
-from mkdsl.search._smem import fixed_extents
 
 # 32 to 72 KiB in flight: enough for full bandwidth, no more. Sizes that are no power of two suit widths like 576 or 3584.
 RINGS = (
@@ -32,7 +30,7 @@ class Choice:
 
     gpu: Profile
     ring: Ring
-    stages: int
+    num_stages: int
     found: Found
 
 
@@ -54,18 +52,18 @@ def numbered(graph: OpGraph, batch: int, gpu: Profile, ring: Ring) -> Choices:
     return {p.name: list(enumerate(of(p))) for p in graph.phases}
 
 
-def cheapest(graph: OpGraph, batch: int, gpu: Profile, handoff: str, ring: Ring) -> list[Choice]:
+def cheapest(graph: OpGraph, batch: int, gpu: Profile, handoff: Handoff, ring: Ring) -> list[Choice]:
     """The best candidates for each depth of a ring that is worth a search, the cheapest depth first; of equally cheap ones the deepest.
     Where the best splits an attention over workers, also the best that splits none: its hand-off has fewer bytes, and only the simulator
     sees how unevenly workers are loaded."""
     every = numbered(graph, batch, gpu, ring)
-    price = Prices(graph, Model(graph, batch, gpu, ring, released=handoff == "counter", padded_batch=padded(batch)))
+    price = Prices(graph, Model(graph, batch, gpu, ring, released=handoff.releases, padded_batch=padded(batch)))
     all_of = {p.name: best_instruction(p, every[p.name], price) for p in graph.phases}
     out = []
-    for stages, choices in _depths(graph, batch, gpu, ring, all_of):
+    for num_stages, choices in _depths(graph, batch, gpu, ring, all_of):
         for some in (choices, {name: [(i, c) for i, c in found if c.plan.splits == 1] for name, found in choices.items()}):
-            found = shortest_path(graph, some, price, ring.capacity(gpu, stages)) if all(some.values()) else None
-            out += [Choice(gpu, ring, stages, found)] if found is not None else []
+            found = shortest_path(graph, some, price, ring.capacity(gpu, num_stages)) if all(some.values()) else None
+            out += [Choice(gpu, ring, num_stages, found)] if found is not None else []
             if found is None or all(c.plan.splits == 1 for c in found.candidates):
                 break
     return sorted(out, key=lambda choice: choice.found.cost)
@@ -75,8 +73,12 @@ def best_instruction(phase: Phase, found: list[tuple[int, Candidate]], price: "P
     """Of candidates that are alike but for the instruction, the one that computes faster: nothing else depends on it."""
     best: dict[PhasePlan, tuple[int, Candidate]] = {}
     for number, candidate in sorted(found, key=lambda each: price(phase, *each, ()).compute):
-        best.setdefault(dataclasses.replace(candidate.plan, instruction=""), (number, candidate))
+        best.setdefault(_but_for_instruction(candidate.plan), (number, candidate))
     return sorted(best.values(), key=lambda each: each[0])
+
+
+def _but_for_instruction(plan: PhasePlan) -> PhasePlan:
+    return dataclasses.replace(plan, instruction="") if isinstance(plan, FoldPlan) else plan
 
 
 class Prices:
@@ -94,13 +96,13 @@ class Prices:
 
 
 def _depths(graph: OpGraph, batch: int, gpu: Profile, ring: Ring, all_of: Choices) -> Iterator[tuple[int, Choices]]:
-    """(stages, candidates for which that leaves room) worth a search: a shallower ring only if it admits more candidates."""
+    """(num_stages, candidates for which that leaves room) worth a search: a shallower ring only if it admits more candidates."""
     room = gpu.smem_bytes - sum(e.total for e in fixed_extents(graph, padded(batch), max(gpu.sizes)))
     before = 0
-    for stages in range(room // ring.stage_bytes, max(2, ring.window) - 1, -1):
-        left = room - stages * ring.stage_bytes
+    for num_stages in range(room // ring.stage_bytes, max(2, ring.max_in_flight) - 1, -1):
+        left = room - num_stages * ring.stage_bytes
         choices = {name: [(i, c) for i, c in found if c.bytes <= left] for name, found in all_of.items()}
         admitted = sum(map(len, choices.values()))
         if all(choices.values()) and admitted > before:
             before = admitted
-            yield stages, choices
+            yield num_stages, choices

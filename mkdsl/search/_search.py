@@ -5,19 +5,17 @@ import dataclasses
 import itertools
 
 from mkdsl.graph import OpGraph
+from mkdsl.proof import Rule, ScheduleError, verify_schedule
+from mkdsl.schedule import FoldPlan, Handoff, PhasePlan, Profile, Schedule, profile
 from mkdsl.search import _cache
 from mkdsl.search._candidates import candidates, padded
 from mkdsl.search._cost import Model, Ring
 from mkdsl.search._draft import draft, rough, timed
+from mkdsl.search._handoffs import with_handoffs
 from mkdsl.search._path import shortest_path
-from mkdsl.search._profile import Profile, profile
-from mkdsl.search._protocol import with_handoffs
 from mkdsl.search._refine import with_best_handoffs
 from mkdsl.search._rings import RINGS, Choice, Prices, cheapest, numbered
-from mkdsl.search._schedule import Schedule
-from mkdsl.search._verify import ScheduleError, verify_schedule
 
-HANDOFFS = ("data", "counter")
 FINALISTS = 2  # depths of each ring
 SIMULATED = 16  # of all rings' cheapest, for each launch
 IDLE = 1.01  # a launch that leaves SMs idle must be predicted to be faster by this: such predictions were optimistic (docs/measurements.md)
@@ -25,15 +23,15 @@ CLOSEST = 3  # of each launch's finalists, by a simulation without drift, that a
 UNLIMITED = 1 << 40  # bytes
 
 
-def search(graph: OpGraph, *, batch: int, target: str | Profile, handoff: str = "data", cache: bool = True) -> Schedule:
+def search(graph: OpGraph, *, batch: int, target: str | Profile, handoff: Handoff = Handoff.SENTINEL, cache: bool = True) -> Schedule:
     """The best schedule by the cost model, verified.
 
     Args:
       graph: the decode step's phases.
       batch: sequences decoded together, 1 to 16.
       target: a GPU's name, a key of `PROFILES`; a file that `mkdsl probe` wrote, ending in .json; or a profile.
-      handoff: how tensors cross phases: "data" (self-validating words, where the proof and the simulator have nothing better), or "counter"
-        (release/acquire counters, all of them).
+      handoff: how tensors cross phases: `Handoff.SENTINEL`, where the proof and the simulator have nothing better, or all of them by
+        `Handoff.RELEASE_ACQUIRE`, to compare.
       cache: look on disk first, and keep the result there.
 
     Returns:
@@ -43,10 +41,8 @@ def search(graph: OpGraph, *, batch: int, target: str | Profile, handoff: str = 
       ValueError: batch, target or handoff is none there is.
       ScheduleError: no schedule fits the GPU; the message names the phase that leaves no room.
     """
-    gpu = target if isinstance(target, Profile) else profile(target)
+    gpu, handoff = target if isinstance(target, Profile) else profile(target), Handoff(handoff)
     padded(batch)
-    if handoff not in HANDOFFS:
-        raise ValueError(f"handoff={handoff!r} is neither of {', '.join(HANDOFFS)}")
     if not cache:
         return find(graph, batch, gpu, handoff)
     key = _cache.key(graph, batch, gpu, handoff)
@@ -59,28 +55,28 @@ def search(graph: OpGraph, *, batch: int, target: str | Profile, handoff: str = 
     return kept
 
 
-def find(graph: OpGraph, batch: int, gpu: Profile, handoff: str) -> Schedule:
+def find(graph: OpGraph, batch: int, gpu: Profile, handoff: Handoff) -> Schedule:
     """Searches, without a cache: of the finalists of all orders of phases the one that the simulator predicts to be the fastest."""
     found = (s for g in (graph, *graph.others) for s in _closest(g, batch, gpu, handoff))
     best = min(found, key=lambda s: s.predicted_us * (IDLE if s.workers < gpu.workers else 1.0))
-    if handoff == "data":
+    if handoff.self_validating:
         best = with_best_handoffs(graph.in_order(best.order), best, gpu)
     verify_schedule(graph, best, gpu)
     return best
 
 
-def _closest(graph: OpGraph, batch: int, gpu: Profile, handoff: str) -> list[Schedule]:
+def _closest(graph: OpGraph, batch: int, gpu: Profile, handoff: Handoff) -> list[Schedule]:
     """The few finalists of each launch that look fastest, with hand-offs that are safe: what those cost may decide."""
     ranked = sorted(finalists(graph, batch, gpu, handoff), key=lambda c: rough(graph, batch, handoff, c).us)
     launches = [[c for c in ranked if c.gpu == launch][:CLOSEST] for launch in gpu.launches]
     return [_safe(graph, batch, gpu, c, handoff) for c in itertools.chain(*launches)]
 
 
-def _safe(graph: OpGraph, batch: int, gpu: Profile, choice: Choice, handoff: str) -> Schedule:
+def _safe(graph: OpGraph, batch: int, gpu: Profile, choice: Choice, handoff: Handoff) -> Schedule:
     return timed(graph, with_handoffs(graph, draft(graph, batch, handoff, choice)), gpu)
 
 
-def finalists(graph: OpGraph, batch: int, gpu: Profile, handoff: str) -> list[Choice]:
+def finalists(graph: OpGraph, batch: int, gpu: Profile, handoff: Handoff) -> list[Choice]:
     """Of every launch and ring the cheapest few (depth, candidates) by the cost model, and of a launch's again the cheapest.
 
     Raises:
@@ -88,11 +84,11 @@ def finalists(graph: OpGraph, batch: int, gpu: Profile, handoff: str) -> list[Ch
     """
     found = [choice for launch in gpu.launches for choice in _launched(graph, batch, gpu, launch, handoff)]
     if not found:
-        raise ScheduleError(_no_room(graph, batch, gpu))
+        raise ScheduleError(Rule.ROOM, _no_room(graph, batch, gpu))
     return found
 
 
-def _launched(graph: OpGraph, batch: int, gpu: Profile, launch: Profile, handoff: str) -> list[Choice]:
+def _launched(graph: OpGraph, batch: int, gpu: Profile, launch: Profile, handoff: Handoff) -> list[Choice]:
     """The finalists of one launch; none that leaves SMs idle for clusters that no phase uses."""
     found = [choice for ring in RINGS for choice in first(cheapest(graph, batch, launch, handoff, ring))]
     used = [c for c in found if launch.workers == gpu.workers or any(x.plan.cluster > 1 for x in c.found.candidates)]
@@ -111,16 +107,20 @@ def without_k_split(graph: OpGraph, schedule: Schedule, gpu: Profile) -> tuple[S
     """What a schedule would be without K-splitting: every resident whole, no fold split over workers, under the same ring, whatever shared
     memory that takes. Returns it with a profile of as much."""
     graph, lifted = graph.in_order(schedule.order), dataclasses.replace(gpu, smem_bytes=UNLIMITED)
-    ring = Ring(schedule.stage_bytes, schedule.window)
+    ring = Ring(schedule.stage_bytes, schedule.max_in_flight)
     all_of = numbered(graph, schedule.batch, gpu=lifted, ring=ring)
-    choices = {name: [(i, c) for i, c in found if c.plan.pieces == c.plan.cluster == c.plan.splits == 1] for name, found in all_of.items()}
+    choices = {name: [(i, c) for i, c in found if _unsplit(c.plan)] for name, found in all_of.items()}
     price = Prices(graph, Model(graph, schedule.batch, gpu, ring, released=False, padded_batch=schedule.padded_batch))
-    best = shortest_path(graph, choices, price, ring.capacity(gpu, schedule.stages)) if all(choices.values()) else None
+    best = shortest_path(graph, choices, price, ring.capacity(gpu, schedule.num_stages)) if all(choices.values()) else None
     if best is None:
-        raise ScheduleError(_no_room(graph, schedule.batch, lifted))
-    whole = draft(graph, schedule.batch, "data", Choice(lifted, ring, schedule.stages, best))
+        raise ScheduleError(Rule.ROOM, _no_room(graph, schedule.batch, lifted))
+    whole = draft(graph, schedule.batch, Handoff.SENTINEL, Choice(lifted, ring, schedule.num_stages, best))
     whole = timed(graph, with_handoffs(graph, whole), lifted)
-    return (with_best_handoffs(graph, whole, lifted) if any(t.handoff == "data" for t in schedule.tensors) else whole), lifted
+    return (with_best_handoffs(graph, whole, lifted) if any(t.handoff.self_validating for t in schedule.tensors) else whole), lifted
+
+
+def _unsplit(plan: PhasePlan) -> bool:
+    return plan.cluster == plan.splits == 1 and (not isinstance(plan, FoldPlan) or plan.k_stages == 1)
 
 
 def _no_room(graph: OpGraph, batch: int, gpu: Profile) -> str:
@@ -133,7 +133,9 @@ def _no_room(graph: OpGraph, batch: int, gpu: Profile) -> str:
         least[phase.name] = min((c.bytes for c in found), default=-1)
     untiled = [name for name, size in least.items() if size < 0]
     if untiled:
-        return f"no tile fits {', '.join(untiled)}: k={[graph.phase(n).k for n in untiled]}, rows={[graph.phase(n).rows for n in untiled]}"
+        return "no tile fits " + "; ".join(
+            f"{n}: {graph.phase(n).kind}{graph.phase(n).streams}, rows={graph.phase(n).rows}" for n in untiled
+        )
     name = max(least, key=lambda n: least[n])
     needs = f"{name} alone needs {least[name]} beside a ring of 2 stages"
     return f"batch {batch} does not fit {gpu.name}'s {gpu.smem_bytes} bytes of shared memory: {needs}"

@@ -8,7 +8,7 @@ from typer.testing import CliRunner
 from mkdsl.engine import _cli_probe
 from mkdsl.engine._cli import app
 from mkdsl.gpu._probe_fit import Gpu
-from mkdsl.search import PROFILES, profile
+from mkdsl.schedule import PROFILES, profile
 
 
 def run(*arguments):

@@ -9,7 +9,7 @@ import pytest
 
 import mkdsl as mk
 from mkdsl.gpu import ContextError, has_gpu
-from mkdsl.search import Schedule, profile
+from mkdsl.schedule import Schedule, profile
 
 SMALL = dataclasses.replace(profile("H200"), name="h200 with 2 SMs", workers=2)
 

@@ -16,7 +16,7 @@ import pytest
 from mkdsl.gpu import _probe, _probe_kernels, comparison, gpu_at_hand, probe, write_profile
 from mkdsl.gpu._probe_fit import MEASURED, Gpu, Measured, build_profile, round_us, slope, span_us
 from mkdsl.gpu._probe_kernels import AGAIN, ARRIVED, BLOCK, COLUMNS, ENDED, MOST, ROUNDS, STARTED, WARM, handoff, stream
-from mkdsl.search import PROFILES, Profile, profile
+from mkdsl.schedule import PROFILES, Profile, profile
 
 H200 = Gpu("NVIDIA H200", (9, 0), 132)
 MADE = Measured(

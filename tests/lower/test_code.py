@@ -18,7 +18,7 @@ import pytest
 
 from mkdsl.gpu import jit
 from mkdsl.models import SHAPES, abstract_params, decode_step, init_cache
-from mkdsl.search import PROFILES
+from mkdsl.schedule import PROFILES
 
 TOOL = pathlib.Path(__file__).parents[3] / "shared" / "tools" / "aot_check.py"
 LIMIT = 112 * 1024  # bytes of code that Hopper's instruction caches hold under load; not known of others

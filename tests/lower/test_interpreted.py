@@ -11,12 +11,13 @@ import mkdsl as mk
 from mkdsl.lower import _kernel
 from mkdsl.lower._machine import Machine
 from mkdsl.models import DecoderConfig, decode_step, init_cache, random_params
-from mkdsl.search import profile, search
+from mkdsl.schedule import profile
+from mkdsl.search import search
 from mkdsl.search._candidates import padded
 from mkdsl.search._cost import Model
 from mkdsl.search._draft import draft, timed
 from mkdsl.search._path import shortest_path
-from mkdsl.search._protocol import with_handoffs
+from mkdsl.search._handoffs import with_handoffs
 from mkdsl.search._rings import RINGS, Choice, Prices, numbered
 
 SMALL = dataclasses.replace(profile("H200"), name="h200 with 4 SMs", workers=4)

@@ -5,9 +5,9 @@ import itertools
 import numpy as np
 from hypothesis import given, settings
 from hypothesis import strategies as st
-from search_graphs import llama_1b, tiny
+from oracle.graphs import llama_1b, tiny
 
-from mkdsl.search import profile
+from mkdsl.schedule import profile
 from mkdsl.search._assign import shares
 from mkdsl.search._search import find
 

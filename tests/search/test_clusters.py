@@ -3,12 +3,13 @@
 import dataclasses
 
 import pytest
-from search_graphs import make_graph, parallel, tiny
-from search_mutations import with_plan
-from search_sources import where_clusters_pay, with_workers
+from oracle.graphs import make_graph, parallel, tiny
+from oracle.mutations import with_plan
+from oracle.sources import where_clusters_pay, with_workers
 
 from mkdsl.graph import OpGraph, Part, Phase, Tensor
-from mkdsl.search import Profile, Schedule, ScheduleError, verify_schedule
+from mkdsl.proof import ScheduleError, verify_schedule
+from mkdsl.schedule import Profile, Schedule
 from mkdsl.search._assign import items
 from mkdsl.search._candidates import busiest_counts, candidates
 from mkdsl.search._draft import with_memory
@@ -124,7 +125,7 @@ def test_an_item_for_each_cluster_first(good):
 def test_who_folds_and_takes_part(good):
     plan = dataclasses.replace(good.plan("wo"), cluster=2, group=1, tasks=(((0, 0), (0, 3), (3, 0), (3, 0)),))
     assert [plan.folded(w) for w in range(4)] == [(3,), (3,), (0,), (0,)]
-    assert plan.participants == (0, 1) and list(plan.mates(1)) == [0, 1]
+    assert plan.participants == (0, 1) and list(plan.peers(1)) == [0, 1]
     assert plan.grouped and plan.rounds(0) == 3 and plan.sets == 4
     alone = good.phased()
     assert alone.cluster == 1

@@ -9,10 +9,12 @@ import time
 import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
-from search_graphs import graphs, llama, llama_1b, llama_8b, make_graph, parallel, sandwich, tiny
+from oracle.graphs import graphs, llama, llama_1b, llama_8b, make_graph, parallel, sandwich, tiny
 
 from mkdsl.graph import OpGraph, Phase
-from mkdsl.search import PROFILES, PhasePlan, Profile, Schedule, ScheduleError, explain, profile, search, verify_schedule
+from mkdsl.proof import ScheduleError, verify_schedule
+from mkdsl.schedule import PROFILES, PhasePlan, Profile, Schedule, profile
+from mkdsl.search import explain, search
 from mkdsl.search import _candidates as candidates_module
 from mkdsl.search import _search as search_module
 from mkdsl.search._assign import assign_all
@@ -20,11 +22,11 @@ from mkdsl.search._candidates import Candidate, candidates, padded
 from mkdsl.search._cost import Cost, Model, Ring, advance
 from mkdsl.search._draft import draft, timed
 from mkdsl.search._path import STARTS, shortest_path
-from mkdsl.search._protocol import made_safe, other_handoffs
+from mkdsl.search._handoffs import made_safe, other_handoffs
 from mkdsl.search._rings import RINGS, Prices, best_instruction, numbered
 from mkdsl.search._search import FINALISTS, SIMULATED, finalists, find, without_k_split
-from mkdsl.search._simulate import simulate
-from mkdsl.search._smem import fixed_extents, shared_memory
+from mkdsl.simulate._simulate import simulate
+from mkdsl.schedule._shared_memory import fixed_extents, shared_memory
 
 H200 = profile("h200")
 

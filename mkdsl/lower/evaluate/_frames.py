@@ -1,0 +1,302 @@
+"""Evaluates values of the DAG on tiles. A frame says which piece of every vector is looked at, and in which layout.
+
+`Rows`: some features of some sequences, [sequences, features]: epilogues and maps.
+`Cell`: up to 8 of the mma's columns as rows, [rows, features]: prologues. Row n of a fold that cuts K into P pieces holds piece n % P of sequence n // P.
+"""
+
+import dataclasses
+import functools
+from collections.abc import Sequence
+from typing import Any, NamedTuple
+
+import jax
+import jax.experimental.pallas.mosaic_gpu as plgpu
+import jax.numpy as jnp
+import numpy as np
+from jax import lax
+from jax.experimental import pallas as pl
+
+from mkdsl.graph import Node, Phase, UnsupportedError
+from mkdsl.lower._machine import Machine, Request, f32, spread
+from mkdsl.lower._types import Index, Layout, Ref
+from mkdsl.lower.mosaic._layouts import grid
+from mkdsl.schedule import SHARING
+
+COMBINE = {
+    "reduce_sum": (jnp.add, jnp.sum, 0.0),
+    "reduce_max": (jnp.maximum, jnp.max, -jnp.inf),
+    "reduce_min": (jnp.minimum, jnp.min, jnp.inf),
+}
+
+
+class PerToken(NamedTuple):
+    """One number per row of a frame, not yet spread over features."""
+
+    vector: jax.Array
+
+
+@dataclasses.dataclass
+class Frame:
+    """Common part: a cache of evaluated nodes and the rules of elementwise evaluation."""
+
+    m: Machine
+    phase: Phase
+    iteration: Index
+    values: dict[int, Any] = dataclasses.field(default_factory=dict)
+
+    @property
+    def shape(self) -> tuple[int, int]:
+        raise NotImplementedError
+
+    @property
+    def layout(self) -> Any:
+        return grid(*self.shape, self.vector)
+
+    vector = 1
+
+    # What subclasses know: where things are.
+
+    def requests(self, id: int) -> list[Request]:
+        """The loads that a tensor's piece takes."""
+        raise NotImplementedError
+
+    def combine(self, id: int, loaded: list[jax.Array]) -> Any:
+        """The tensor's piece from its loads."""
+        return loaded[0]
+
+    def param(self, node: Node) -> Any:
+        raise NotImplementedError
+
+    def embedding(self, node: Node) -> Any:
+        raise NotImplementedError
+
+    def statistic(self, id: int) -> PerToken:
+        raise NotImplementedError
+
+    # Evaluation.
+
+    def evaluate(self, id: int) -> jax.Array:
+        """The node's piece, spread to the frame's shape."""
+        return self.full(self.value(id))
+
+    def value(self, id: int) -> Any:
+        if id not in self.values:
+            self.values[id] = self._compute(self.m.graph.node(id))
+        return self.values[id]
+
+    def _compute(self, node: Node) -> Any:
+        if node.kind == "literal":
+            return np.asarray(node.op)
+        if node.kind == "param":
+            return self.param(node)
+        if node.kind == "embed":
+            return self.embedding(node)
+        if node.kind == "reduce":
+            return self.statistic(node.id)
+        if node.kind in ("broadcast", "reshape") and len(node.shape) == 1:
+            return self.value(node.inputs[0])
+        if node.kind == "map":
+            return self._map(node, [self.value(i) for i in node.inputs])
+        raise UnsupportedError(f"{node.where}: {node.kind}{list(node.shape)} cannot be computed inside {self.phase.name}; {_HEADS_REMEDY}")
+
+    def _map(self, node: Node, args: list[Any]) -> Any:
+        primitive, params = node.op
+        if any(isinstance(a, jax.Array) for a in args):
+            return primitive.bind(*map(self.full, args), **params)
+        if any(isinstance(a, PerToken) for a in args):
+            like = next(a.vector for a in args if isinstance(a, PerToken))
+            return PerToken(primitive.bind(*(a.vector if isinstance(a, PerToken) else _filled(a, like.shape) for a in args), **params))
+        return np.asarray(primitive.bind(*args, **params))
+
+    def full(self, value: Any) -> jax.Array:
+        if isinstance(value, PerToken):
+            return spread(value.vector, self.shape, 0, self.layout) if value.vector.ndim else jnp.broadcast_to(value.vector, self.shape)
+        return value if isinstance(value, jax.Array) else _filled(value, self.shape)
+
+    def stack(self, rows: list[jax.Array]) -> jax.Array:
+        """Rows r, r + n, r + 2n, ... of the frame from n vectors; the frame itself if that is what there is."""
+        if rows[0].ndim == 2:
+            return rows[0]
+        wide = [spread(r, self.shape, 1, self.layout) for r in rows]
+        out = wide[0]
+        for r, w in enumerate(wide[1:], 1):
+            out = jnp.where(lax.rem(iota(self.m, self.shape, 0, self.layout), len(rows)) == r, w, out)
+        return out
+
+
+_HEADS_REMEDY = "arithmetic on [heads, head_dim] belongs between a projection and mk.attention; elsewhere flatten it with reshape(-1)"
+
+
+def _filled(value: Any, shape: tuple[int, ...]) -> jax.Array:
+    value = np.asarray(value)
+    return jnp.full(shape, value.reshape(()).item(), value.dtype)
+
+
+@dataclasses.dataclass
+class Rows(Frame):
+    """Features [first, first + count) of sequences [sequence, sequence + sequences)."""
+
+    sequence: Index = 0
+    sequences: int = 1
+    first: Index = 0
+    count: int = 8
+
+    @property
+    def shape(self) -> tuple[int, int]:
+        return self.sequences, self.count
+
+    def at(self, tensor: str, incarnation: Any) -> Request:
+        """This frame's piece of a tensor."""
+        t = self.m.graph.tensors[tensor]
+        view = (self.m.batch, t.width) if t.heads else None
+        lead = (incarnation, 0) if t.heads else (incarnation,)
+        return Request(self.m.refs[tensor], lead, view, (pl.ds(self.sequence, self.sequences), pl.ds(self.first, self.count)), self.layout)
+
+    def requests(self, id: int) -> list[Request]:
+        name = self.m.graph.tensor_of[id]
+        return [self.at(name, self.m.slot_read(name, self.phase, self.iteration))]
+
+    def _features(self, ref: Ref, row: Index) -> jax.Array:
+        return self.m.load(Request(ref, (row,), None, (pl.ds(self.first, self.count),), self.layout.reduce(0)))
+
+    def param(self, node: Node) -> Any:
+        return self.stack([self._features(self.m.refs[f"param{node.op.index}"], self.m.layer(node.op, self.iteration))])
+
+    def embedding(self, node: Node) -> Any:
+        rows = (embedding_row(self.m, node, self.sequence + s) for s in range(self.sequences))
+        return self.stack([self._features(table, row) for table, row in rows]).astype(f32)
+
+    def statistic(self, id: int) -> PerToken:
+        slot, plan = self.m.graph.code[self.phase.name].stats.index(id), self.m.schedule.plan(self.phase.name)
+        combine = COMBINE[self.m.graph.node(id).op][0]
+        alone = [("statistics", (slot,))]
+        places = alone if plan.cluster == 1 else [("received", (source, slot)) for source in range(plan.cluster)]
+        pieces = 1 if (self.phase.name, id) in self.m.settled else plan.split_k
+        return PerToken(functools.reduce(combine, [self._partial(*at, plan.split_k, p) for at in places for p in range(pieces)]))
+
+    def _partial(self, name: str, lead: tuple[int, ...], split_k: int, piece: int) -> jax.Array:
+        """One worker's reduction over one piece of K, its own or one received from its cluster."""
+        rows = self.m.refs[name]
+        if self.sequences == 1:
+            return rows[(*lead, self.sequence * split_k + piece)]
+        view = (rows.shape[-1] // (self.m.batch * split_k), self.m.batch, split_k)
+        return self.m.load(Request(rows, lead, view, (0, pl.ds(self.sequence, self.sequences), piece), self.layout.reduce(1)))
+
+
+def embedding_row(m: Machine, node: Node, sequence: Index) -> tuple[Any, Any]:
+    """The table's reference and the row that a sequence looks up in it."""
+    table, index = (m.graph.node(i) for i in node.inputs)
+    if table.kind != "param" or table.op.stacked or index.kind not in ("token", "pos"):
+        raise UnsupportedError(f"{node.where}: mk.embed looks up `token` or `pos` in a leaf of params")
+    return m.refs[f"param{table.op.index}"], jnp.clip(m.refs[index.kind][sequence], 0, table.shape[0] - 1)
+
+
+@dataclasses.dataclass
+class Cell(Frame):
+    """Columns [block * width, + width) of rows [height * group, + height) of a vector seen as [batch * split_k, k / split_k]."""
+
+    split_k: int = 8
+    height: int = 8
+    group: int = 0
+    block: Index = 0
+    width: int = 64
+    k: int = 0
+    weights: dict[int, Any] = dataclasses.field(default_factory=dict)
+    vector = 4
+
+    @property
+    def shape(self) -> tuple[int, int]:
+        return self.height, self.width
+
+    def _rows(self, ref: Ref, lead: tuple[Any, ...], rows: int) -> list[Request]:
+        """Requests for the frame's rows of ref[lead] seen as [rows, k / split_k]: one, or one for each of fewer rows."""
+        columns = pl.ds(self.block * self.width, self.width)
+        view = (rows, self.k // self.split_k)
+        if rows >= self.height:
+            first = self.height * (self.group % (rows // self.height))
+            return [Request(ref, lead, view, (pl.ds(first, self.height), columns), self.layout)]
+        return [Request(ref, lead, view, (r, columns), self.layout.reduce(0)) for r in range(rows)]
+
+    def requests(self, id: int) -> list[Request]:
+        name = self.m.graph.tensor_of[id]
+        tensor, ref = self.m.graph.tensors[name], self.m.refs[name]
+        inc = self.m.slot_read(name, self.phase, self.iteration)
+        rows = self.m.batch * self.split_k
+        if not tensor.heads:
+            return self._rows(ref, (inc,), rows)
+        splits = self.m.schedule.tensor(name).splits
+        values = [r for s in range(splits) for r in self._rows(ref, (inc, s), rows)]
+        return values + [self._lse(name, inc, s, rows) for s in range(splits)] if splits > 1 else values
+
+    def _lse(self, name: str, inc: Index, split: int, rows: int) -> Request:
+        """Log-sum-exps of the heads in which each row's columns lie."""
+        view, column = (rows, self.k // self.split_k // SHARING), self.block * self.width // SHARING
+        return Request(self.m.refs[f"{name}.lse"], (inc, split), view, (self._span(), column), self.layout.reduce(1))
+
+    def _span(self) -> Any:
+        """Which rows of all this frame's are; a vector of one is a scalar."""
+        return pl.ds(self.height * self.group, self.height) if self.height > 1 else self.group
+
+    def combine(self, id: int, loaded: list[jax.Array]) -> Any:
+        name = self.m.graph.tensor_of[id]
+        splits = self.m.schedule.tensor(name).splits
+        if splits == 1:
+            return self.stack(loaded)
+        each = (len(loaded) - splits) // splits
+        values = [self.stack(loaded[s * each : (s + 1) * each]) for s in range(splits)]
+        lse = loaded[splits * each :]
+        top = lse[0]
+        for e in lse[1:]:
+            top = jnp.maximum(top, e)
+        weights = [jnp.exp(e - top) for e in lse]
+        merged = [v * self.full(PerToken(w)) for v, w in zip(values, weights, strict=True)]
+        return sum(merged[1:], merged[0]) * self.full(PerToken(1.0 / sum(weights[1:], weights[0])))  # divisions are slow
+
+    def param(self, node: Node) -> Any:
+        if node.id not in self.weights:
+            lead = (self.m.layer(node.op, self.iteration),)
+            self.weights[node.id] = self.stack(
+                [self.m.load(r) for r in self._rows(self.m.refs[f"param{node.op.index}"], lead, self.split_k)]
+            )
+        return self.weights[node.id]
+
+    def prepare(self, roots: Sequence[int]) -> None:
+        """Loads what does not depend on other workers: weights."""
+        stack = list(roots)
+        while stack:
+            node = self.m.graph.node(stack.pop())
+            if node.kind == "param" and len(node.shape) == 1:
+                self.param(node)
+            if node.id not in self.m.graph.tensor_of and node.kind != "embed":
+                stack.extend(node.inputs)
+
+    def embedding(self, node: Node) -> Any:
+        loads = []
+        for r in range(self.height):
+            sequence, piece = divmod(self.height * self.group + r, self.split_k)
+            table, row = embedding_row(self.m, node, sequence)
+            columns = pl.ds(piece * (self.k // self.split_k) + self.block * self.width, self.width)
+            loads.append(self.m.load(Request(table, (row,), None, (columns,), self.layout.reduce(0))))
+        return self.stack(loads).astype(f32)
+
+    def statistic(self, id: int) -> PerToken:
+        slot = self.m.graph.code[self.phase.name].stats.index(id)
+        return PerToken(self.m.load(Request(self.m.refs["statistics"], (slot,), None, (self._span(),), self.layout.reduce(1))))
+
+
+def iota(m: Machine, shape: tuple[int, int], axis: int, layout: Layout) -> jax.Array:
+    """0, 1, 2, ... along an axis, in a layout."""
+    return lax.broadcasted_iota(jnp.int32, shape, axis) if m.interpret else plgpu.broadcasted_iota(jnp.int32, shape, axis, layout=layout)
+
+
+def fetch(wanted: Sequence[tuple[Any, Sequence[int]]]) -> None:
+    """Loads pieces of tensors into (frame, nodes) pairs all at once, so that their latencies overlap."""
+    plan = [(frame, id, frame.requests(id)) for frame, ids in wanted for id in ids if id not in frame.values]
+    if not plan:
+        return
+    m = plan[0][0].m
+    loaded = m.load_handed_over([r for _, _, rs in plan for r in rs], [m.graph.tensor_of[id] for _, id, rs in plan for _ in rs])
+    at = 0
+    for frame, id, rs in plan:
+        frame.values[id] = frame.combine(id, loaded[at : at + len(rs)])
+        at += len(rs)

@@ -1,0 +1,176 @@
+"""Values as heads: what lies between a projection and attention, evaluated for the heads of one sequence that one item needs.
+
+A piece is a pair of halves (lo, hi), each [heads, head_dim / 2]: rotary embedding mixes the halves, a norm over head_dim sums both, and
+everything else is elementwise on each.
+"""
+
+import dataclasses
+from collections.abc import Sequence
+from typing import Any, NamedTuple
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+from jax.experimental import pallas as pl
+
+from mkdsl.graph import AttentionPhase, Node, UnsupportedError
+from mkdsl.lower._machine import Machine, Request, spread
+from mkdsl.lower._types import Index, Ref
+from mkdsl.lower.evaluate._frames import COMBINE
+from mkdsl.lower.mosaic._layouts import grid
+
+
+class Halves(NamedTuple):
+    lo: jax.Array
+    hi: jax.Array
+
+
+class PerHead(NamedTuple):
+    """One number per head."""
+
+    vector: jax.Array
+
+
+@dataclasses.dataclass
+class Heads:
+    """Heads [first, first + count) of one sequence."""
+
+    m: Machine
+    phase: AttentionPhase
+    iteration: Index
+    sequence: Index
+    first: Index
+    count: int
+    values: dict[int, Any] = dataclasses.field(default_factory=dict)
+    tables: dict[int, tuple[jax.Array, jax.Array]] = dataclasses.field(default_factory=dict)
+
+    @property
+    def half(self) -> int:
+        return self.phase.head_dim // 2
+
+    @property
+    def shape(self) -> tuple[int, int]:
+        return self.count, self.half
+
+    @property
+    def layout(self) -> Any:
+        return grid(*self.shape)
+
+    def requests(self, id: int) -> list[Request]:
+        """Both halves of a projection's heads."""
+        m, name = self.m, self.m.graph.tensor_of[id]
+        tensor = m.graph.tensors[name]
+        if tensor.heads:
+            raise UnsupportedError(f"{self.phase.where}: attention reads another attention's result directly; project it first")
+        inc = m.slot_read(name, self.phase, self.iteration)
+        return self._halves(m.refs[name], (inc, self.sequence), tensor.width)
+
+    def _halves(self, ref: Ref, lead: tuple[Any, ...], width: int) -> list[Request]:
+        view = (width // self.phase.head_dim, 2, self.half)
+        return [Request(ref, lead, view, (pl.ds(self.first, self.count), h, pl.ds(0, self.half)), self.layout) for h in range(2)]
+
+    def combine(self, id: int, loaded: list[jax.Array]) -> Any:
+        return Halves(*loaded)
+
+    def evaluate(self, id: int) -> Halves:
+        return self._full(self.value(id))
+
+    def value(self, id: int) -> Any:
+        if id not in self.values:
+            self.values[id] = self._compute(self.m.graph.node(id))
+        return self.values[id]
+
+    def _compute(self, node: Node) -> Any:
+        if node.kind == "literal":
+            return np.asarray(node.op)
+        if node.kind == "param":
+            return self._param(node)
+        if node.kind in ("reshape", "broadcast"):
+            return self.value(node.inputs[0])
+        if node.kind == "rope":
+            return self._rope(node)
+        if node.kind == "reduce":
+            return self._reduce(node)
+        if node.kind == "map":
+            return self._map(node, [self.value(i) for i in node.inputs])
+        raise UnsupportedError(
+            f"{node.where}: {node.kind}{list(node.shape)} cannot be computed for attention's heads; apply it after attention"
+        )
+
+    def _param(self, node: Node) -> Halves:
+        ref, lead = self.m.refs[f"param{node.op.index}"], (self.m.layer(node.op, self.iteration),)
+        if node.width == self.phase.head_dim:  # the same for every head
+            halves = [self.m.load(Request(ref, lead, None, (pl.ds(h * self.half, self.half),), self.layout.reduce(0))) for h in range(2)]
+            return Halves(*(spread(h, self.shape, 1, self.layout) for h in halves))
+        if node.width % self.phase.head_dim:
+            raise UnsupportedError(f"{node.where}: a weight of {list(node.shape)} meets heads of {self.phase.head_dim}")
+        return Halves(*map(self.m.load, self._halves(ref, lead, node.width)))
+
+    def prepare(self, roots: Sequence[int]) -> None:
+        """Loads what does not depend on other workers: weights and rotary tables."""
+        stack = list(roots)
+        while stack:
+            node = self.m.graph.node(stack.pop())
+            if node.kind == "param":
+                self.value(node.id)
+            if node.kind == "rope":
+                self.tables[node.id] = self._rotation(node)
+            if node.id not in self.m.graph.tensor_of:
+                stack.extend(node.inputs)
+
+    def _rotation(self, node: Node) -> tuple[jax.Array, jax.Array]:
+        """(cos, sin) of this sequence's position."""
+        if self.m.graph.node(node.inputs[1]).kind != "pos":
+            raise UnsupportedError(f"{node.where}: mk.rope rotates by `pos`; other positions have no tile lowering")
+        position = jnp.minimum(self.m.refs["pos"][self.sequence], self.phase.context - 1)
+        table = self.m.refs[f"rope{node.id}"]
+        return self._table(table, (position, 0)), self._table(table, (position, 1))
+
+    def _rope(self, node: Node) -> Halves:
+        lo, hi = self.evaluate(node.inputs[0])
+        cos, sin = self.tables[node.id]
+        return Halves(lo * cos - hi * sin, hi * cos + lo * sin)
+
+    def _table(self, table: Any, lead: tuple[Any, ...]) -> jax.Array:
+        row = self.m.load(Request(table, lead, None, (pl.ds(0, self.half),), self.layout.reduce(0)))
+        return spread(row, self.shape, 1, self.layout)
+
+    def _reduce(self, node: Node) -> PerHead:
+        lo, hi = self.evaluate(node.inputs[0])
+        combine, reduce, _ = COMBINE[node.op]
+        return PerHead(combine(reduce(lo, axis=1), reduce(hi, axis=1)))
+
+    def _map(self, node: Node, args: list[Any]) -> Any:
+        primitive, params = node.op
+        if any(isinstance(a, Halves) for a in args):
+            full = [self._full(a) for a in args]
+            return Halves(*(primitive.bind(*half, **params) for half in zip(*full, strict=True)))
+        if any(isinstance(a, PerHead) for a in args):
+            return PerHead(
+                primitive.bind(
+                    *(a.vector if isinstance(a, PerHead) else jnp.full((self.count,), a.item(), a.dtype) for a in args), **params
+                )
+            )
+        return np.asarray(primitive.bind(*args, **params))
+
+    def _full(self, value: Any) -> Halves:
+        if isinstance(value, Halves):
+            return value
+        if isinstance(value, PerHead):
+            wide = spread(value.vector, self.shape, 0, self.layout)
+            return Halves(wide, wide)
+        wide = jnp.full(self.shape, np.asarray(value).item(), np.asarray(value).dtype)
+        return Halves(wide, wide)
+
+
+def head_leaves(m: Machine, roots: tuple[int, ...]) -> list[int]:
+    """Tensor nodes that evaluating heads loads."""
+    found: dict[int, None] = {}
+    stack = list(roots)
+    while stack:
+        id = stack.pop()
+        if id in m.graph.tensor_of:
+            found[id] = None
+        else:
+            stack.extend(m.graph.node(id).inputs)
+    return list(found)
