@@ -10,54 +10,32 @@ from mkdsl.schedule import Awaited, Profile, Schedule, awaited
 from mkdsl.simulate._memory import Action, Source
 from mkdsl.simulate._work import Work, Workload
 
-BATCHES = 8  # about: into so many the middle of a long run of units is divided
-
 Event = tuple[str, int]  # phase, iteration
 
 
 class Step(NamedTuple):
-    """One phase in one iteration, as one cohort sees it. waits: the events to wait for. runs: (pause, units of each fetch)."""
+    """One phase in one iteration, as one cohort sees it. waits: the events to wait for."""
 
     phase: Phase
     iteration: int
     work: Work
     waits: tuple[Event, ...]
-    runs: tuple[tuple[float, tuple[int, ...]], ...]
-
-
-class Fetch(NamedTuple):
-    """Consecutive units that the simulator fetches and folds as one. place: of their step among the cohort's."""
-
-    work: Work
-    place: int
-    units: int
 
 
 @dataclasses.dataclass
 class Cohort:
-    """Workers that do the same at the same time: where their loader and their compute stand, counted in fetches."""
+    """Workers that do the same at the same time: where their loader and their compute stand. units: the work of each, and its step's place."""
 
     number: int
     workers: tuple[int, ...]
     source: Source
     steps: Sequence[Step]
-    fetches: Sequence[Fetch]
+    units: Sequence[tuple[Work, int]]
     issued: int = 0
     landed: int = 0
     freed: int = 0
-    landing: Action = lambda: None  # what a fetch's landing does
-    waiting: list[Action] = dataclasses.field(default_factory=list)  # compute, for a fetch to land
-
-
-def batches(units: int, apart: int, parallel: int) -> tuple[int, ...]:
-    """How many units of a run each fetch brings. The first and last `apart` units come one by one, since there the ring fills or empties; what
-    lies between is in a steady state and divided into about BATCHES equal fetches, a multiple of the `parallel` ones that are in flight at once.
-    So the cost of a simulation does not grow with how long runs are."""
-    count = parallel * -(-BATCHES // parallel)
-    middle = units - 2 * apart
-    if middle <= count:
-        return (1,) * units
-    return (*(1,) * apart, *((i + 1) * middle // count - i * middle // count for i in range(count)), *(1,) * apart)
+    landing: Action = lambda: None  # what a unit's landing does
+    waiting: list[Action] = dataclasses.field(default_factory=list)  # compute, for a unit to land
 
 
 def cohorts(graph: OpGraph, schedule: Schedule, profile: Profile, repeats: Sequence[int], paces: int) -> list[Cohort]:
@@ -72,20 +50,18 @@ def cohorts(graph: OpGraph, schedule: Schedule, profile: Profile, repeats: Seque
         busy = {p.name: (p, n) for p, n in zip(schedule.phases, counts, strict=True) if any(n)}
         works = {name: workload.of(graph.phase(name), p, n, splits) for name, (p, n) in busy.items()}
         steps = list(_steps(graph, schedule, works, repeats))
-        fetches = [Fetch(step.work, at, n) for at, step in enumerate(steps) for _, run in step.runs for n in run]
+        units = [(step.work, at) for at, step in enumerate(steps) for _ in range(step.work.units)]
         for same in filter(None, (workers[i::paces] for i in range(paces))):
-            found.append(Cohort(len(found), tuple(same), Source(len(same)), steps, fetches))
+            found.append(Cohort(len(found), tuple(same), Source(len(same)), steps, units))
     return found
 
 
 def _steps(graph: OpGraph, schedule: Schedule, works: dict[str, Work], repeats: Sequence[int]) -> Iterator[Step]:
-    apart, parallel = schedule.num_stages + schedule.max_in_flight, schedule.max_in_flight
-    runs = {name: tuple((pause, batches(n, apart, parallel)) for pause, n in work.runs) for name, work in works.items()}
     for segment, times in zip(graph.segments, repeats, strict=True):
         for iteration in range(times):
             for name in filter(works.__contains__, segment.phases):
                 phase = graph.phase(name)
-                yield Step(phase, iteration, works[name], tuple(_waits(graph, schedule, phase, iteration, repeats)), runs[name])
+                yield Step(phase, iteration, works[name], tuple(_waits(graph, schedule, phase, iteration, repeats)))
 
 
 def _waits(graph: OpGraph, schedule: Schedule, phase: Phase, iteration: int, repeats: Sequence[int]) -> Iterator[Event]:

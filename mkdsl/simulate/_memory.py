@@ -1,4 +1,4 @@
-"""What the simulated workers share: a queue of events in order of time, and device memory as one server of all their fetches.
+"""What the simulated workers share: a queue of events in order of time, and device memory as one server of all their units.
 
 Memory serves all sources at once, each its units in order, in proportion to their weights. Between two changes of who is served the shares
 stand still, so a unit is done when a common virtual time has grown by its bytes / speed; that makes each event cost the logarithm of the
@@ -38,7 +38,7 @@ class Source:
     """Workers alike, as memory sees them: they fetch one unit after the other. waiting: as `Memory.fetch` takes them."""
 
     workers: int
-    waiting: collections.deque[tuple[float, float, float, float, Action]] = dataclasses.field(default_factory=collections.deque)
+    waiting: collections.deque[tuple[float, float, float, Action]] = dataclasses.field(default_factory=collections.deque)
     served: bool = True
 
 
@@ -53,18 +53,18 @@ class Memory:
         self._numbers = itertools.count()
         self._version = 0
 
-    def fetch(self, source: Source, size: float, held: float, speed: float, latency: float, landed: Action) -> None:
-        """Each worker of a source fetches `size` bytes, of which it has `held` in flight at a time. speed: their share relative to others. They
-        land when they have been served, and not before `latency`."""
-        self.in_flight += source.workers * held
-        source.waiting.append((size, held, speed, self.queue.now + latency, landed))
+    def fetch(self, source: Source, size: float, speed: float, latency: float, landed: Action) -> None:
+        """Each worker of a source fetches a unit of `size` bytes. speed: their share relative to others. Units land when they have been served, and
+        not before `latency`."""
+        self.in_flight += source.workers * size
+        source.waiting.append((size, speed, self.queue.now + latency, landed))
         if source.served:
             self._advance()
             self._serve(source)
             self._plan()
 
     def _serve(self, source: Source) -> None:
-        size, _, speed, _, _ = source.waiting[0]
+        size, speed, _, _ = source.waiting[0]
         source.served = False
         self._weight += source.workers * speed
         heapq.heappush(self._queue, (self._virtual + size / speed, next(self._numbers), source, source.workers * speed))
@@ -87,12 +87,12 @@ class Memory:
         self._virtual, _, source, weight = heapq.heappop(self._queue)
         self._weight = self._weight - weight if self._queue else 0.0
         source.served = True
-        _, held, _, earliest, landed = source.waiting.popleft()
+        size, _, earliest, landed = source.waiting.popleft()
         if source.waiting:
             self._serve(source)
 
         def land() -> None:
-            self.in_flight -= source.workers * held
+            self.in_flight -= source.workers * size
             landed()
 
         self.queue.at(earliest, land)

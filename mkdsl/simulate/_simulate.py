@@ -13,7 +13,7 @@ from collections.abc import Iterator
 
 from mkdsl.graph import OpGraph
 from mkdsl.schedule import KIB, Profile, Schedule, interpolate, releases
-from mkdsl.simulate._cohorts import Cohort, Event, Fetch, Step, cohorts
+from mkdsl.simulate._cohorts import Cohort, Event, Step, cohorts
 from mkdsl.simulate._memory import Action, EventQueue, Memory
 from mkdsl.simulate._timeline import Span, Timeline, timeline
 
@@ -64,7 +64,7 @@ class _Simulation:
             self._load(cohort)
             self._resume(self._compute(cohort))
         self.queue.run()
-        asleep = [c.workers for c in self.cohorts if c.freed < len(c.fetches)]
+        asleep = [c.workers for c in self.cohorts if c.freed < len(c.units)]
         if asleep or any(self.waiting.values()):
             raise ValueError(f"workers wait for ever: {asleep}")
         return timeline(self.graph, self.repeats, tuple(c.workers for c in self.cohorts), self.spans, self.queue.count)
@@ -72,20 +72,14 @@ class _Simulation:
     # The loader.
 
     def _load(self, cohort: Cohort) -> None:
-        """Issues what may be issued: its stage is free, and the fetch `max_in_flight` places before has landed."""
+        """Issues what may be issued: its stage is free, and the unit `max_in_flight` places before has landed."""
         s, c = self.schedule, cohort
-        while c.issued < len(c.fetches) and c.issued - c.freed < s.num_stages and c.issued - c.landed < s.max_in_flight:
-            fetch = c.fetches[c.issued]
+        while c.issued < len(c.units) and c.issued - c.freed < s.num_stages and c.issued - c.landed < s.max_in_flight:
+            work, place = c.units[c.issued]
             c.issued += 1
-            self._fetch(c, fetch)
-
-    def _fetch(self, cohort: Cohort, fetch: Fetch) -> None:
-        """Several units fetched as one are in flight one at a time, and take as much longer to land."""
-        work, n = fetch.work, fetch.units
-        speed = 1 + self.profile.drift * self.paces[(cohort.number + fetch.place) % len(self.paces)]  # nobody is always the slow one
-        in_flight = max(work.unit_bytes, min(work.unit_bytes * (cohort.issued - cohort.landed), self.saturated))
-        latency = n * self._latency(in_flight)
-        self.memory.fetch(cohort.source, n * work.streamed_bytes, work.streamed_bytes, speed, latency, cohort.landing)
+            speed = 1 + self.profile.drift * self.paces[(c.number + place) % len(self.paces)]  # nobody is always the slow one
+            in_flight = max(work.unit_bytes, min(work.unit_bytes * (c.issued - c.landed), self.saturated))
+            self.memory.fetch(c.source, work.streamed_bytes, speed, self._latency(in_flight), c.landing)
 
     def _latency(self, in_flight: float) -> float:
         """From a unit's issue to its landing while memory keeps up, if every worker has so many bytes in flight: Little's law."""
@@ -123,23 +117,20 @@ class _Simulation:
             yield known + (self._trip(released) if step.phase.reads or step.phase.row_reads else 0.0) + step.work.read
             read = self.queue.now
             yield read + step.work.before
-            yield from self._fold(cohort, step)
+            yield from self._fold(cohort, step.work)
             folded = self.queue.now
             yield folded + step.work.after
             self.spans.append(Span(cohort.number, step.phase.name, step.iteration, arrived, known, read, folded, self.queue.now))
             self._signal(cohort, step)
 
-    def _fold(self, cohort: Cohort, step: Step) -> Iterator[Wish]:
-        """Folds fetch after fetch. Of several units that land as one, all but the last may have been folded when that lands."""
-        us = step.work.unit_us
-        for pause, run in step.runs:
+    def _fold(self, cohort: Cohort, work: Work) -> Iterator[Wish]:
+        for pause, units in work.runs:
             if pause:
                 yield self.queue.now + pause
-            for units in run:
-                ready = self.queue.now
+            for _ in range(units):
                 while cohort.landed == cohort.freed:
                     yield cohort.waiting
-                yield max(ready + units * us, self.queue.now + us)
+                yield self.queue.now + work.unit_us
                 cohort.freed += 1
                 self._load(cohort)
 
