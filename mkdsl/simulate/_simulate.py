@@ -16,6 +16,7 @@ from mkdsl.schedule import KIB, Profile, Schedule, interpolate, releases
 from mkdsl.simulate._cohorts import Cohort, Event, Step, cohorts
 from mkdsl.simulate._memory import Action, EventQueue, Memory
 from mkdsl.simulate._timeline import Span, Timeline, timeline
+from mkdsl.simulate._work import Work
 
 SATURATED = 0.9  # of the bandwidth: with more bytes in flight than reach this, units wait for each other and not for memory's latency
 STEADY = 4  # iterations of a loop until the last two stand for the rest
