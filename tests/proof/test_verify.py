@@ -298,7 +298,7 @@ def test_wait_for_what_signals_nothing():
     more = Phase(name="more", kind="map", segment=2, parts=(Part(weights=(), rows=128, writes=("more.out",)),), reads=("x",), row_reads=())
     segments = (*graph.segments[:2], dataclasses.replace(graph.segments[2], phases=("embed", "more")))
     tensors = graph.tensors | {"more.out": Tensor(name="more.out", width=128, output=True)}
-    graph = dataclasses.replace(graph, phases=(*graph.phases, more), segments=segments, tensors=tensors, step=None)
+    graph = dataclasses.replace(graph, phases=(*graph.phases, more), segments=segments, tensors=tensors)
     schedule = schedule_of(graph)
     refused(with_plan(schedule, "more", waits=("embed",)), "more: waits for embed, which signals nothing: it writes outputs only", graph)
 

@@ -81,7 +81,7 @@ def test_what_a_gpu_holds(good):
 
 def test_prologues_that_must_be_complete_first(good):
     graph = tiny()
-    whole = dataclasses.replace(graph, phases=tuple(dataclasses.replace(p, separable=p.name != "wg·wu") for p in graph.phases), step=None)
+    whole = dataclasses.replace(graph, phases=tuple(dataclasses.replace(p, separable=p.name != "wg·wu") for p in graph.phases))
     refused(whole, good, "wg·wu: a cluster of 2 for a fold that needs its whole prologue, or whole rows, at once", SLOW)
     assert "wg·wu" not in shared(find(whole, 8, SLOW, "data"))
 
