@@ -13,15 +13,13 @@ import subprocess
 import sys
 from collections.abc import Iterator
 
-import jaxlib
-
 # JAX finds an installed plugin by itself, and where CUDA's libraries are missing, it prints a traceback each time it starts. So the plugin lies in
 # a folder that JAX does not look into, and without what it depends on: 134 MB to download, 37 MB for ptxas and 62 MB for CUDA's mathematical
 # functions. ptxas has a fixed version, so that the same kernel has the same registers everywhere. With a GPU, the extra cuda13 has installed all
 # three, and nothing need lie in the folder.
 FOLDER = pathlib.Path(sys.prefix) / "aot"
 PLUGIN, PTXAS, LIBDEVICE = "jax-cuda13-pjrt", "nvidia-cuda-nvcc", "nvidia-nvvm"
-VERSIONS = {PLUGIN: jaxlib.__version__, PTXAS: "13.0.88", LIBDEVICE: "13.0.88"}
+VERSIONS = {PLUGIN: importlib.metadata.version("jaxlib"), PTXAS: "13.0.88", LIBDEVICE: "13.0.88"}
 FILES = {
     PLUGIN: "jax_plugins/xla_cuda13/xla_cuda_plugin.so",
     PTXAS: "nvidia/cu13/bin/ptxas",

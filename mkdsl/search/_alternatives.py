@@ -12,7 +12,7 @@ from mkdsl.search._profile import Profile
 from mkdsl.search._protocol import made_safe, other_events, other_handoffs
 from mkdsl.search._rings import Choices, Prices, numbered
 from mkdsl.search._schedule import PhasePlan, Schedule
-from mkdsl.search._smem import fixed_extents
+from mkdsl.search._smem import fixed_bytes
 
 DECISIONS = ("rows", "parts", "chunk", "pieces", "cluster", "splits", "group", "instruction")
 
@@ -56,7 +56,7 @@ def next_forms(graph: OpGraph, schedule: Schedule, gpu: Profile) -> Iterator[Alt
 def _under_its_ring(graph: OpGraph, schedule: Schedule, gpu: Profile) -> tuple[Choices, Price, float]:
     """The candidates for which a schedule's ring leaves room, their prices, and the microseconds of stream that the ring holds."""
     s, ring, gpu = schedule, Ring(schedule.stage_bytes, schedule.window), gpu.launched(schedule.cluster)
-    left = gpu.smem_bytes - s.stages * s.stage_bytes - sum(e.total for e in fixed_extents(graph, s.padded_batch, max(gpu.sizes)))
+    left = gpu.smem_bytes - s.stages * s.stage_bytes - fixed_bytes(graph, s.padded_batch, max(gpu.sizes))
     all_of = numbered(graph, s.batch, gpu, ring)
     choices = {name: [(i, c) for i, c in found if c.bytes <= left] for name, found in all_of.items()}
     released = any(t.handoff == "counter" for t in s.tensors)

@@ -9,7 +9,7 @@ from mkdsl.search._cost import Cost, Model, Ring
 from mkdsl.search._path import Found, Splits, shortest_path
 from mkdsl.search._profile import KIB, Profile
 from mkdsl.search._schedule import PhasePlan
-from mkdsl.search._smem import fixed_extents
+from mkdsl.search._smem import fixed_bytes
 
 # 32 to 72 KiB in flight: enough for full bandwidth, no more. Sizes that are no power of two suit widths like 576 or 3584.
 RINGS = (
@@ -95,7 +95,7 @@ class Prices:
 
 def _depths(graph: OpGraph, batch: int, gpu: Profile, ring: Ring, all_of: Choices) -> Iterator[tuple[int, Choices]]:
     """(stages, candidates for which that leaves room) worth a search: a shallower ring only if it admits more candidates."""
-    room = gpu.smem_bytes - sum(e.total for e in fixed_extents(graph, padded(batch), max(gpu.sizes)))
+    room = gpu.smem_bytes - fixed_bytes(graph, padded(batch), max(gpu.sizes))
     before = 0
     for stages in range(room // ring.stage_bytes, max(2, ring.window) - 1, -1):
         left = room - stages * ring.stage_bytes

@@ -16,7 +16,10 @@ from mkdsl.search._schedule import PhasePlan
 
 ALIGNMENT = 1024  # bytes: what a swizzled array starts at
 ROWS = 64  # mma rows of a tile
-RESERVE = 4096  # bytes: barriers and alignment
+RESERVE = 4096  # bytes: the search's allowance for scratch, exchange and barriers
+SCRATCH = 2048  # bytes: Mosaic's, for reductions over the warps of a warpgroup
+WORDS = 32  # bytes: a cluster's two barriers and counts
+BARRIER = 8  # bytes
 
 
 @dataclasses.dataclass(frozen=True)
@@ -62,8 +65,13 @@ class SharedMemory:
 
     @property
     def total(self) -> int:
-        """Bytes at the peak: what the kernel asks for."""
+        """Bytes at the peak."""
         return self.bytes_in(self.peak)
+
+    @property
+    def allocated(self) -> int:
+        """Bytes that the kernel asks for: all but the reserve."""
+        return self.total - sum(e.total for e in self.by_phase[""] if e.name == "reserve")
 
     def __str__(self) -> str:
         lines = [_line(e.name, e.bytes, e.depth, e.total) for e in self.by_phase[""]]
@@ -126,17 +134,37 @@ def attention_bytes(phase: Phase, plan: PhasePlan, sets: int) -> dict[str, int]:
     return own | {"received": sets * (d + 1) * c * 4 if plan.cluster > 1 else 0}
 
 
-def fixed_extents(graph: OpGraph, padded_batch: int, cluster: int, warpgroups: int = 2) -> tuple[Extent, ...]:
-    """What lives for the whole kernel and does not depend on how phases are tiled: partial reductions, a cluster's besides, for each of
-    `warpgroups` the task table's rows of the cluster's workers, barriers."""
-    sources = 1 if cluster == 1 else 1 + cluster
-    reductions = sources * max((p.reductions for p in graph.phases), default=0) * 8 * padded_batch * 4
-    table = 4 * round_up(2 * sum(len(p.parts) for p in graph.phases), 128) * warpgroups * cluster
-    return (
-        Extent("statistics", round_up(max(reductions, ROWS * 4 * max(8, padded_batch) + 2048), ALIGNMENT)),
-        Extent("tasks", round_up(table, ALIGNMENT)),
-        Extent("reserve", RESERVE),
-    )
+def fixed_bytes(graph: OpGraph, padded_batch: int, cluster: int, warpgroups: int = 2) -> int:
+    """What the search sets aside for `fixed_extents` before it knows the tiles and the ring's depth: never less than they take."""
+    most = _statistics(graph, 8 * padded_batch, cluster)
+    statistics = max(most, round_up(ROWS * 4 * max(8, padded_batch) + SCRATCH, ALIGNMENT))
+    return statistics + _tasks(graph, cluster, warpgroups) + RESERVE
+
+
+def _statistics(graph: OpGraph, rows: int, cluster: int) -> int:
+    """Partial reductions over the rows (sequence, part) of prologues, float32: a worker's own, and what each of its cluster sends."""
+    own = max((p.reductions for p in graph.phases), default=0) * rows * 4
+    return round_up(own, ALIGNMENT) + (round_up(cluster * own, ALIGNMENT) if cluster > 1 else 0)
+
+
+def _tasks(graph: OpGraph, cluster: int, warpgroups: int) -> int:
+    """For each of `warpgroups` the task table's rows of the cluster's workers."""
+    return round_up(4 * round_up(2 * sum(len(p.parts) for p in graph.phases), 128) * warpgroups * cluster, ALIGNMENT)
+
+
+def fixed_extents(graph: OpGraph, plans: Sequence[PhasePlan], padded_batch: int, stages: int) -> tuple[Extent, ...]:
+    """What lives for the whole kernel, besides the ring and kept rows. The reserve is what they leave of `fixed_bytes`; the kernel does not ask
+    for it."""
+    cluster, computing = max(plan.cluster for plan in plans), max(plan.warpgroups for plan in plans)
+    sizes = {
+        "statistics": _statistics(graph, columns(padded_batch, max(plan.parts for plan in plans)), cluster),
+        "tasks": _tasks(graph, cluster, 1 + computing),
+        "exchange": round_up(WORDS, ALIGNMENT) if cluster > 1 else 0,
+        "scratch": SCRATCH,
+        "barriers": BARRIER * (2 * stages + (2 if computing > 1 else 0)),
+    }
+    sizes["reserve"] = fixed_bytes(graph, padded_batch, cluster, 1 + computing) - sum(sizes.values())
+    return tuple(Extent(name, size) for name, size in sizes.items() if size)
 
 
 def kept_extents(graph: OpGraph, plans: Sequence[PhasePlan], padded_batch: int) -> tuple[Extent, ...]:
@@ -159,5 +187,5 @@ def shared_memory(graph: OpGraph, plans: Iterable[PhasePlan], *, padded_batch: i
     slots = [plan.slots(phase) if phase.kind == "fold" else 0 for phase, plan in chosen]
     own = [e for (phase, plan), n in zip(chosen, slots, strict=True) for e in phase_extents(phase, plan, n, plan.sets, padded_batch)]
     ring = (Extent("ring", stage_bytes, stages),) if stages else ()
-    fixed = fixed_extents(graph, padded_batch, max(plan.cluster for plan in plans), 1 + max(plan.warpgroups for plan in plans))
+    fixed = fixed_extents(graph, plans, padded_batch, stages)
     return SharedMemory((*ring, *fixed, *kept_extents(graph, plans, padded_batch), *own), tuple(plan.name for _, plan in chosen))
