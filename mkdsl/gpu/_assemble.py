@@ -74,7 +74,8 @@ def _lowering_for(capability: tuple[int, int]) -> Iterator[dict[bytes, bytes]]:
 def _assemble(module: bytes, capability: tuple[int, int]) -> Assembled:
     with tempfile.TemporaryDirectory(prefix="mkdsl-") as folder:
         text, numbers = compile_module(module, capability, pathlib.Path(folder))
-    ptx, log = re.split(r"(?m)^(?=ptxas )", text, maxsplit=1)
+    ptx, *report = re.split(r"(?m)^(?=ptxas )", text, maxsplit=1)
+    log = "".join(report)
 
     def number(pattern: str) -> int:
         found = re.search(pattern, log)

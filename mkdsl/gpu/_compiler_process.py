@@ -19,4 +19,5 @@ def main(plugin: str, driver: str, numbers: str) -> None:
     pathlib.Path(numbers).write_text(json.dumps(noted))
 
 
-main(*sys.argv[1:])
+if __name__ == "__main__":
+    main(*sys.argv[1:])
