@@ -4,6 +4,7 @@ SHELL := /bin/bash
 VENV := .venv
 BIN := $(VENV)/bin
 STAMP := $(VENV)/.installed
+AOT := $(VENV)/aot/.installed
 JOBS ?= 2
 # Whichever of these is there and new enough makes the environment; `make PYTHON=/path/to/python` names another.
 PYTHON ?= $(shell for p in python3.12 python3 python3.13 python3.14; do \
@@ -20,7 +21,7 @@ help: ## list the targets
 demo: $(STAMP) ## the main job: SmolLM2 answers a question, and its decode step becomes one kernel
 	@$(BIN)/mkdsl demo
 
-test: lint ## lint, types and all tests but the slow ones
+test: lint $(AOT) ## lint, types and all tests but the slow ones
 	@$(BIN)/pytest -n $(JOBS)
 
 lint: $(STAMP) ## ruff and pyright
@@ -32,7 +33,7 @@ format: $(STAMP) ## rewrite the sources as ruff wants them
 	@$(BIN)/ruff check --fix .
 	@$(BIN)/ruff format .
 
-setup: $(STAMP) ## only the environment in .venv
+setup: $(STAMP) $(AOT) ## only the environment in .venv
 
 clean: ## remove the environment and all caches of this directory
 	rm -rf $(VENV) .pytest_cache .ruff_cache .hypothesis build *.egg-info
@@ -44,4 +45,12 @@ $(STAMP): pyproject.toml
 	@echo "setting up $(VENV) with $$($(PYTHON) --version) and mkdsl[$(EXTRAS)]; this takes a minute or two, once"
 	@$(PYTHON) -m venv $(VENV) || { echo "python -m venv failed: on Debian and Ubuntu, install the package python3-venv" >&2; exit 1; }
 	@$(BIN)/python -m pip install -qq --disable-pip-version-check --editable ".[$(EXTRAS)]"
+	@touch $@
+
+# What assembles kernels without a GPU: a folder of its own, for the reason that mkdsl/gpu/_compiler.py gives.
+$(AOT): $(STAMP) mkdsl/gpu/_compiler.py
+	@mkdir -p $(@D)
+	@packages=$$($(BIN)/python -c 'from mkdsl.gpu._compiler import to_install; print(*to_install())') && { test -z "$$packages" || { \
+	    echo "setting up $(@D) with $$packages; this fetches 233 MB, once"; \
+	    $(BIN)/python -m pip install -qq --disable-pip-version-check --no-deps --upgrade --target $(@D) $$packages; }; }
 	@touch $@

@@ -1,11 +1,12 @@
-"""Compiling for, launching on and measuring a GPU."""
+"""Compiling for, launching on and measuring a GPU, and assembling for one that is not there."""
 
+from mkdsl.gpu._assemble import Assembled, assemble
 from mkdsl.gpu._device import detect, has_gpu, require_gpu
 from mkdsl.gpu._jit import Compiled, ContextError, Jitted, Lowered, Traced, jit
 from mkdsl.gpu._probe import gpu_at_hand, probe, write_profile
 from mkdsl.gpu._probe_fit import comparison
 
 __all__ = [
-    "Compiled", "ContextError", "Jitted", "Lowered", "Traced", "comparison", "detect", "gpu_at_hand", "has_gpu", "jit", "probe",
-    "require_gpu", "write_profile",
+    "Assembled", "Compiled", "ContextError", "Jitted", "Lowered", "Traced", "assemble", "comparison", "detect", "gpu_at_hand", "has_gpu",
+    "jit", "probe", "require_gpu", "write_profile",
 ]  # fmt: skip

@@ -8,13 +8,16 @@ whole kernel plus the most that any phase needs for itself, and it is reached in
 import dataclasses
 import functools
 import itertools
-from collections.abc import Iterable
+from collections.abc import Iterable, Sequence
 
 from mkdsl.graph import AttentionPhase, FoldPhase, OpGraph
 from mkdsl.schedule._phase_plans import MMA_ROWS, AttentionPlan, FoldPlan, PhasePlan
 
 ALIGNMENT = 1024  # bytes: what a swizzled array starts at
-RESERVE = 4096  # bytes: barriers and alignment
+RESERVE = 4096  # bytes: the search's allowance for scratch, exchange and barriers
+SCRATCH = 2048  # bytes: Mosaic's, for reductions over the warps of a warpgroup
+WORDS = 32  # bytes: a cluster's two barriers and counts
+BARRIER = 8  # bytes
 
 
 @dataclasses.dataclass(frozen=True)
@@ -60,8 +63,13 @@ class SharedMemory:
 
     @property
     def total(self) -> int:
-        """Bytes at the peak: what the kernel asks for."""
+        """Bytes at the peak."""
         return self.bytes_in(self.peak)
+
+    @property
+    def allocated(self) -> int:
+        """Bytes that the kernel asks for: all but the reserve."""
+        return self.total - sum(e.total for e in self.by_phase[""] if e.name == "reserve")
 
     def __str__(self) -> str:
         lines = [_line(e.name, e.bytes, e.depth, e.total) for e in self.by_phase[""]]
@@ -128,17 +136,36 @@ def phase_extents(graph: OpGraph, plan: PhasePlan, padded_batch: int) -> tuple[E
     return ()
 
 
-def fixed_extents(graph: OpGraph, padded_batch: int, cluster: int) -> tuple[Extent, ...]:
-    """What lives for the whole kernel and does not depend on how phases are tiled: partial reductions, in a cluster the peers' besides; for
-    each of the two warpgroups the rows of the task table of the cluster's workers; barriers."""
-    sources = 1 if cluster == 1 else 1 + cluster
-    reductions = sources * max((p.reductions for p in graph.phases), default=0) * 8 * padded_batch * 4
-    table = 4 * round_up(2 * sum(len(p.parts) for p in graph.phases), 128) * 2 * cluster
-    return (
-        Extent("statistics", round_up(max(reductions, MMA_ROWS * 4 * max(8, padded_batch) + 2048), ALIGNMENT)),
-        Extent("tasks", round_up(table, ALIGNMENT)),
-        Extent("reserve", RESERVE),
-    )
+def fixed_bytes(graph: OpGraph, padded_batch: int, cluster: int) -> int:
+    """What the search sets aside for `fixed_extents` before it knows the tiles and the ring's depth: never less than they take."""
+    most = _statistics(graph, 8 * padded_batch, cluster)
+    statistics = max(most, round_up(MMA_ROWS * 4 * max(8, padded_batch) + SCRATCH, ALIGNMENT))
+    return statistics + _tasks(graph, cluster) + RESERVE
+
+
+def _statistics(graph: OpGraph, rows: int, cluster: int) -> int:
+    """Partial reductions over the rows (sequence, piece of K) of prologues, float32: a worker's own, and what each of its cluster sends."""
+    own = max((p.reductions for p in graph.phases), default=0) * rows * 4
+    return round_up(own, ALIGNMENT) + (round_up(cluster * own, ALIGNMENT) if cluster > 1 else 0)
+
+
+def _tasks(graph: OpGraph, cluster: int) -> int:
+    """For each of the two warpgroups the task table's rows of the cluster's workers."""
+    return round_up(4 * round_up(2 * sum(len(p.parts) for p in graph.phases), 128) * 2 * cluster, ALIGNMENT)
+
+
+def fixed_extents(graph: OpGraph, plans: Sequence[PhasePlan], padded_batch: int, num_stages: int) -> tuple[Extent, ...]:
+    """What lives for the whole kernel besides the ring. The reserve is what is left of `fixed_bytes`; the kernel does not ask for it."""
+    cluster = max(plan.cluster for plan in plans)
+    sizes = {
+        "statistics": _statistics(graph, columns(padded_batch, max(plan.split_k for plan in plans)), cluster),
+        "tasks": _tasks(graph, cluster),
+        "exchange": round_up(WORDS, ALIGNMENT) if cluster > 1 else 0,
+        "scratch": SCRATCH,
+        "barriers": BARRIER * 2 * num_stages,
+    }
+    sizes["reserve"] = fixed_bytes(graph, padded_batch, cluster) - sum(sizes.values())
+    return tuple(Extent(name, size) for name, size in sizes.items() if size)
 
 
 def shared_memory(graph: OpGraph, plans: Iterable[PhasePlan], *, padded_batch: int, num_stages: int, stage_bytes: int) -> SharedMemory:
@@ -152,6 +179,6 @@ def shared_memory(graph: OpGraph, plans: Iterable[PhasePlan], *, padded_batch: i
     """
     plans = tuple(plans)
     ring = (Extent("ring", stage_bytes, num_stages),) if num_stages else ()
-    fixed = fixed_extents(graph, padded_batch, max(plan.cluster for plan in plans))
+    fixed = fixed_extents(graph, plans, padded_batch, num_stages)
     own = itertools.chain.from_iterable(phase_extents(graph, plan, padded_batch) for plan in plans)
     return SharedMemory((*ring, *fixed, *own), tuple(plan.name for plan in plans))

@@ -5,7 +5,7 @@ from collections.abc import Iterator
 from typing import Any, NamedTuple
 
 from mkdsl.graph import OpGraph
-from mkdsl.schedule import PhasePlan, Profile, Schedule, fixed_extents
+from mkdsl.schedule import PhasePlan, Profile, Schedule, fixed_bytes
 from mkdsl.search._cost import Model, Ring
 from mkdsl.search._draft import timed
 from mkdsl.search._handoffs import made_safe, other_handoffs
@@ -38,7 +38,7 @@ def next_best(graph: OpGraph, schedule: Schedule, gpu: Profile) -> Iterator[Alte
 def _under_its_ring(graph: OpGraph, schedule: Schedule, gpu: Profile) -> tuple[Choices, Price, float]:
     """The candidates for which a schedule's ring leaves room, their prices, and the microseconds of stream that the ring holds."""
     s, ring, gpu = schedule, Ring(schedule.stage_bytes, schedule.max_in_flight), gpu.launched(schedule.cluster)
-    left = gpu.smem_bytes - s.num_stages * s.stage_bytes - sum(e.total for e in fixed_extents(graph, s.padded_batch, max(gpu.sizes)))
+    left = gpu.smem_bytes - s.num_stages * s.stage_bytes - fixed_bytes(graph, s.padded_batch, max(gpu.sizes))
     all_of = numbered(graph, s.batch, gpu, ring)
     choices = {name: [(i, c) for i, c in found if c.bytes <= left] for name, found in all_of.items()}
     released = any(t.handoff.releases for t in s.tensors)

@@ -4,7 +4,7 @@ import dataclasses
 from collections.abc import Iterator
 
 from mkdsl.graph import OpGraph, Phase
-from mkdsl.schedule import KIB, FoldPlan, Handoff, PhasePlan, Profile, fixed_extents
+from mkdsl.schedule import KIB, FoldPlan, Handoff, PhasePlan, Profile, fixed_bytes
 from mkdsl.search._candidates import Candidate, candidates, padded
 from mkdsl.search._cost import Cost, Model, Ring
 from mkdsl.search._path import Found, Splits, shortest_path
@@ -97,7 +97,7 @@ class Prices:
 
 def _depths(graph: OpGraph, batch: int, gpu: Profile, ring: Ring, all_of: Choices) -> Iterator[tuple[int, Choices]]:
     """(num_stages, candidates for which that leaves room) worth a search: a shallower ring only if it admits more candidates."""
-    room = gpu.smem_bytes - sum(e.total for e in fixed_extents(graph, padded(batch), max(gpu.sizes)))
+    room = gpu.smem_bytes - fixed_bytes(graph, padded(batch), max(gpu.sizes))
     before = 0
     for num_stages in range(room // ring.stage_bytes, max(2, ring.max_in_flight) - 1, -1):
         left = room - num_stages * ring.stage_bytes

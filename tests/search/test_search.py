@@ -316,7 +316,7 @@ def combined_cost(graph: OpGraph, batch: int, gpu: Profile, ring: Ring, model: M
     splits = {graph.phase(n).writes[0]: c.plan.splits for n, c in by_name.items() if graph.phase(n).kind == "attention"}
     plans = assign_all(graph, [c.plan for c in combination], batch=batch, workers=gpu.workers)
     own = shared_memory(graph, plans, padded_batch=padded(batch), stages=0, stage_bytes=ring.stage_bytes)
-    fixed = sum(e.total for e in fixed_extents(graph, padded(batch), max(gpu.sizes)))  # as for clusters, whoever uses them
+    fixed = fixed_bytes(graph, padded(batch), max(gpu.sizes))  # as for clusters, whoever uses them
     rest = own.total - sum(e.total for e in own.by_phase[""]) + fixed
     stages = (gpu.smem_bytes - rest) // ring.stage_bytes
     if stages < max(2, ring.window):
