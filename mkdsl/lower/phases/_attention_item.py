@@ -24,7 +24,8 @@ from mkdsl.lower._machine import Machine, Request, bf16, f32, spread, zeros
 from mkdsl.lower._ring import await_unit, free_stage, slot_of
 from mkdsl.lower._types import Carry, Index, Layout
 from mkdsl.lower._walk import cache_at, caches, kv_blocks
-from mkdsl.lower.evaluate._frames import fetch, iota
+from mkdsl.lower.evaluate._evaluator import fetch
+from mkdsl.lower.evaluate._frames import iota
 from mkdsl.lower.evaluate._heads import Halves, Heads, head_leaves
 from mkdsl.lower.mosaic._layouts import ACC, LHS, RHS, grid
 from mkdsl.schedule import SHARING, AttentionPlan
@@ -74,8 +75,9 @@ class Item:
 
     def _inputs(self) -> tuple[Halves, Halves, Halves]:
         inputs = self.m.graph.code[self.phase.name].parts[0][1]
-        queries = Heads(self.m, self.phase, self.iteration, self.sequence, self.head * self.phase.queries, self.phase.queries)
-        own = Heads(self.m, self.phase, self.iteration, self.sequence, self.head, 1)
+        first, count = self.head * self.phase.queries, self.phase.queries
+        queries = Heads(self.m, self.phase, self.iteration, sequence=self.sequence, first=first, count=count)
+        own = Heads(self.m, self.phase, self.iteration, sequence=self.sequence, first=self.head)
         wanted = [(queries, head_leaves(self.m, inputs[:1])), (own, head_leaves(self.m, inputs[1:]))]
         queries.prepare(inputs[:1])
         own.prepare(inputs[1:])
