@@ -25,21 +25,21 @@ def spans(iterations: int) -> list[Span]:
 
 
 def test_a_phase_takes_from_the_last_signal_before_it_to_its_own():
-    found = timeline(tiny(4), (1, 4, 1), COHORTS, spans(4), 99)
-    assert dict(found.phase_us) == {"map": 10.0} | dict.fromkeys(LOOP, 4.0) | {"embed": 7.0}
-    assert (found.us, found.events) == (10 + 50 + 3 * 20 + 7, 99)
+    out = timeline(tiny(4), (1, 4, 1), COHORTS, spans(4), 99)
+    assert dict(out.phase_us) == {"map": 10.0} | dict.fromkeys(LOOP, 4.0) | {"embed": 7.0}
+    assert (out.us, out.events) == (10 + 50 + 3 * 20 + 7, 99)
 
 
 def test_iterations_that_are_left_out_count_like_the_last():
-    found = timeline(tiny(100), (1, 4, 1), COHORTS, spans(4), 0)
-    assert found.us == 10 + 50 + 99 * 20 + 7
+    out = timeline(tiny(100), (1, 4, 1), COHORTS, spans(4), 0)
+    assert out.us == 10 + 50 + 99 * 20 + 7
 
 
 def test_a_phase_that_ends_before_the_one_before_it_takes_no_time():
     """Phases side by side need not end in order."""
     early = [s._replace(signalled=s.signalled - 9) if s.phase == "attention" else s for s in spans(4)]
-    found = dict(timeline(tiny(4), (1, 4, 1), COHORTS, early, 0).phase_us)
-    assert (found["attention"], found["wo"]) == (0.0, 8.0)
+    took = dict(timeline(tiny(4), (1, 4, 1), COHORTS, early, 0).phase_us)
+    assert (took["attention"], took["wo"]) == (0.0, 8.0)
 
 
 def test_a_trace_has_a_track_for_each_worker_and_each_moment_of_a_span():
