@@ -12,9 +12,9 @@ from oracle.graphs import llama_1b, long_chain
 from mkdsl.graph import OpGraph
 from mkdsl.proof import verify_schedule
 from mkdsl.schedule import PhasePlan, Profile, Schedule, profile
+from mkdsl.schedule._shared_memory import shared_memory
 from mkdsl.search._handoffs import tensor_plans, with_handoffs
 from mkdsl.search._search import find
-from mkdsl.schedule._shared_memory import shared_memory
 
 H200 = profile("h200")
 
