@@ -7,7 +7,9 @@ from mkdsl.schedule import Handoff, Profile, Schedule
 from mkdsl.search._search import find
 
 
-@functools.cache
 def found(graph: OpGraph, batch: int, gpu: Profile, handoff: Handoff = Handoff.SENTINEL) -> Schedule:
     """The search's result, from no cache on disk."""
-    return find(graph, batch, gpu, handoff)
+    return _found(graph, batch, gpu, handoff)
+
+
+_found = functools.cache(find)

@@ -11,7 +11,7 @@ from oracle.sources import with_workers
 
 from mkdsl.graph import AttentionPhase, FoldPhase, MapPhase, OpGraph, Part, Phase, Tensor
 from mkdsl.proof._legality import check_plan
-from mkdsl.schedule import AttentionPlan, FoldPlan, MapPlan, Profile, Schedule, TensorPlan, attention_extents, fold_extents, profile
+from mkdsl.schedule import KIB, AttentionPlan, FoldPlan, MapPlan, Profile, Schedule, TensorPlan, attention_extents, fold_extents, profile
 from mkdsl.search._assign import assign_all
 from mkdsl.search._candidates import Candidate, busiest_counts, candidates, epilogue_tiles, may_split, padded, tiles_of
 
@@ -102,6 +102,14 @@ def test_only_what_leaves_room_for_two_stages():
 
 
 # Folds.
+
+
+def test_the_resident_of_a_large_model_is_split():
+    """For 8 sequences the 14336 features of a `wd` would take 224 KiB, which leaves no room for a ring."""
+    phase = dataclasses.replace(llama_1b().phase("wd"), k=14336)
+    assert 8 * phase.k * 2 == 224 * KIB
+    found = [c.plan for c in of(llama_1b(), phase, H200, batch=8, stage_bytes=16384)]
+    assert found and all(p.k_stages > 1 or p.cluster > 1 for p in found)
 
 
 def test_a_users_fold_takes_whole_rows_without_tensor_cores():

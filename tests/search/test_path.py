@@ -58,9 +58,7 @@ def test_prices_know_the_splits_of_what_a_phase_reads():
     )
     between, reader = (MapPhase(name=n, segment=0, parts=(), reads=r, row_reads=()) for n, r in (("between", ()), ("reader", ("a",))))
     graph = make_graph([(1, [attention, between, reader])], [Tensor(name="a", width=64, heads=1)])
-    split, whole = (
-        Candidate(AttentionPlan(name="attention", tasks=(), waits=(), block=64, splits=n), (1,), (1,), 1) for n in (2, 1)
-    )
+    split, whole = (Candidate(AttentionPlan(name="attention", tasks=(), waits=(), block=64, splits=n), (1,), (1,), 1) for n in (2, 1))
     seen = set()
 
     def price(phase: Phase, number: int, candidate: Candidate, splits: tuple[tuple[str, int], ...]) -> Cost:
