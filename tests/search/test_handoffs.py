@@ -14,7 +14,7 @@ from oracle.graphs import graphs, llama, llama_1b, long_chain, parallel, sandwic
 from oracle.sources import with_workers
 
 from mkdsl.graph import OpGraph
-from mkdsl.proof import ScheduleError, verify_schedule
+from mkdsl.proof import Execution, ScheduleError, verify_schedule
 from mkdsl.schedule import PROFILES, Handoff, Schedule, profile
 from mkdsl.search._draft import timed
 from mkdsl.search._handoffs import _fewest_fences, made_safe, other_handoffs, producers, tensor_plans, with_handoffs
@@ -67,14 +67,16 @@ def test_state_that_is_read_while_it_is_written_has_three_slots(model: Callable[
 
 @settings(LAW, max_examples=20)
 @given(graphs(), st.integers(2, 6), st.sampled_from(Handoff))
-def test_no_fence_can_be_spared_and_nothing_is_missing(graph: OpGraph, workers: int, handoff: Handoff):
-    """Without one of its fences a schedule is refused; and made safe once more it is what it was."""
+def test_nothing_can_be_spared_and_nothing_is_missing(graph: OpGraph, workers: int, handoff: Handoff):
+    """No wait is implied by others; without one of its fences a schedule is refused; and made safe once more it is what it was."""
     schedule = find(graph, 1, with_workers(workers), handoff)
-    fenced = [p.name for p in schedule.phases if p.fence]
-    for name in fenced:
-        fewer = tuple(dataclasses.replace(p, fence=p.fence and p.name != name) for p in schedule.phases)
-        assert not is_proven(graph, dataclasses.replace(schedule, phases=fewer))
-    again = with_handoffs(graph.in_order(schedule.order), schedule)
+    graph = graph.in_order(schedule.order)
+    execution = Execution(graph, schedule)
+    for plan in schedule.phases:
+        assert not any(execution.implies(plan.name, tuple(w for w in plan.waits if w != name), name) for name in plan.waits)
+        without = tuple(dataclasses.replace(p, fence=p.fence and p != plan) for p in schedule.phases)
+        assert is_proven(graph, dataclasses.replace(schedule, phases=without)) == (not plan.fence)
+    again = with_handoffs(graph, schedule)
     assert (again.phases, again.tensors) == (schedule.phases, schedule.tensors)
 
 

@@ -59,6 +59,16 @@ def test_several_epilogues_and_k_stages_are_runs_with_a_pause_before_each():
     assert found.pauses == sum(pauses)
 
 
+def test_the_last_epilogue_takes_as_long_as_it_has_tiles():
+    """A thread adds up the 8 pieces of K of each of its values: of one sequence 4 tiles of 8 rows are less than one value for each of 128
+    threads, of 16 sequences each tile is one."""
+    one, several = (work(dataclasses.replace(WD, epilogue_tiles=n), 4).after for n in (1, 4))
+    assert one - H200.epilogue_us == pytest.approx(8 * H200.value_us)
+    assert several == pytest.approx(one)
+    many = [work(dataclasses.replace(WD, epilogue_tiles=n), 4, batch=16).after - H200.epilogue_us for n in (1, 2, 4, 8)]
+    assert many == pytest.approx([8 * n * H200.value_us for n in (1, 2, 4, 4)])
+
+
 def test_what_pairs_share_is_read_in_halves():
     """Of a phase's K each worker of a pair reads and folds half, for the items of both, and each has the other's sums soon after."""
     alone = FoldPlan(name="wd", tasks=(), waits=(), split_k=1, tile_k=128)
