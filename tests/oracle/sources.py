@@ -59,12 +59,17 @@ def decoders() -> tuple[Source, ...]:
 
 @functools.cache
 def random_graphs(count: int = 48) -> tuple[Source, ...]:
-    found = [random_graph(random.Random(f"corpus {i}")) for i in range(count)]
+    """Small ones, and a quarter as many wide enough to be shared by clusters, some in several epilogues."""
     handoffs = (Handoff.SENTINEL, Handoff.SENTINEL, Handoff.SENTINEL, Handoff.RELEASE_ACQUIRE)
-    plain = [_source(g, 2 + i % 5, 1 + i % 3, handoffs[i % 4]) for i, g in enumerate(found)]
-    plain += [_source(free_running(), n, 1, Handoff.RELEASE_ACQUIRE) for n in (3, 5)]
-    plain += [_source(long_chain(5, rows=128, repeats=3), workers, 1 + workers % 2) for workers in (2, 3, 4)]
-    return (*plain, *(_clustered(g, 2 + 2 * (i % 2)) for i, g in enumerate(found[: count // 4])))
+    found = [_source(random_graph(_numbered(i)), 2 + i % 5, 1 + i % 3, handoffs[i % 4]) for i in range(count)]
+    found += [_source(free_running(), n, 1, Handoff.RELEASE_ACQUIRE) for n in (3, 5)]
+    found += [_source(long_chain(5, rows=128, repeats=3), workers, 1 + workers % 2) for workers in (2, 3, 4)]
+    found += [_clustered(random_graph(_numbered(i), scale=(8, 4, 4)[i % 3]), 2 + 2 * (i % 2)) for i in range(count // 4)]
+    return tuple(found)
+
+
+def _numbered(index: int) -> random.Random:
+    return random.Random(f"corpus {index}")
 
 
 SOURCES = {"decoders": decoders, "random": random_graphs}
