@@ -19,7 +19,7 @@ ELEMENTWISE = frozenset(
     )
 )  # fmt: skip
 REDUCTIONS = frozenset(("reduce_sum", "reduce_max", "reduce_min"))
-CALLS = frozenset(("jit", "pjit", "closed_call", "custom_jvp_call", "custom_vjp_call", "remat", "checkpoint"))
+CALLS = frozenset(("jit", "custom_jvp_call", "custom_vjp_call", "remat2"))  # remat2 is jax.checkpoint
 KINDS: dict[type[Operator], str] = {Fold: "fold", Attention: "attention", Append: "append", Rope: "rope", Embed: "embed", Argmax: "argmax"}
 REMEDIES = {
     "dot_general": "multiply by weights with mk.linear, or stream them with mk.fold",
