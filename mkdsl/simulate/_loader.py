@@ -1,11 +1,10 @@
 """The loader of a cohort, the ring that it fills, and the fold that empties it.
 
-What is known beforehand is not played. When a unit is folded is known as soon as it has landed: a fixed time after that, or after the unit before
-is folded. And amid a long run, each unit is issued as another one lands, memory always has the next one to serve, and compute keeps up. Then the
-units are equally far apart in memory's virtual time, whatever other cohorts do, and so many of them are one event, a `Stretch`. That holds as
-long as memory serves so many others that units come no faster than compute folds them and no sooner than latency lets them. The weight that this
-takes is the stretch's floor. At its end, or where memory's weight sinks below its floor, a stretch is settled: everything is set to what it
-would be, had each unit been played.
+What is known beforehand is not played. When a unit will be folded is known as soon as it has landed. And amid a long run of equal units each is
+asked for when another one lands, so that memory always has the next one to serve, and compute waits for each. As long as that lasts, units are
+equally far apart in memory's virtual time, whatever other cohorts do: they are one event, a `Stretch`. It lasts as long as memory is busy enough:
+units then come no faster than compute folds them, and no sooner than latency allows. At its end, or when memory's weight sinks too low, all
+counters and times are set to what they would be, had each unit been played.
 """
 
 import collections
@@ -22,7 +21,7 @@ LONG = 4  # units that are worth a stretch
 
 
 class Stream(NamedTuple):
-    """The units of one step. latencies: until one lands at the soonest, by how many are in flight before it."""
+    """The units of one step. latencies: from asking for one to its landing at the soonest, by how many are in flight already."""
 
     work: Work
     speed: float
@@ -30,7 +29,7 @@ class Stream(NamedTuple):
 
 
 class Loader:
-    """Where one cohort's loader and fold stand. freed: when the stages of the last units folded were or will be free."""
+    """Where one cohort's loader and fold stand: how many units were asked for, have landed, and have landed while compute folds their step."""
 
     def __init__(
         self, queue: EventQueue, memory: Memory, workers: int, streams: Sequence[Stream], num_stages: int, max_in_flight: int
@@ -38,14 +37,16 @@ class Loader:
         self.queue, self.memory, self.source = queue, memory, Source(workers)
         self.num_stages, self.max_in_flight = num_stages, min(max_in_flight, num_stages)
         self.issued = self.landed = self.folded = 0
-        self.freed = collections.deque([0.0] * num_stages, maxlen=num_stages)
-        self._stalled = 0.0  # until when no stage is free
+        self._freed = collections.deque([0.0] * num_stages, maxlen=num_stages)  # when the last units folded leave their stages
+        self._stalled = 0.0  # until when the next unit waits for a stage
         self._streams = (s for s in streams if s.work.units)
-        self._stream: Stream | None = None  # that is loaded, and how many of its units are not issued
+        self._stream: Stream | None = None  # that is asked for, and how many of its units are not yet
         self._unissued = 0
-        self._folding: Stream | None = None  # that compute is amid, if it is, and its runs after this one
-        self._runs: Iterator[tuple[float, int]] = iter(())
-        self._unfolded, self._ready = 0, 0.0  # units of this run, and when compute is ready for the next of them
+        self._folding: Stream | None = None  # that compute folds now, if any, and how many of its units it did not yet
+        self._unfolded = 0
+        self._runs: Iterator[tuple[float, int]] = iter(())  # those after this one
+        self._run = 0  # units of this run that are not folded yet
+        self._ready = 0.0  # when compute can begin with the next of them
         self._done: Action = lambda: None
 
     def load(self) -> None:
@@ -55,19 +56,19 @@ class Loader:
         while (in_flight := self.issued - self.landed) < self.max_in_flight:
             if not self._unissued:
                 self._stream = next(self._streams, None)
-                if not self._stream:
+                if self._stream is None:
                     return
                 self._unissued = self._stream.work.units
             ahead = self.issued - self.folded
-            free = self.freed[ahead] if ahead < self.num_stages else math.inf
+            free = self._freed[ahead] if ahead < self.num_stages else math.inf
             if free > self.queue.now:
                 if self._stalled < free < math.inf:
                     self._stalled = free
                     self.queue.at(free, self.load)
                 return
-            stream = self._stream
             self.issued += 1
             self._unissued -= 1
+            stream = self._stream
             self.memory.fetch(self.source, stream.work.streamed_bytes, stream.speed, stream.latencies[in_flight], self._landed)
         self._foresee()
 
@@ -77,25 +78,26 @@ class Loader:
         self.load()
 
     def fold(self, stream: Stream, done: Action) -> None:
-        """Compute begins to fold its next step's units."""
-        self._folding, self._runs, self._done = stream, iter(stream.work.runs), done
-        self._unfolded, self._ready = 0, self.queue.now
+        """Compute begins to fold a step's units. done: what it does when all are folded."""
+        self._folding, self._unfolded, self._done = stream, stream.work.units, done
+        self._runs, self._run, self._ready = iter(stream.work.runs), 0, self.queue.now
         self._fold()
         self.load()
 
     def _fold(self) -> None:
         """Folds what has landed, as far as compute has come."""
         while self._folding:
-            if self._unfolded and self.folded == self.landed:
+            if self._run and self.folded == self.landed:
                 return
-            if self._unfolded:
+            if self._run:
                 self._ready = max(self._ready, self.queue.now) + self._folding.work.unit_us
-                self.freed.append(self._ready)
+                self._freed.append(self._ready)
                 self.folded += 1
+                self._run -= 1
                 self._unfolded -= 1
             elif run := next(self._runs, None):
                 self._ready += run[0]
-                self._unfolded = run[1]
+                self._run = run[1]
             else:
                 self._folding = None
                 self.queue.at(self._ready, self._done)
@@ -103,45 +105,84 @@ class Loader:
     # Stretches.
 
     def _foresee(self) -> None:
-        """Begins a stretch where one can be foreseen."""
-        units, stream, waiting, most = min(self._unfolded, self._unissued), self._stream, self.source.waiting, self.max_in_flight
-        if units < LONG or stream is not self._folding or stream is None or len(waiting) < most:
+        """Begins a stretch where one can be foreseen: over the rest of the step, if compute waits even after each pause, or of the run."""
+        stream = self._stream
+        if stream is None or stream is not self._folding or len(self.source.waiting) < self.max_in_flight:
             return
-        memory, now, unit_us = self.memory, self.queue.now, stream.work.unit_us
-        tight = most == self.num_stages  # a stage is free only when what has landed there is folded
-        lag, length = unit_us if tight else 0.0, stream.work.streamed_bytes / stream.speed
-        start, virtual = self.source.served - length, memory.virtual
-        bounds = [(unit_us, length), (stream.latencies[most - 1] + lag, most * length)]
-        free = [self._ready] if tight else [*itertools.islice(self.freed, most, None), self._ready + unit_us]
-        for times in (free, (earliest for _, _, earliest, _ in waiting)):
-            bounds += [(time - now, start + i * length - virtual) for i, time in enumerate(times, 1) if time > now]
-        if any(time > 0 and virtual <= 0 for time, virtual in bounds):
-            return
-        floor = memory.bandwidth * max(time / virtual for time, virtual in bounds if virtual > 0)
-        if floor <= memory.weight:
-            ready = self._ready
-            settle = functools.partial(self._settle, stream, start, length, ready)
-            memory.stretch(self.source, Stretch(start=start, length=length, units=units, floor=floor, lag=lag, settle=settle))
+        work = stream.work
+        for units, each_us in ((self._unfolded, work.unit_us + work.longest_pause), (self._run, work.unit_us)):
+            if min(units, self._unissued) >= LONG and (floor := self._floor(stream, each_us)) <= self.memory.weight:
+                length = work.streamed_bytes / stream.speed
+                start = self.source.served - length
+                self.memory.stretch(
+                    self.source,
+                    Stretch(
+                        start=start,
+                        length=length,
+                        units=min(units, self._unissued),
+                        floor=floor,
+                        lag=work.unit_us if self._tight else 0.0,
+                        settle=functools.partial(self._settle, stream, start, self._ready),
+                    ),
+                )
+                return
 
-    def _settle(self, stream, start, length, ready, served) -> None:
-        unit_us, waiting, most, tight = stream.work.unit_us, self.source.waiting, self.max_in_flight, self.max_in_flight == self.num_stages
-        if not served:
-            return
-        missing = 0
-        for i in range(max(1, served - self.num_stages + 1), served + 1):
+    @property
+    def _tight(self) -> bool:
+        """Whether as many units are in flight as there are stages: then one is asked for only when the one that has landed is folded."""
+        return self.max_in_flight == self.num_stages
+
+    def _floor(self, stream: Stream, each_us: float) -> float:
+        """The least weight of memory at which no unit of a stretch that begins now would be late. each_us: compute's time for one."""
+        now, virtual, length = self.queue.now, self.memory.virtual(), stream.work.streamed_bytes / stream.speed
+        latency = stream.latencies[self.max_in_flight - 1] + (stream.work.unit_us if self._tight else 0.0)
+        least = max(each_us / length, latency / (self.max_in_flight * length))
+        if least * self.memory.bandwidth > self.memory.weight:
+            return math.inf
+        start = self.source.served - length - virtual
+        free = (
+            [self._ready] if self._tight else [*itertools.islice(self._freed, self.max_in_flight, None), self._ready + stream.work.unit_us]
+        )
+        for times in (free, (earliest for _, _, earliest, _ in self.source.waiting)):
+            for i, time in enumerate(times, 1):
+                if time > now:
+                    if start + i * length <= 0:
+                        return math.inf
+                    least = max(least, (time - now) / (start + i * length))
+        return least * self.memory.bandwidth
+
+    def _settle(self, stream: Stream, start: float, ready: float, served: int) -> None:
+        """Does what the first units of a stretch would have done, each when it was served."""
+        unit_us, length, latency = stream.work.unit_us, stream.work.streamed_bytes / stream.speed, stream.latencies[self.max_in_flight - 1]
+        waiting, issued = self.source.waiting, served
+        skipped = max(0, served - self.num_stages)
+        ready += skipped * unit_us + self._skip(skipped)
+        for i in range(skipped + 1, served + 1):
             landed = self.memory.time(start + i * length)
-            self._ready = max(ready + i * unit_us, landed + unit_us)
-            self.freed.append(self._ready)
-            issued = self._ready if tight else landed
-            if i > served - most:
-                unit = waiting.popleft()
-                if issued <= self.queue.now:
-                    waiting.append((unit[0], unit[1], issued + stream.latencies[most - 1], unit[3]))
+            ready = max(ready + self._skip(1), landed) + unit_us
+            self._freed.append(ready)
+            if i > served - self.max_in_flight:
+                size, speed, _, land = waiting.popleft()
+                asked = ready if self._tight else landed
+                if asked <= self.queue.now:
+                    waiting.append((size, speed, asked + latency, land))
                 else:
-                    missing += 1
-                    self.queue.at(issued, self.load)
+                    issued -= 1
+                    self.queue.at(asked, self.load)
+        self._ready = ready
         self.landed += served
         self.folded += served
         self._unfolded -= served
-        self.issued += served - missing
-        self._unissued -= served - missing
+        self.issued += issued
+        self._unissued -= issued
+        self._fold()
+
+    def _skip(self, units: int) -> float:
+        """Goes on by so many units, and returns compute's pauses before them."""
+        pauses = 0.0
+        while units > self._run:
+            units -= self._run
+            pause, self._run = next(self._runs)
+            pauses += pause
+        self._run -= units
+        return pauses

@@ -127,4 +127,4 @@ class _Simulation:
     def _trip(self, released: bool) -> float:
         """One of a hand-off's trips through the memory system, as full as that is now."""
         curve, trips = (self.profile.released, 4) if released else (self.profile.handoff, 3)
-        return interpolate(curve, self.memory.in_flight / self.schedule.workers / KIB) / trips
+        return interpolate(curve, self.memory.in_flight() / self.schedule.workers / KIB) / trips
