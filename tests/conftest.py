@@ -2,6 +2,7 @@
 
 import collections
 
+import jax
 import pytest
 
 
@@ -13,7 +14,15 @@ def own_cache(tmp_path_factory):
 
 
 @pytest.fixture
-def no_races(capsys):
+def quick_compile():
+    """For what compiles much and computes little, as interpreted kernels do."""
+    jax.config.update("jax_disable_most_optimizations", True)
+    yield
+    jax.config.update("jax_disable_most_optimizations", False)
+
+
+@pytest.fixture
+def race_detector(quick_compile, capsys):
     """Fails a test in whose interpreted kernels the race detector saw a race: by itself it only prints so."""
     from mkdsl.engine._demo import RACE
 

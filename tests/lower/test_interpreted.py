@@ -14,7 +14,7 @@ import mkdsl as mk
 from mkdsl.schedule import profile
 from mkdsl.search import search
 
-pytestmark = [pytest.mark.medium, pytest.mark.usefixtures("no_races")]
+pytestmark = [pytest.mark.medium, pytest.mark.usefixtures("race_detector")]
 
 SCALING = mk.Llama3Scaling(factor=8.0, low_freq_factor=1.0, high_freq_factor=4.0, original_max_position_embeddings=64)
 LLAMA = dataclasses.replace(tiny.LLAMA, hidden=192, intermediate=320, vocab=448, tied=True, scaling=SCALING)

@@ -17,7 +17,7 @@ pytestmark = pytest.mark.medium
 LLAMA = dataclasses.replace(tiny.LLAMA, hidden=192, intermediate=320, vocab=448, tied=True, layers=1)
 
 
-@pytest.mark.usefixtures("no_races")
+@pytest.mark.usefixtures("race_detector")
 @pytest.mark.parametrize(
     ("batch", "split_k"), [pytest.param(1, 2, marks=pytest.mark.slow), (1, 8), pytest.param(2, 2, marks=pytest.mark.slow), (4, 4)]
 )
@@ -29,7 +29,7 @@ def test_splits_of_heads_that_no_tile_divides(batch, split_k):
     check_schedule(decoder, args, schedule, found)
 
 
-@pytest.mark.usefixtures("no_races")
+@pytest.mark.usefixtures("race_detector")
 @pytest.mark.parametrize(("decoder", "batch"), [(tiny.attend(), 1), (tiny.of(LLAMA), 8)], ids=["batch 1", "batch 8"])
 def test_what_clusters_share(decoder, batch):
     """In phased form each worker folds its own tiles, and what clusters split in space is split in time, into K stages."""
@@ -41,7 +41,7 @@ def test_what_clusters_share(decoder, batch):
     check_schedule(decoder, args, schedule, found)
 
 
-@pytest.mark.usefixtures("no_races")
+@pytest.mark.usefixtures("race_detector")
 @pytest.mark.parametrize("batch", [3, pytest.param(8, marks=pytest.mark.slow)])
 def test_several_epilogues(batch):
     """One tile at a time: the resident in K stages is staged anew for each, and the rows that an epilogue adds are not preloaded."""
@@ -64,6 +64,7 @@ def test_rows_that_an_epilogue_adds_are_preloaded():
     assert all(schedule.preloads(p) and not schedule.plan(p.name).several_epilogues for p in adding)
 
 
+@pytest.mark.usefixtures("quick_compile")
 @pytest.mark.parametrize("batch", [pytest.param(1, marks=pytest.mark.slow), 8])
 def test_all_phases_in_one_launch(batch, monkeypatch, capsys):
     """A worker alone has nobody to hand over to, so that interpret mode can run mega form.

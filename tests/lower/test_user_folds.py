@@ -11,7 +11,7 @@ from interpreted import SMALL
 
 import mkdsl as mk
 
-pytestmark = pytest.mark.usefixtures("no_races")
+pytestmark = pytest.mark.usefixtures("race_detector")
 
 PARAMS = tiny.drawn({"embed": (64, 128), "table": (128, 128)}, 6)
 
