@@ -30,14 +30,13 @@ class Rope(Operator):
         inv = self.theta ** -(np.arange(0, head_dim, 2, dtype=np.float64) / head_dim)
         return (inv if self.scaling is None else _llama3(inv, self.scaling)).astype(np.float32)
 
-    def table(self, positions: int, head_dim: int) -> np.ndarray:
-        """[positions, 2, head_dim / 2] float32: the cosines and sines of every position."""
-        angle = np.arange(positions, dtype=np.float32)[:, None] * self.frequencies(head_dim)
-        return np.stack([np.cos(angle), np.sin(angle)], 1)
+    def rotation(self, pos: jax.Array, head_dim: int) -> jax.Array:
+        """[2, head_dim / 2] float32: the cosines and sines of a position."""
+        angle = pos.astype(jnp.float32) * self.frequencies(head_dim)
+        return jnp.stack([jnp.cos(angle), jnp.sin(angle)])
 
     def reference(self, x: jax.Array, pos: jax.Array) -> tuple[jax.Array, ...]:
-        angle = pos.astype(jnp.float32) * self.frequencies(x.shape[1])
-        cos, sin = jnp.cos(angle), jnp.sin(angle)
+        cos, sin = self.rotation(pos, x.shape[1])
         lo, hi = jnp.split(x, 2, axis=1)
         return (jnp.concatenate([lo * cos - hi * sin, hi * cos + lo * sin], axis=1),)
 
