@@ -47,6 +47,17 @@ class Request(NamedTuple):
         taken = _take(whole, self.index)
         return taken.T if self.transposed else taken
 
+    def run(self) -> tuple[Index, int]:
+        """(first, count) of the numbers of a view of the last axis that lie there without a gap. Interpret mode writes these and no others:
+        what lies around them may be another worker's."""
+        assert self.view is not None and not self.transposed
+        first, count = 0, 1
+        for size, d in zip(self.view, self.index, strict=True):
+            start, taken = (d.start, d.size) if isinstance(d, pl.Slice) else (d, 1)
+            assert count == 1 or taken == size, f"{self.index} of {self.view} is in several places"
+            first, count = first * size + start, count * taken
+        return first, count
+
 
 def _take(whole: jax.Array, index: Sequence[Any]) -> jax.Array:
     starts = [d.start if isinstance(d, pl.Slice) else d for d in index]
@@ -155,11 +166,8 @@ class Machine:
 
     def store(self, request: Request, value: jax.Array) -> None:
         if self.interpret and request.view is not None:
-            whole = request.ref[request.lead] if request.lead else request.ref[...]
-            starts = [d.start if isinstance(d, pl.Slice) else d for d in request.index]
-            sizes = [d.size if isinstance(d, pl.Slice) else 1 for d in request.index]
-            new = lax.dynamic_update_slice(whole.reshape(request.view), value.reshape(sizes), starts)
-            request.ref[request.lead if request.lead else ...] = new.reshape(whole.shape)
+            where, count = request.run()
+            request.ref[(*request.lead, pl.ds(where, count))] = value.reshape(count)
         else:
             request.target()[...] = value
 
