@@ -28,6 +28,7 @@ from mkdsl.lower.evaluate._evaluator import fetch
 from mkdsl.lower.evaluate._frames import iota
 from mkdsl.lower.evaluate._heads import Halves, Heads, head_leaves
 from mkdsl.lower.mosaic._layouts import ACC, LHS, RHS, grid
+from mkdsl.lower.mosaic._stores import store_vectors
 from mkdsl.schedule import SHARING, AttentionPlan
 
 MASKED = -1e30
@@ -92,8 +93,15 @@ class Item:
         half = shape[1]
         keys = [self.m.load(Request(self.ref("new"), (0,), None, (pl.ds(h * half, half),), layout.reduce(0))) for h in range(2)]
         products = [a.astype(bf16).astype(f32) * spread(b.astype(f32), shape, 1, layout) for a, b in zip(q, keys, strict=True)]
-        self.ref("score")[pl.ds(0, self.phase.queries)] = jnp.sum(products[0] + products[1], axis=1)
+        self._store_scores(jnp.sum(products[0] + products[1], axis=1), layout)
         return self.m.load(Request(self.ref("score"), (), None, (pl.ds(0, self.columns),), ACC.reduce(0)))
+
+    def _store_scores(self, scores: jax.Array, layout: Layout) -> None:
+        """Of each query, a row of `layout`."""
+        if self.m.interpret:
+            self.ref("score")[pl.ds(0, self.phase.queries)] = scores
+        else:
+            store_vectors([scores], self.ref("score"), [(0,)], layout=layout.reduce(1))
 
     def first_carry(self, scores: jax.Array) -> tuple[jax.Array, jax.Array, jax.Array]:
         """(m, z, acc) of share 0: the own token alone; of others: nothing. Past the cache everything becomes NaN."""
@@ -212,7 +220,7 @@ class Item:
         top = functools.reduce(jnp.maximum, lse)
         weights = [jnp.exp(e - top) for e in lse]
         total = functools.reduce(jnp.add, weights)
-        self.ref("score")[heads] = top + jnp.log(total)
+        self._store_scores(top + jnp.log(total), layout)
         values = [self._received(s, (pl.ds(0, self.phase.head_dim), heads), layout, transposed=True) for s in sets]
         shape = self.phase.queries, self.phase.head_dim
         return functools.reduce(jnp.add, [v * spread(w / total, shape, 0, layout) for v, w in zip(values, weights, strict=True)])
