@@ -11,9 +11,10 @@ KNOWN = frozenset(
     (
         "add", "sub", "mul", "div", "rem", "max", "min", "neg", "abs", "sign", "exp", "exp2", "log", "log2", "tanh", "logistic", "sqrt", "rsqrt",
         "square", "integer_pow", "sin", "cos", "atan2", "erf", "round", "gt", "ge", "lt", "le", "eq", "ne", "and", "or", "xor", "not",
-        "select_n", "clamp", "convert_element_type", "stop_gradient", "copy", "copy_p",
+        "select_n", "clamp", "convert_element_type",
     )
 )  # fmt: skip
+IDENTITIES = frozenset(("copy", "copy_p", "stop_gradient"))
 
 
 def _log1p(x: jax.Array) -> jax.Array:
@@ -39,7 +40,6 @@ def _ceil(x: jax.Array) -> jax.Array:
 
 def _pow(x: jax.Array, y: jax.Array) -> jax.Array:
     """x ** y, for negative x where y is whole."""
-    x, y = x.astype(jnp.float32), y.astype(jnp.float32)
     size = jnp.exp(y * jnp.log(jnp.abs(x)))
     whole, odd = _floor(y) == y, _floor(y * 0.5) * 2.0 != y
     signed = jnp.where(whole, jnp.where(odd, -size, size), jnp.nan)
@@ -48,12 +48,13 @@ def _pow(x: jax.Array, y: jax.Array) -> jax.Array:
 
 def _sinh(x: jax.Array) -> jax.Array:
     e = _expm1(x)
-    return 0.5 * (e + e / (e + 1.0))
+    return jnp.where(jnp.abs(x) < 1.0, 0.5 * (e + e / (e + 1.0)), 0.5 * (jnp.exp(x) - jnp.exp(-x)))
 
 
 def _asinh(x: jax.Array) -> jax.Array:
     a = jnp.abs(x)
-    return jnp.sign(x) * _log1p(a + a * a / (1.0 + jnp.sqrt(a * a + 1.0)))
+    inverse = 1.0 / a  # a * a would overflow
+    return jnp.sign(x) * _log1p(a + a / (inverse + jnp.sqrt(1.0 + inverse * inverse)))
 
 
 COMPOSED: dict[str, Callable[..., jax.Array]] = {
@@ -62,13 +63,13 @@ COMPOSED: dict[str, Callable[..., jax.Array]] = {
     "floor": _floor,
     "ceil": _ceil,
     "pow": _pow,
-    "erfc": lambda x: 1.0 - lax.erf(x),
+    "erfc": lambda x: 1.0 - lax.erf(x),  # to a rounding of 1: as gelu needs it
     "is_finite": lambda x: jnp.abs(x) < jnp.inf,
     "tan": lambda x: jnp.sin(x) / jnp.cos(x),
     "sinh": _sinh,
     "cosh": lambda x: 0.5 * (jnp.exp(x) + jnp.exp(-x)),
     "asinh": _asinh,
-    "acosh": lambda x: jnp.log(x + jnp.sqrt((x - 1.0) * (x + 1.0))),
+    "acosh": lambda x: jnp.log(x + jnp.sqrt(x - 1.0) * jnp.sqrt(x + 1.0)),
     "atanh": lambda x: 0.5 * _log1p(2.0 * x / (1.0 - x)),
     "atan": lambda x: lax.atan2(x, jnp.ones_like(x)),
     "asin": lambda x: lax.atan2(x, jnp.sqrt((1.0 - x) * (1.0 + x))),
@@ -78,11 +79,18 @@ COMPOSED: dict[str, Callable[..., jax.Array]] = {
 
 
 def composed(name: str, params: dict[str, Any], avals: Sequence[Any]) -> Any:
-    """The closed jaxpr that an elementwise primitive is composed of; None if there is none."""
+    """The closed jaxpr that an elementwise primitive is composed of, in float32; None if there is none."""
     f = COMPOSED.get(name)
     if name == "round" and params["rounding_method"] is not lax.RoundingMethod.TO_NEAREST_EVEN:
         f = _round_away
-    return None if f is None else jax.make_jaxpr(f)(*(jax.ShapeDtypeStruct(a.shape, a.dtype) for a in avals))
+    if f is None:
+        return None
+
+    def in_float32(*args: jax.Array) -> jax.Array:
+        out = f(*(a.astype(jnp.float32) for a in args))
+        return out if out.dtype == bool else out.astype(args[0].dtype)
+
+    return jax.make_jaxpr(in_float32)(*(jax.ShapeDtypeStruct(a.shape, a.dtype) for a in avals))
 
 
 def _round_away(x: jax.Array) -> jax.Array:

@@ -10,7 +10,7 @@ import numpy as np
 from jax._src import source_info_util
 from jax.extend.core import ClosedJaxpr, Literal
 
-from mkdsl.graph._elementwise import KNOWN, composed
+from mkdsl.graph._elementwise import IDENTITIES, KNOWN, composed
 from mkdsl.graph._types import Leaf, Node, UnsupportedError
 from mkdsl.ops import Append, Argmax, Attention, Embed, Fold, Operator, Rope, operator_p
 
@@ -67,6 +67,10 @@ class Tracer:
         self.dag.add_edges_from((i, id) for i in inputs)
         return id
 
+    def constant(self, aval: Any, value: Any) -> int:
+        numeric = not jax.dtypes.issubdtype(aval.dtype, jax.dtypes.extended)  # a random key is none
+        return self.add("literal", aval, op=np.asarray(value, aval.dtype) if numeric else value)
+
     def node(self, id: int) -> Node:
         return self.dag.nodes[id]["node"]
 
@@ -74,7 +78,7 @@ class Tracer:
         """Adds every equation; returns the nodes of the outputs."""
 
         def read(atom: Any) -> int:
-            return self.add("literal", atom.aval, op=atom.val) if isinstance(atom, Literal) else env[atom]
+            return self.constant(atom.aval, atom.val) if isinstance(atom, Literal) else env[atom]
 
         for eqn in jaxpr.eqns:
             where = source_info_util.summarize(eqn.source_info) or self.where  # JAX's own functions carry no user's line
@@ -96,6 +100,8 @@ class Tracer:
             outs = self.call(*inner, inputs)
             self.where = outer
             return outs
+        if name in IDENTITIES:
+            return inputs
         if name == "scan":
             return self.scan(eqn, inputs, where)
         if closed := composed(name, params, [v.aval for v in eqn.invars]):
@@ -111,11 +117,11 @@ class Tracer:
             constants = (jnp.broadcast_to(jnp.asarray(n.op, n.dtype), n.shape) for n in nodes)
             value = np.asarray(eqn.primitive.bind(*constants, **eqn.params))
         same = value.size == 1 or (value.size and (value == value.flat[0]).all())
-        return [self.add("literal", eqn.outvars[0].aval, op=value.flat[0] if same else value)]
+        return [self.constant(eqn.outvars[0].aval, value.flat[0] if same else value)]
 
     def call(self, jaxpr: Any, consts: Sequence[Any], inputs: list[int]) -> list[int]:
         env = dict(zip(jaxpr.invars, inputs, strict=True))
-        env |= {v: self.add("literal", v.aval, op=c) for v, c in zip(jaxpr.constvars, consts, strict=True)}
+        env |= {v: self.constant(v.aval, c) for v, c in zip(jaxpr.constvars, consts, strict=True)}
         return self.walk(jaxpr, env)
 
     def simple(self, eqn: Any, name: str, params: dict[str, Any], inputs: list[int], where: str) -> int:
@@ -186,7 +192,7 @@ def trace(f: Callable[..., Any], params: Any, kv: Any, token: Any, pos: Any) -> 
         ids += [tracer.add(kind, leaf, op=Leaf(_name(path), i, False)) for i, (path, leaf) in enumerate(leaves)]
     ids += [tracer.add("token", token), tracer.add("pos", pos)]
     env = dict(zip(closed.jaxpr.invars, ids, strict=True))
-    env |= {v: tracer.add("literal", v.aval, op=c) for v, c in zip(closed.jaxpr.constvars, closed.consts, strict=True)}
+    env |= {v: tracer.constant(v.aval, c) for v, c in zip(closed.jaxpr.constvars, closed.consts, strict=True)}
     return tracer, tracer.walk(closed.jaxpr, env), jax.tree.structure(out_shape)
 
 

@@ -27,9 +27,9 @@ class Leaf:
 class Node:
     """One value of the decode step, for one token.
 
-    `kind` is param, cache, token, pos, literal, given (a number known before the kernel starts), carry (a loop's state), map (elementwise), reduce (over the last axis), reshape, or an
-    operator's name: fold, attention, append, rope, embed, argmax. `op` holds what the kind needs: a Leaf, an Operator, or (primitive,
-    its params). `inputs` are node ids. `where` is the user's file and line.
+    `kind` is param, cache, token, pos, literal, given (a number known before the kernel starts), carry (a loop's state), map (elementwise),
+    reduce (over the last axis), reshape, or an operator's name: fold, attention, append, rope, embed, argmax. `op` holds what the kind
+    needs: a Leaf, an Operator, or (primitive, its params). `inputs` are node ids. `where` is the user's file and line.
     """
 
     id: int

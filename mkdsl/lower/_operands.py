@@ -9,7 +9,7 @@ import jax.numpy as jnp
 import numpy as np
 from jax import lax
 
-from mkdsl.graph import FoldPhase, OpGraph, Tensor, given_value
+from mkdsl.graph import FoldPhase, Node, OpGraph, Tensor, given_value
 from mkdsl.lower._machine import i32
 from mkdsl.lower.mosaic._ptx import COUNTER_STRIDE
 from mkdsl.ops import Rope
@@ -63,21 +63,19 @@ def _given(graph: OpGraph, schedule: Schedule) -> list[Operand]:
     def padded(x: jax.Array) -> jax.Array:
         return jnp.pad(x.astype(i32) if x.dtype == bool else x, ((0, pad), *((0, 0),) * (x.ndim - 1)))
 
-    def of(id: int) -> Callable[[Inputs], jax.Array]:
-        return lambda a: jax.vmap(lambda token, pos: given_value(graph, id, a.params, token, pos))(a.token, a.pos)
+    def given(id: int, a: Inputs) -> jax.Array:
+        return jax.vmap(lambda token, pos: given_value(graph, id, a.params, token, pos))(a.token, a.pos)
+
+    def rotations(node: Node, a: Inputs) -> jax.Array:
+        return jax.vmap(lambda pos: node.op.rotation(pos, node.shape[1]))(given(node.inputs[1], a))
 
     out = [Operand("token", lambda a: padded(a.token.astype(i32))), Operand("pos", lambda a: padded(a.pos.astype(i32)))]
     for node in map(graph.node, graph.dag):
         if node.kind == "given":
-            out.append(Operand(f"given{node.id}", lambda a, f=of(node.id): padded(f(a))))
+            out.append(Operand(f"given{node.id}", lambda a, id=node.id: padded(given(id, a))))
         if node.kind == "rope":
-            rotate = functools.partial(_rotations, node.op, node.shape[1], of(node.inputs[1]))
-            out.append(Operand(f"rope{node.id}", lambda a, f=rotate: padded(f(a))))
+            out.append(Operand(f"rope{node.id}", lambda a, node=node: padded(rotations(node, a))))
     return out
-
-
-def _rotations(rope: Rope, head_dim: int, positions: Callable[[Inputs], jax.Array], inputs: Inputs) -> jax.Array:
-    return jax.vmap(lambda pos: rope.rotation(pos, head_dim))(positions(inputs))
 
 
 def _weights(graph: OpGraph, schedule: Schedule) -> list[Operand]:
