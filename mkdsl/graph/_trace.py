@@ -68,7 +68,7 @@ class Tracer:
         return id
 
     def constant(self, aval: Any, value: Any) -> int:
-        numeric = not jax.dtypes.issubdtype(aval.dtype, jax.dtypes.extended)  # a random key is none
+        numeric = not jnp.issubdtype(aval.dtype, jax.dtypes.extended)  # a random key is none
         return self.add("literal", aval, op=np.asarray(value, aval.dtype) if numeric else value)
 
     def node(self, id: int) -> Node:

@@ -1,7 +1,6 @@
 """What a kernel is handed: weights where they are, the cache, small tables, and the tensors that cross phases."""
 
 import dataclasses
-import functools
 from collections.abc import Callable, Sequence
 
 import jax
@@ -12,7 +11,6 @@ from jax import lax
 from mkdsl.graph import FoldPhase, Node, OpGraph, Tensor, given_value
 from mkdsl.lower._machine import i32
 from mkdsl.lower.mosaic._ptx import COUNTER_STRIDE
-from mkdsl.ops import Rope
 from mkdsl.schedule import SHARING, Schedule
 
 
