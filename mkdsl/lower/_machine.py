@@ -53,7 +53,7 @@ class Request(NamedTuple):
         assert self.view is not None and not self.transposed
         first, count = 0, 1
         for size, d in zip(self.view, self.index, strict=True):
-            start, taken = (d.start, d.size) if isinstance(d, pl.Slice) else (d, 1)
+            start, taken = (d.start, int(d.size)) if isinstance(d, pl.Slice) else (d, 1)
             assert count == 1 or taken == size, f"{self.index} of {self.view} is in several places"
             first, count = first * size + start, count * taken
         return first, count
