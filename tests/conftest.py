@@ -12,6 +12,17 @@ def own_cache(tmp_path_factory):
         yield
 
 
+@pytest.fixture
+def no_races(capsys):
+    """Fails a test in whose interpreted kernels the race detector saw a race: by itself it only prints so."""
+    from mkdsl.engine._demo import RACE
+
+    yield
+    said = capsys.readouterr().out
+    print(said)
+    assert RACE not in said, said
+
+
 def pytest_terminal_summary(terminalreporter):
     """A table of each property that tests recorded as counts {"kind": .., what: how many, ..}: a row a kind, summed over tests."""
     tables: dict[str, dict[str, collections.Counter]] = {}

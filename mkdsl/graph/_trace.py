@@ -15,7 +15,7 @@ from mkdsl.graph._types import Leaf, Node, UnsupportedError
 from mkdsl.ops import Append, Argmax, Attention, Embed, Fold, Operator, Rope, operator_p
 
 REDUCTIONS = frozenset(("reduce_sum", "reduce_max", "reduce_min"))
-CALLS = frozenset(("jit", "pjit", "closed_call", "custom_jvp_call", "custom_vjp_call", "remat", "checkpoint"))
+CALLS = frozenset(("jit", "custom_jvp_call", "custom_vjp_call", "remat2"))  # remat2 is jax.checkpoint
 KINDS: dict[type[Operator], str] = {Fold: "fold", Attention: "attention", Append: "append", Rope: "rope", Embed: "embed", Argmax: "argmax"}
 REMEDIES = {
     "dot_general": "multiply by weights with mk.linear, or stream them with mk.fold",

@@ -37,8 +37,9 @@ class Profile:
         to shared memory, twice that where they are added to what is there (fitted: H200, to 24 kernels' times, docs/measurements.md, where
         benchmarks/units.py has them by themselves).
       row_bytes: a box row shorter than this is bound by TMA's issue rate: 128-byte rows run 40 % slower (H200: measured).
-      prologue_us: from a fold's data to its first mma; epilogue_us: from its last unit to the signal, the last mma's latency included; next_epilogue_us:
-        one more epilogue; value_us: of an epilogue, one value of a thread from one piece of K, matrix and worker of a cluster (fitted).
+      prologue_us: from a fold's data to its first mma; epilogue_us: from its last unit to the signal, the last mma's latency included;
+        next_epilogue_us: one more epilogue; value_us: in an epilogue, one value of a thread from one piece of K, matrix and worker of a cluster
+        (fitted).
       exchange_us: from a cluster's last sum to the others' shared memory (H200: an all-gather of 512 bytes each takes 0.5, measured alone;
         in kernels, where folding goes on meanwhile, less shows); exchange_rate: bytes/s that one receives there (fitted).
       k_stage_us: one more K stage of a resident, staged while compute waits for L2 (fitted).
