@@ -164,6 +164,10 @@ class OpGraph:
             found += [phase.context] if any(self.node(i).kind == "pos" for i in positions) else []
         return min(found, default=0)
 
+    def has_table(self, rope: Node) -> bool:
+        """Whether a rotation is by `pos` itself, of which there are few."""
+        return self.node(rope.inputs[1]).kind == "pos" and self.position_limit > 0
+
     def iterations(self, phase: Phase) -> int:
         return self.segments[phase.segment].repeats
 

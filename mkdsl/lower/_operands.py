@@ -54,8 +54,8 @@ def task_table(graph: OpGraph, schedule: Schedule) -> np.ndarray:
 
 
 def _given(graph: OpGraph, schedule: Schedule) -> list[Operand]:
-    """What is known of each sequence before the kernel starts, [batch]: token, position, numbers computed from them; rotations by a position
-    [batch, 2, head_dim / 2]. Sequences that pad the batch have zeros."""
+    """What is known of each sequence before the kernel starts, [batch]: token, position, numbers computed from them. Sequences that pad the
+    batch have zeros. Rotations [batch, 2, head_dim / 2]; or of every position, where these are few and need no kernel of XLA's."""
     pad = schedule.padded_batch - schedule.batch
 
     def padded(x: jax.Array) -> jax.Array:
@@ -71,7 +71,10 @@ def _given(graph: OpGraph, schedule: Schedule) -> list[Operand]:
     for node in map(graph.node, graph.dag):
         if node.kind == "given":
             out.append(Operand(f"given{node.id}", lambda a, id=node.id: padded(given(id, a))))
-        if node.kind == "rope":
+        if node.kind == "rope" and graph.has_table(node):
+            table = node.op.table(graph.position_limit, node.shape[1])
+            out.append(Operand(f"rope{node.id}", lambda _, t=table: jnp.asarray(t)))
+        elif node.kind == "rope":
             out.append(Operand(f"rope{node.id}", lambda a, node=node: padded(rotations(node, a))))
     return out
 

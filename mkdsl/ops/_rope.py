@@ -30,6 +30,11 @@ class Rope(Operator):
         inv = self.theta ** -(np.arange(0, head_dim, 2, dtype=np.float64) / head_dim)
         return (inv if self.scaling is None else _llama3(inv, self.scaling)).astype(np.float32)
 
+    def table(self, positions: int, head_dim: int) -> np.ndarray:
+        """[positions, 2, head_dim / 2] float32: the cosines and sines of every position."""
+        angle = np.arange(positions, dtype=np.float32)[:, None] * self.frequencies(head_dim)
+        return np.stack([np.cos(angle), np.sin(angle)], 1)
+
     def rotation(self, pos: jax.Array, head_dim: int) -> jax.Array:
         """[2, head_dim / 2] float32: the cosines and sines of a position."""
         angle = pos.astype(jnp.float32) * self.frequencies(head_dim)

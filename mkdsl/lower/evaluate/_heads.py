@@ -9,6 +9,7 @@ from collections.abc import Callable, Sequence
 from typing import Any, ClassVar, NamedTuple
 
 import jax
+import jax.numpy as jnp
 from jax.experimental import pallas as pl
 
 from mkdsl.graph import AttentionPhase, Node, UnsupportedError
@@ -114,8 +115,10 @@ class Heads(Evaluator):
 
     def _rotation(self, node: Node) -> tuple[jax.Array, jax.Array]:
         """(cos, sin) of this sequence's position."""
-        table = self.m.refs[f"rope{node.id}"]
-        return self._table(table, (self.sequence, 0)), self._table(table, (self.sequence, 1))
+        graph, table, row = self.m.graph, self.m.refs[f"rope{node.id}"], self.sequence
+        if graph.has_table(node):
+            row = jnp.minimum(self.m.refs["pos"][self.sequence], graph.position_limit - 1)
+        return self._table(table, (row, 0)), self._table(table, (row, 1))
 
     def _rope(self, node: Node) -> Halves:
         lo, hi = self.evaluate(node.inputs[0])
