@@ -67,8 +67,6 @@ def _check_address(graph: OpGraph, id: int) -> None:
                 f"{node.where}: mk.{node.kind} at a computed {at.dtype}{list(at.shape)} ({at.kind}); an address is an int32 expression of the "
                 "token, `pos`, constants and parameters that are numbers"
             )
-    if node.kind == "attention" and len({graph.node(a).inputs[2] for a in node.inputs[1:3] if graph.node(a).kind == "append"}) > 1:
-        raise UnsupportedError(f"{node.where}: keys and values are appended at different positions; pass mk.append one position for both")
     if node.kind == "embed" and (graph.node(node.inputs[0]).kind != "param" or graph.node(node.inputs[0]).op.stacked):
         raise UnsupportedError(f"{node.where}: mk.embed looks up rows of a leaf of params that is not stacked over layers")
 
