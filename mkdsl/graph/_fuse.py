@@ -14,7 +14,7 @@ from mkdsl.graph._types import Code, DecodeStep, Node, UnsupportedError, depth
 from mkdsl.ops import LINEAR
 
 ROWWISE = frozenset(("map", "broadcast", "reshape"))
-GIVEN = frozenset(("param", "cache", "literal", "token", "pos"))
+GIVEN = frozenset(("param", "cache", "literal", "token", "pos", "given"))
 
 
 class Fuser:

@@ -118,6 +118,16 @@ class Machine:
         """Whether a fold's tensor cores read both operands from shared memory, where TMA has written. Interpret mode multiplies in one way."""
         return plan.instruction == "wgmma" and self.tma and not self.interpret
 
+    def given(self, id: int) -> Ref:
+        """The numbers of a node that is known before the kernel starts, [batch]."""
+        node = self.graph.node(id)
+        return self.refs[node.kind if node.kind in ("token", "pos") else f"given{id}"]
+
+    def address(self, id: int, sequence: Index) -> Index:
+        """An int32 that is known before the kernel starts, for one sequence."""
+        node = self.graph.node(id)
+        return i32(node.op) if node.kind == "literal" else self.given(id)[sequence]
+
     def layer(self, leaf: Leaf, iteration: Index) -> Any:
         return iteration if leaf.stacked else 0
 

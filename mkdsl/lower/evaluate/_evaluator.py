@@ -6,18 +6,22 @@ from collections.abc import Callable, Sequence
 from typing import Any, ClassVar, NamedTuple
 
 import jax
+import jax.experimental.pallas.mosaic_gpu as plgpu
 import jax.numpy as jnp
 import numpy as np
 
 from mkdsl.graph import Node, Phase, UnsupportedError
 from mkdsl.lower._machine import Machine, Request
-from mkdsl.lower._types import Index, Value
+from mkdsl.lower._types import Index, Layout, Value
 
 COMBINE = {
     "reduce_sum": (jnp.add, jnp.sum, 0.0),
     "reduce_max": (jnp.maximum, jnp.max, -jnp.inf),
     "reduce_min": (jnp.minimum, jnp.min, jnp.inf),
 }
+
+
+GIVEN = ("token", "pos", "given")
 
 
 class PerRow(NamedTuple):
@@ -92,9 +96,20 @@ class Evaluator:
         if any(isinstance(a, self.whole) for a in args):
             return self.apply(primitive, params, [self.full(a) for a in args])
         if rows := [a.vector for a in args if isinstance(a, PerRow)]:
-            vectors = (a.vector if isinstance(a, PerRow) else filled(a, rows[0].shape) for a in args)
+            shape = max((r.shape for r in rows), key=len)
+            vectors = (jnp.broadcast_to(a.vector, shape) if isinstance(a, PerRow) else filled(a, shape) for a in args)
             return PerRow(primitive.bind(*vectors, **params))
         return np.asarray(primitive.bind(*args, **params))
+
+
+def repeated(number: jax.Array, shape: tuple[int, ...], layout: Layout) -> jax.Array:
+    """A number that the kernel computes, repeated."""
+    return plgpu.layout_cast(jnp.broadcast_to(number, shape), layout)
+
+
+def as_bool(node: Node, value: jax.Array) -> jax.Array:
+    """A given value as its node has it: booleans are handed over as int32."""
+    return value != 0 if node.dtype == "bool" else value
 
 
 def filled(value: Value, shape: tuple[int, ...]) -> jax.Array:

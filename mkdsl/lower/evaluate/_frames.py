@@ -15,10 +15,10 @@ import jax.numpy as jnp
 from jax import lax
 from jax.experimental import pallas as pl
 
-from mkdsl.graph import Node, UnsupportedError
+from mkdsl.graph import Node
 from mkdsl.lower._machine import Machine, Request, f32, spread
 from mkdsl.lower._types import Index, Layout, Ref, Value
-from mkdsl.lower.evaluate._evaluator import COMBINE, Evaluator, PerRow, filled
+from mkdsl.lower.evaluate._evaluator import COMBINE, GIVEN, Evaluator, PerRow, as_bool, filled, repeated
 from mkdsl.lower.mosaic._layouts import grid
 from mkdsl.schedule import SHARING
 
@@ -47,8 +47,12 @@ class Frame(Evaluator):
     def statistic(self, node: Node) -> PerRow:
         raise NotImplementedError
 
+    def given(self, node: Node) -> Value:
+        raise NotImplementedError
+
     def rules(self) -> dict[str, Callable[[Node], Value]]:
-        return {"param": self.param, "embed": self.embedding, "reduce": self.statistic}
+        given = dict.fromkeys(GIVEN, self.given)
+        return {"param": self.param, "embed": self.embedding, "reduce": self.statistic, **given}
 
     def is_view(self, node: Node) -> bool:
         return node.kind in ("broadcast", "reshape") and len(node.shape) == 1
@@ -65,7 +69,9 @@ class Frame(Evaluator):
 
     def full(self, value: Value) -> jax.Array:
         if isinstance(value, PerRow):
-            return spread(value.vector, self.shape, 0, self.layout) if value.vector.ndim else jnp.broadcast_to(value.vector, self.shape)
+            return (
+                spread(value.vector, self.shape, 0, self.layout) if value.vector.ndim else repeated(value.vector, self.shape, self.layout)
+            )
         return value if isinstance(value, jax.Array) else filled(value, self.shape)
 
     def stack(self, rows: list[jax.Array]) -> jax.Array:
@@ -106,8 +112,16 @@ class Rows(Frame):
     def _features(self, ref: Ref, row: Index) -> jax.Array:
         return self.m.load(Request(ref, (row,), None, (pl.ds(self.first, self.count),), self.layout.reduce(0)))
 
-    def param(self, node: Node) -> jax.Array:
-        return self.stack([self._features(self.m.refs[f"param{node.op.index}"], self.m.layer(node.op, self.iteration))])
+    def param(self, node: Node) -> Value:
+        ref, layer = self.m.refs[f"param{node.op.index}"], self.m.layer(node.op, self.iteration)
+        return PerRow(ref[layer]) if node.shape == () else self.stack([self._features(ref, layer)])
+
+    def given(self, node: Node) -> PerRow:
+        ref = self.m.given(node.id)
+        if self.sequences == 1:
+            return PerRow(as_bool(node, ref[self.sequence]))
+        rows = Request(ref, (), None, (pl.ds(self.sequence, self.sequences),), self.layout.reduce(1))
+        return PerRow(as_bool(node, self.m.load(rows)))
 
     def embedding(self, node: Node) -> jax.Array:
         rows = (embedding_row(self.m, node, self.sequence + s) for s in range(self.sequences))
@@ -133,10 +147,8 @@ class Rows(Frame):
 
 def embedding_row(m: Machine, node: Node, sequence: Index) -> tuple[Ref, Index]:
     """The table's reference and the row that a sequence looks up in it."""
-    table, index = (m.graph.node(i) for i in node.inputs)
-    if table.kind != "param" or table.op.stacked or index.kind not in ("token", "pos"):
-        raise UnsupportedError(f"{node.where}: mk.embed looks up `token` or `pos` in a leaf of params")
-    return m.refs[f"param{table.op.index}"], jnp.clip(m.refs[index.kind][sequence], 0, table.shape[0] - 1)
+    table = m.graph.node(node.inputs[0])
+    return m.refs[f"param{table.op.index}"], jnp.clip(m.address(node.inputs[1], sequence), 0, table.shape[0] - 1)
 
 
 @dataclasses.dataclass
@@ -200,13 +212,25 @@ class Cell(Frame):
         merged = [v * self.full(PerRow(w)) for v, w in zip(values, weights, strict=True)]
         return sum(merged[1:], merged[0]) * self.full(PerRow(1.0 / sum(weights[1:], weights[0])))  # divisions are slow
 
-    def param(self, node: Node) -> jax.Array:
+    def param(self, node: Node) -> Value:
+        if node.shape == ():
+            return PerRow(self.m.refs[f"param{node.op.index}"][self.m.layer(node.op, self.iteration)])
         if node.id not in self.weights:
             lead = (self.m.layer(node.op, self.iteration),)
             self.weights[node.id] = self.stack(
                 [self.m.load(r) for r in self._rows(self.m.refs[f"param{node.op.index}"], lead, self.split_k)]
             )
         return self.weights[node.id]
+
+    def given(self, node: Node) -> jax.Array:
+        """Row r is of sequence (height * group + r) // split_k."""
+        first, ref = self.height * self.group, self.m.given(node.id)
+        numbers = [ref[(first + r) // self.split_k] for r in range(0, self.height, min(self.split_k, self.height))]
+        rows, each = iota(self.m, self.shape, 0, self.layout), self.height // len(numbers)
+        out = repeated(numbers[0], self.shape, self.layout)
+        for n, number in enumerate(numbers[1:], 1):
+            out = jnp.where(rows >= n * each, repeated(number, self.shape, self.layout), out)
+        return as_bool(node, out)
 
     def prepare(self, roots: Sequence[int]) -> None:
         """Loads what does not depend on other workers: weights."""

@@ -15,7 +15,7 @@ from jax.experimental import pallas as pl
 from mkdsl.graph import AttentionPhase, Node, UnsupportedError
 from mkdsl.lower._machine import Machine, Request, spread
 from mkdsl.lower._types import Index, Layout, Ref, Value
-from mkdsl.lower.evaluate._evaluator import COMBINE, Evaluator, PerRow, filled
+from mkdsl.lower.evaluate._evaluator import COMBINE, GIVEN, Evaluator, PerRow, as_bool, filled, repeated
 from mkdsl.lower.mosaic._layouts import grid
 
 
@@ -64,7 +64,8 @@ class Heads(Evaluator):
         return Halves(*loaded)
 
     def rules(self) -> dict[str, Callable[[Node], Value]]:
-        return {"param": self._param, "rope": self._rope, "reduce": self._reduce}
+        given = dict.fromkeys(GIVEN, self._given)
+        return {"param": self._param, "rope": self._rope, "reduce": self._reduce, **given}
 
     def is_view(self, node: Node) -> bool:
         return node.kind in ("reshape", "broadcast")
@@ -78,10 +79,20 @@ class Heads(Evaluator):
     def full(self, value: Value) -> Halves:
         if isinstance(value, Halves):
             return value
-        wide = spread(value.vector, self.shape, 0, self.layout) if isinstance(value, PerRow) else filled(value, self.shape)
+        if isinstance(value, PerRow):
+            wide = (
+                spread(value.vector, self.shape, 0, self.layout) if value.vector.ndim else repeated(value.vector, self.shape, self.layout)
+            )
+        else:
+            wide = filled(value, self.shape)
         return Halves(wide, wide)
 
-    def _param(self, node: Node) -> Halves:
+    def _given(self, node: Node) -> PerRow:
+        return PerRow(as_bool(node, self.m.given(node.id)[self.sequence]))
+
+    def _param(self, node: Node) -> Value:
+        if node.shape == ():
+            return PerRow(self.m.refs[f"param{node.op.index}"][self.m.layer(node.op, self.iteration)])
         ref, lead = self.m.refs[f"param{node.op.index}"], (self.m.layer(node.op, self.iteration),)
         if node.width == self.phase.head_dim:  # the same for every head
             halves = [self.m.load(Request(ref, lead, None, (pl.ds(h * self.half, self.half),), self.layout.reduce(0))) for h in range(2)]
@@ -104,11 +115,10 @@ class Heads(Evaluator):
 
     def _rotation(self, node: Node) -> tuple[jax.Array, jax.Array]:
         """(cos, sin) of this sequence's position."""
-        if self.m.graph.node(node.inputs[1]).kind != "pos":
-            raise UnsupportedError(f"{node.where}: mk.rope rotates by `pos`; other positions have no tile lowering")
-        position = jnp.minimum(self.m.refs["pos"][self.sequence], self.phase.context - 1)
-        table = self.m.refs[f"rope{node.id}"]
-        return self._table(table, (position, 0)), self._table(table, (position, 1))
+        graph, table, row = self.m.graph, self.m.refs[f"rope{node.id}"], self.sequence
+        if graph.has_table(node):
+            row = jnp.minimum(self.m.refs["pos"][self.sequence], graph.position_limit - 1)
+        return self._table(table, (row, 0)), self._table(table, (row, 1))
 
     def _rope(self, node: Node) -> Halves:
         lo, hi = self.evaluate(node.inputs[0])
