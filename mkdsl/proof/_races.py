@@ -11,7 +11,7 @@ writes a row of instance n at home clears the same row of the slot that instance
 Hence (clear) all reads of that older instance happen before the clear. And (fence) between the clear and anyone else's first look at
 instance n + 1 the clearing worker fences and then signals, and that signal happens before the look. Relaxed signals order nothing by
 themselves, which is why the fence must come between. A worker sees its own clears without one. A phase looks at what it reads whole after
-its waits, but a fold may look at the older rows that its finish adds before them (`Schedule.preloads`).
+its waits, but a fold may look at the older rows that its epilogue adds before them (`Schedule.preloads`).
 
 Both kinds need (reuse): a slot's former readers are done before it is written again. Instance 0 has another writer, and its stores must
 not come late either: they are there once they are released, or fenced and signalled, or once someone else who read them whole is done.
@@ -171,9 +171,7 @@ class Accesses:
             former = self.writes.get(old, write)
             if former.phase != write.phase:
                 pairs = self._stores(former, write)
-                if isinstance(
-                    former.phase, MapPhase
-                ):  # stores each row once; of a fold's rows that were seen another store may be under way
+                if isinstance(former.phase, MapPhase):  # stores each row once; of a fold's seen rows another store may be under way
                     pairs = pairs.without(self._seen_whole(old, write))
                 yield from self._report(Rule.REUSE, old, former, write, pairs.late(fenced_after[former.index], write.clock))
             for read in self.reads.get(n + 1, ()):
@@ -181,7 +179,7 @@ class Accesses:
                     yield from self._report(rule, n + 1, write, read, pairs.late(fenced_after[write.index], clock))
 
     def _seen_whole(self, instance: int, then: Step) -> np.ndarray:
-        """[worker_class of the writer, worker_class]: whether a worker knows, in step `then`, that someone but the writer is done who read the whole of an
+        """[class of the writer, class]: whether a worker knows, in step `then`, that someone but the writer is done who read the whole of an
         instance. The writer itself may have seen its stores before others can."""
         seen = np.zeros((len(self.classes.size),) * 2, bool)
         for read in self.reads.get(instance, ()):
