@@ -171,9 +171,7 @@ class Accesses:
             former = self.writes.get(old, write)
             if former.phase != write.phase:
                 pairs = self._stores(former, write)
-                if isinstance(
-                    former.phase, MapPhase
-                ):  # stores each row once; of a fold's rows that were seen another store may be under way
+                if isinstance(former.phase, MapPhase):  # stores each row once; of a fold's seen rows another store may be under way
                     pairs = pairs.without(self._seen_whole(old, write))
                 yield from self._report(Rule.REUSE, old, former, write, pairs.late(fenced_after[former.index], write.clock))
             for read in self.reads.get(n + 1, ()):

@@ -181,8 +181,8 @@ def splits(r: Random, graph: OpGraph, s: Schedule) -> Schedule:
     plan = r.choice([p for p in s.phases if isinstance(p, AttentionPlan)])
     n, tensor = plan.splits * r.choice((2, 3)), graph.phase(plan.name).writes[0]
     scaled = tuple(tuple((f * n // plan.splits, c * n // plan.splits) for f, c in part) for part in plan.tasks)
-    changed = with_plan(s, plan.name, splits=n, tasks=scaled if r.random() < 0.7 else plan.tasks)
-    return r.choice((changed, with_tensor(s, tensor, splits=n), with_tensor(changed, tensor, splits=n)))
+    changed = with_plan(s, plan.name, splits=n, block=64, tasks=scaled if r.random() < 0.7 else plan.tasks)
+    return r.choice((changed, with_tensor(s, tensor, splits=n), with_tensor(changed, tensor, splits=n, dtype="float32")))
 
 
 def clusters(r: Random, graph: OpGraph, s: Schedule) -> Schedule:

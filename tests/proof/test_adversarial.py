@@ -114,7 +114,7 @@ def without(rule: Rule, patch: pytest.MonkeyPatch) -> None:
         patch.setattr(_verify.Accesses, name, blind(getattr(_verify.Accesses, name)))
 
 
-@pytest.mark.parametrize("rule", NEEDED)
+@pytest.mark.parametrize("rule", NEEDED, ids=lambda rule: rule.name)
 def test_each_condition_of_the_proof_is_needed(rule, monkeypatch):
     """Without it the proof would accept one of the corpus that fails."""
     kinds = itertools.chain([(NEEDED[rule], "random")], itertools.product(MUTATIONS, SOURCES))
