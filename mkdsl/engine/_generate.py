@@ -64,7 +64,7 @@ def load_model(directory: str | pathlib.Path, *, context: int | None = None, tok
 
     Args:
       directory: the checkpoint.
-      context: positions in the cache; see `positions`.
+      context: positions in the cache; by default 2048, or the whole tiles of what the model has been made for if that is less.
       tokenizer: the checkpoint's, where it has been loaded already.
 
     Returns:
@@ -78,8 +78,8 @@ def load_model(directory: str | pathlib.Path, *, context: int | None = None, tok
     """
     config = read_config(directory)
     context = positions(config, context)
-    decoder = default_decoder(config, context)
     tokenizer = tokenizer or load_tokenizer(directory)
+    decoder = default_decoder(config, context)
     config, params = load(directory)
     return Model(config=config, params=params, tokenizer=tokenizer, decoder=decoder, context=context)
 

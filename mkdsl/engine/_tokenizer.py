@@ -57,9 +57,7 @@ class Tokenizer:
 
     def _ids(self, text: str, *, special: bool) -> list[int]:
         if foreign := [c for c in text if "\ud800" <= c <= "\udfff"]:  # how Python keeps bytes of a command line that are not UTF-8
-            raise PromptError(
-                f"the prompt has {foreign[0]!r} at character {text.index(foreign[0])}: it is not UTF-8; give it as UTF-8 text"
-            )
+            raise PromptError(f"the prompt has {foreign[0]!r}, which is no character: it is not UTF-8; give it as UTF-8 text")
         return self.model.encode(text, add_special_tokens=special).ids
 
     def stream(self, tokens: Iterable[int]) -> Iterator[str]:
@@ -97,26 +95,28 @@ def load_tokenizer(directory: str | pathlib.Path) -> Tokenizer:
       MissingExtra: tokenizers is not installed.
     """
     with extra("hf"):
-        import tokenizers
-
         from mkdsl.engine._added_tokens import add_tokens, read_options
         from mkdsl.engine._llama_tokenizer import is_llama_tokenizer, with_llama_spaces
     directory = pathlib.Path(directory)
-    path = directory / "tokenizer.json"
-    if not path.exists():
-        raise CheckpointError(f"{path}: it is not there; download it with the model (SentencePiece's tokenizer.model is not supported)")
-    try:
-        model = tokenizers.Tokenizer.from_file(str(path))
-    except Exception as error:  # tokenizers raises nothing more specific
-        raise CheckpointError(f"{path}: broken ({error}); download it again") from None
+    model, options = _read(directory / "tokenizer.json"), read_options(directory)
     model.no_truncation()
     model.no_padding()
-    options = read_options(directory)
     if is_llama_tokenizer(directory, options):
         options = with_llama_spaces(model, options)
     model.encode_special_tokens = bool(options.get("split_special_tokens"))
     specials = add_tokens(model, directory, options)
     return Tokenizer(model=model, directory=directory, template=_template(directory, options), specials=specials)
+
+
+def _read(path: pathlib.Path) -> "tokenizers.Tokenizer":
+    import tokenizers
+
+    if not path.exists():
+        raise CheckpointError(f"{path}: it is not there; download it with the model (SentencePiece's tokenizer.model is not supported)")
+    try:
+        return tokenizers.Tokenizer.from_file(str(path))
+    except Exception as error:  # tokenizers raises nothing more specific
+        raise CheckpointError(f"{path}: broken ({error}); download it again") from None
 
 
 def _template(directory: pathlib.Path, options: Mapping[str, Any]) -> str | None:

@@ -41,7 +41,10 @@ def test_the_text_is_the_models(checkpoint):
     [
         (["--prompt", "hello", "--context", 10, "--max-tokens", 20], "mkdsl: the prompt takes 5 tokens of a context of 10, and 20 more"),
         (["--prompt", "hello", "--context", 1000], "mkdsl: a context of 1000 positions; it may have 1 to 256"),
-        (["--prompt", b"caf\xe9".decode(errors="surrogateescape")], r"mkdsl: the prompt has '\udce9' at character 3: it is not UTF-8"),
+        (
+            ["--prompt", b"caf\xe9".decode(errors="surrogateescape")],
+            r"mkdsl: the prompt has '\udce9', which is no character: it is not UTF-8",
+        ),
         (["--prompt", ""], "mkdsl: the prompt has no tokens"),
         (["--prompt", "hello", "--chat"], "mkdsl: {}: its chat template fails on this conversation (TypeError: "),
     ],
