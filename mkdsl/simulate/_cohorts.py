@@ -1,13 +1,11 @@
 """Who is simulated: cohorts of workers that have the same counts of items, and what each of them does in order."""
 
 import collections
-import dataclasses
 from collections.abc import Iterator, Sequence
 from typing import NamedTuple
 
 from mkdsl.graph import OpGraph, Phase
 from mkdsl.schedule import Awaited, Profile, Schedule, awaited
-from mkdsl.simulate._memory import Action, Source
 from mkdsl.simulate._work import Work, Workload
 
 Event = tuple[str, int]  # phase, iteration
@@ -22,20 +20,12 @@ class Step(NamedTuple):
     waits: tuple[Event, ...]
 
 
-@dataclasses.dataclass
-class Cohort:
-    """Workers that do the same at the same time: where their loader and their compute stand. units: the work of each, and its step's place."""
+class Cohort(NamedTuple):
+    """Workers that do the same at the same time."""
 
     number: int
     workers: tuple[int, ...]
-    source: Source
     steps: Sequence[Step]
-    units: Sequence[tuple[Work, int]]
-    issued: int = 0
-    landed: int = 0
-    freed: int = 0
-    landing: Action = lambda: None  # what a unit's landing does
-    waiting: list[Action] = dataclasses.field(default_factory=list)  # compute, for a unit to land
 
 
 def cohorts(graph: OpGraph, schedule: Schedule, profile: Profile, repeats: Sequence[int], paces: int) -> list[Cohort]:
@@ -50,9 +40,8 @@ def cohorts(graph: OpGraph, schedule: Schedule, profile: Profile, repeats: Seque
         busy = {p.name: (p, n) for p, n in zip(schedule.phases, counts, strict=True) if any(n)}
         works = {name: workload.of(graph.phase(name), p, n, splits) for name, (p, n) in busy.items()}
         steps = list(_steps(graph, schedule, works, repeats))
-        units = [(step.work, at) for at, step in enumerate(steps) for _ in range(step.work.units)]
         for same in filter(None, (workers[i::paces] for i in range(paces))):
-            found.append(Cohort(len(found), tuple(same), Source(len(same)), steps, units))
+            found.append(Cohort(len(found), tuple(same), steps))
     return found
 
 

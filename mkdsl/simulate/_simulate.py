@@ -9,14 +9,14 @@ it takes to be in steady state, and the rest is counted like the last ones, unle
 
 import collections
 import functools
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator, Sequence
 
 from mkdsl.graph import OpGraph
 from mkdsl.schedule import KIB, Profile, Schedule, interpolate, releases
 from mkdsl.simulate._cohorts import Cohort, Event, Step, cohorts
+from mkdsl.simulate._loader import Loader, Stream
 from mkdsl.simulate._memory import Action, EventQueue, Memory
 from mkdsl.simulate._timeline import Span, Timeline, timeline
-from mkdsl.simulate._work import Work
 
 SATURATED = 0.9  # of the bandwidth: with more bytes in flight than reach this, units wait for each other and not for memory's latency
 STEADY = 4  # iterations of a loop until the last two stand for the rest
@@ -40,7 +40,7 @@ def simulate(graph: OpGraph, schedule: Schedule, profile: Profile, *, whole: boo
     return _Simulation(graph, schedule, launched, whole, PACES if drift else (0.0,)).run()
 
 
-Wish = float | list[Action]
+Wish = float | Callable[[Action], None]
 
 
 class _Simulation:
@@ -52,7 +52,7 @@ class _Simulation:
         self.repeats = [s.repeats if whole else min(s.repeats, STEADY) for s in graph.segments]
         self.participants = {p.name: len(p.participants) for p in schedule.phases}
         self.released = {p.name for p in graph.phases if releases(graph, schedule, p)}
-        self.latencies: dict[float, float] = {}
+        self.latencies: dict[int, list[float]] = {}  # by the bytes of a unit
         self.left: dict[Event, int] = {}  # workers that have not signalled yet
         self.known: dict[Event, float] = {}  # when an event's counter was complete
         self.waiting: dict[Event, list[Action]] = collections.defaultdict(list)
@@ -60,80 +60,60 @@ class _Simulation:
         self.cohorts = cohorts(graph, schedule, profile, self.repeats, len(paces))
 
     def run(self) -> Timeline:
-        for cohort in self.cohorts:
-            cohort.landing = functools.partial(self._landed, cohort)
-            self._load(cohort)
-            self._resume(self._compute(cohort))
+        loaders = [self._start(cohort) for cohort in self.cohorts]
         self.queue.run()
-        asleep = [c.workers for c in self.cohorts if c.freed < len(c.units)]
+        asleep = [c.workers for c, loader in zip(self.cohorts, loaders, strict=True) if loader.folded < sum(s.work.units for s in c.steps)]
         if asleep or any(self.waiting.values()):
             raise ValueError(f"workers wait for ever: {asleep}")
         return timeline(self.graph, self.repeats, tuple(c.workers for c in self.cohorts), self.spans, self.queue.count)
 
-    # The loader.
+    def _start(self, cohort: Cohort) -> Loader:
+        streams = [
+            Stream(step.work, self._speed(cohort, place), self._latencies(step.work.unit_bytes)) for place, step in enumerate(cohort.steps)
+        ]
+        loader = Loader(self.queue, self.memory, len(cohort.workers), streams, self.schedule.num_stages, self.schedule.max_in_flight)
+        loader.load()
+        compute = self._compute(cohort, loader, streams)
 
-    def _load(self, cohort: Cohort) -> None:
-        """Issues what may be issued: its stage is free, and the unit `max_in_flight` places before has landed."""
-        s, c = self.schedule, cohort
-        while c.issued < len(c.units) and c.issued - c.freed < s.num_stages and c.issued - c.landed < s.max_in_flight:
-            work, place = c.units[c.issued]
-            c.issued += 1
-            speed = 1 + self.profile.drift * self.paces[(c.number + place) % len(self.paces)]  # nobody is always the slow one
-            in_flight = max(work.unit_bytes, min(work.unit_bytes * (c.issued - c.landed), self.saturated))
-            self.memory.fetch(c.source, work.streamed_bytes, speed, self._latency(in_flight), c.landing)
+        def go() -> None:
+            wish = next(compute, None)
+            if callable(wish):
+                wish(go)
+            elif wish is not None:
+                self.queue.at(wish, go)
 
-    def _latency(self, in_flight: float) -> float:
-        """From a unit's issue to its landing while memory keeps up, if every worker has so many bytes in flight: Little's law."""
-        if in_flight not in self.latencies:
-            self.latencies[in_flight] = self.profile.issue_us + in_flight / self.profile.worker_rate(in_flight)
-        return self.latencies[in_flight]
+        go()
+        return loader
 
-    def _landed(self, cohort: Cohort) -> None:
-        cohort.landed += 1
-        self._load(cohort)
-        self._wake(cohort.waiting)
+    def _speed(self, cohort: Cohort, place: int) -> float:
+        """Of a cohort's fetches in one of its steps: nobody is always the slow one."""
+        return 1 + self.profile.drift * self.paces[(cohort.number + place) % len(self.paces)]
 
-    # Compute: a generator that yields the time at which it goes on, or a list that it stands in until somebody wakes it.
+    def _latencies(self, unit_bytes: int) -> list[float]:
+        """From a unit's issue to its landing while memory keeps up, by how many units every worker has in flight already: Little's law."""
+        if unit_bytes not in self.latencies:
+            in_flight = [max(unit_bytes, min(unit_bytes * (n + 1), self.saturated)) for n in range(self.schedule.max_in_flight)]
+            self.latencies[unit_bytes] = [self.profile.issue_us + n / self.profile.worker_rate(n) if n else 0.0 for n in in_flight]
+        return self.latencies[unit_bytes]
 
-    def _resume(self, compute: Iterator[Wish]) -> None:
-        wish = next(compute, None)
-        if isinstance(wish, list):
-            wish.append(lambda: self._resume(compute))
-        elif wish is not None:
-            self.queue.at(wish, lambda: self._resume(compute))
+    # Compute: a generator that yields the time at which it goes on, or what it asks to wake it.
 
-    def _wake(self, sleepers: list[Action]) -> None:
-        going, sleepers[:] = list(sleepers), []
-        for go in going:
-            go()
-
-    def _compute(self, cohort: Cohort) -> Iterator[Wish]:
-        for step in cohort.steps:
+    def _compute(self, cohort: Cohort, loader: Loader, streams: Sequence[Stream]) -> Iterator[Wish]:
+        for step, stream in zip(cohort.steps, streams, strict=True):
             arrived = self.queue.now
             for event in step.waits:
-                while event not in self.known:
-                    yield self.waiting[event]
+                if event not in self.known:
+                    yield self.waiting[event].append
                 yield max(self.queue.now, self.known[event]) + self._trip(event[0] in self.released)
             known, released = self.queue.now, any(event[0] in self.released for event in step.waits)
             yield known + (self._trip(released) if step.phase.reads or step.phase.row_reads else 0.0) + step.work.read
             read = self.queue.now
             yield read + step.work.before
-            yield from self._fold(cohort, step.work)
+            yield functools.partial(loader.fold, stream)
             folded = self.queue.now
             yield folded + step.work.after
             self.spans.append(Span(cohort.number, step.phase.name, step.iteration, arrived, known, read, folded, self.queue.now))
             self._signal(cohort, step)
-
-    def _fold(self, cohort: Cohort, work: Work) -> Iterator[Wish]:
-        for pause, units in work.runs:
-            if pause:
-                yield self.queue.now + pause
-            for _ in range(units):
-                while cohort.landed == cohort.freed:
-                    yield cohort.waiting
-                yield self.queue.now + work.unit_us
-                cohort.freed += 1
-                self._load(cohort)
 
     def _signal(self, cohort: Cohort, step: Step) -> None:
         event = step.phase.name, step.iteration
@@ -141,9 +121,10 @@ class _Simulation:
         if not self.left[event]:
             released = step.phase.name in self.released
             self.known[event] = self.queue.now + self._trip(released) * (1 + released)
-            self._wake(self.waiting[event])
+            for go in self.waiting.pop(event, ()):
+                go()
 
     def _trip(self, released: bool) -> float:
         """One of a hand-off's trips through the memory system, as full as that is now."""
         curve, trips = (self.profile.released, 4) if released else (self.profile.handoff, 3)
-        return interpolate(curve, self.memory.in_flight / self.schedule.workers / KIB) / trips
+        return interpolate(curve, self.memory.in_flight() / self.schedule.workers / KIB) / trips

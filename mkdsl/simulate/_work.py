@@ -1,6 +1,7 @@
 """What a worker does in one execution of a phase, in microseconds by a GPU's profile: the cost model adds it up, the simulator plays it."""
 
 import dataclasses
+import functools
 import math
 from collections.abc import Sequence
 
@@ -42,13 +43,18 @@ class Work:
     unit_bytes: int = 0
     streamed_bytes: float = 0.0
 
-    @property
+    @functools.cached_property
     def units(self) -> int:
         return sum(n for _, n in self.runs)
 
     @property
     def pauses(self) -> float:
         return sum(pause for pause, _ in self.runs)
+
+    @functools.cached_property
+    def longest_pause(self) -> float:
+        """Of those between units."""
+        return max((pause for pause, _ in self.runs[1:]), default=0.0)
 
 
 class Workload:
