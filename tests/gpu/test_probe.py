@@ -39,7 +39,7 @@ def test_spans_and_rounds_when_the_timer_wraps():
 def test_slope():
     assert slope(MADE.reads) == pytest.approx(0.4 / 8192)
     with pytest.raises(RuntimeError, match="probe: times do not rise"):
-        slope(((8192, 1.5), (16384, 1.5)))
+        slope(((8192, 1.5), (16384, 1.25)))
 
 
 def test_the_nearest_profile():
