@@ -19,6 +19,7 @@ def run(*arguments):
     return CliRunner().invoke(app, ["generate", *map(str, arguments)])
 
 
+@pytest.mark.medium
 def test_generate_streams_text_and_reports_speed(checkpoint):
     result = run(checkpoint, "--prompt", "hello", "--max-tokens", 5)
     assert result.exit_code == 0, result.output
@@ -28,6 +29,7 @@ def test_generate_streams_text_and_reports_speed(checkpoint):
     assert "tokens/s" not in result.stdout
 
 
+@pytest.mark.medium
 def test_the_text_is_the_models(checkpoint):
     model = engine.load_model(checkpoint, context=32)
     prompt = model.tokenizer.encode_chat([{"role": "user", "content": "hé"}])
@@ -117,6 +119,7 @@ def test_what_a_kernel_does_not_take(checkpoint, monkeypatch):
     refused(run(checkpoint, "--prompt", "hello"), "mkdsl: argmax has out of embed=260")
 
 
+@pytest.mark.medium
 def test_weights_that_are_no_numbers(checkpoint):
     path = checkpoint / "model.safetensors"
     tensors = load_file(path)

@@ -13,6 +13,7 @@ from mkdsl.models import SHAPES, decode_step, init_cache
 SMOLLM2 = SHAPES["smollm2-135m"]
 
 
+@pytest.mark.medium
 def test_a_model_is_cut_to_its_first_layers(checkpoint):
     model = engine.load_model(checkpoint, context=64)
     config, params, kv = first_layers(model.config, model.params, init_cache(model.config, 64), 1)
@@ -24,6 +25,7 @@ def test_a_model_is_cut_to_its_first_layers(checkpoint):
     assert kv["k"].shape[0] == 1
 
 
+@pytest.mark.medium
 def test_the_error_is_relative_to_the_reference(checkpoint):
     model = engine.load_model(checkpoint, context=64)
     kv = init_cache(model.config, 64)

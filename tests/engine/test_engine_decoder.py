@@ -57,6 +57,7 @@ def test_what_does_not_fit(with_a_gpu):
         default_decoder(SMOLLM2, 512)
 
 
+@pytest.mark.medium
 def test_it_is_refused_before_a_weight_is_read(checkpoint, with_a_gpu):
     (checkpoint / "model.safetensors").write_bytes(b"")
     with_a_gpu(functools.partial(gpu.jit, target="h200"))

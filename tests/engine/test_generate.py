@@ -28,6 +28,7 @@ def greedy(model, prompt, count):
     return tokens[len(prompt) :]
 
 
+@pytest.mark.medium
 @pytest.mark.parametrize("length", [1, 2, 17, 40])
 def test_equals_decoding_the_prompt_step_by_step(model, length):
     model = dataclasses.replace(model, config=dataclasses.replace(model.config, eos=()), params=as_float32(model.params))
@@ -39,6 +40,7 @@ def as_float32(params):
     return jax.tree.map(lambda a: a.astype(jnp.float32), params)
 
 
+@pytest.mark.medium
 def test_long_prompts_are_filled_in_pieces(model, monkeypatch):
     whole = fill(model, range(50))
     monkeypatch.setattr(_prefill, "LARGEST", 16)
@@ -65,6 +67,7 @@ def test_pieces_are_powers_of_two(length, sizes):
     assert kept == list(range(length))
 
 
+@pytest.mark.medium
 def test_one_compilation_per_piece_size(model, caplog):
     model = dataclasses.replace(model, config=dataclasses.replace(model.config, eps=2e-5))  # shares no executable with other tests
     with jax.log_compiles():

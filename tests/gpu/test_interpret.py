@@ -15,10 +15,12 @@ def run(code: str, **variables: str) -> str:
     return done.stderr
 
 
+@pytest.mark.medium
 def test_imported_first_there_is_room():
     assert run(f"import mkdsl, jax; jax.numpy.zeros(1); {USE}") == ""
 
 
+@pytest.mark.medium
 @pytest.mark.skipif((os.cpu_count() or 1) >= 512, reason="one thread per core is enough here")
 def test_imported_late_it_says_so():
     late = f"import jax; jax.numpy.zeros(1); import mkdsl; {USE}"

@@ -32,6 +32,8 @@ def arguments(batch=None):
     return params, kv, np.full(lead, 3, np.int32), np.full(lead, 5, np.int32)
 
 
+@pytest.mark.medium
+@pytest.mark.usefixtures("race_detector")
 def test_stages():
     traced = mk.jit(step, target=SMALL, interpret=True).trace(*arguments())
     assert [p.kind for p in traced.graph.phases] == ["fold", "attention", "fold", "fold"]

@@ -29,6 +29,7 @@ def check(fold, batch: int) -> None:
     np.testing.assert_allclose(got[1], want[1], atol=2e-2)
 
 
+@pytest.mark.medium
 @pytest.mark.parametrize("batch", [3, pytest.param(8, marks=pytest.mark.slow)])
 def test_a_carry_of_two_arrays(batch):
     def step(carry, tile, x):
@@ -37,6 +38,7 @@ def test_a_carry_of_two_arrays(batch):
     check(lambda t, x: mk.fold(step, t, x, init=(0.0, 0.0), finish=lambda c: c[0] * jax.lax.rsqrt(c[1]), name="cosine"), batch)
 
 
+@pytest.mark.medium
 def test_a_maximum():
     def step(carry, tile, x):
         return jnp.maximum(carry, jnp.max(tile.astype(jnp.float32) + x, -1))
@@ -76,6 +78,7 @@ CALLS = (
 )
 
 
+@pytest.mark.medium
 def test_a_step_that_calls_functions():
     """Regression: under jax.checkpoint, lowering died with TracerArrayConversionError."""
     check(lambda t, x: mk.fold(lambda carry, tile, x: sum((f(tile, x) for f in CALLS), carry), t, x, name="distance"), 1)

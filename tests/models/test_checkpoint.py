@@ -113,6 +113,7 @@ def test_other_missing_modules_are_not_blamed_on_an_extra():
         import no_such_module  # noqa: F401
 
 
+@pytest.mark.medium
 def test_extras_are_imported_only_where_used():
     check = """
 import sys, mkdsl

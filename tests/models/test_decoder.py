@@ -31,6 +31,7 @@ def stepwise(config, params, tokens, dtype=jnp.float32):
     return np.array(best), np.stack(logits), kv
 
 
+@pytest.mark.medium
 @pytest.mark.parametrize("raw", FAMILIES.values(), ids=FAMILIES)
 def test_equals_plain_numpy(tmp_path, raw):
     tensors = random_tensors(raw)
@@ -41,6 +42,7 @@ def test_equals_plain_numpy(tmp_path, raw):
     np.testing.assert_array_equal(best, logits.argmax(-1))
 
 
+@pytest.mark.medium
 @pytest.mark.parametrize("raw", [LLAMA, QWEN3], ids=["llama", "qwen3"])
 def test_bf16_stays_near_float32(tmp_path, raw):
     tensors = random_tensors(raw)
@@ -63,6 +65,7 @@ def test_prefill_equals_stepwise(tmp_path, raw):
     jax.tree.map(lambda a, b: np.testing.assert_allclose(a, b, rtol=1e-4, atol=2e-5), filled, kv)
 
 
+@pytest.mark.medium
 def test_a_batch_is_vmap(tmp_path):
     config, params = models.load(write(tmp_path, QWEN3, random_tensors(QWEN3)))
     kv = models.init_cache(config, CONTEXT, batch=3)
@@ -78,6 +81,7 @@ def test_one_function_per_shape():
     assert models.decode_step(shape) is models.decode_step(models.SHAPES["qwen3-0.6b"])
 
 
+@pytest.mark.medium
 @pytest.mark.parametrize("raw", [LLAMA, QWEN3], ids=["llama", "qwen3"])
 def test_random_params_are_as_described(tmp_path, raw):
     config, loaded = models.load(write(tmp_path, raw, random_tensors(raw)))

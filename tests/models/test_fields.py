@@ -89,6 +89,7 @@ def test_a_byte_order_mark_is_no_text(tmp_path):
     assert read_config(tmp_path).hidden == LLAMA["hidden_size"]
 
 
+@pytest.mark.medium
 def test_files_are_utf_8_whatever_the_locale(tmp_path):
     (tmp_path / "config.json").write_text(json.dumps(LLAMA | {"_name": "é日"}, ensure_ascii=False), encoding="utf-8")
     read = "import locale, sys, mkdsl.models; print(locale.getpreferredencoding(False), mkdsl.models.read_config(sys.argv[1]).hidden)"

@@ -42,6 +42,7 @@ def close(a, b):
     jax.tree.map(lambda a, b: np.testing.assert_allclose(a, b, rtol=1e-4, atol=1e-5), a, b)
 
 
+@pytest.mark.medium
 def test_layers_are_a_loop():
     params, kv = model()
     x = mk.embed(params["embed"], 3)
@@ -52,12 +53,14 @@ def test_layers_are_a_loop():
     close(found, x)
 
 
+@pytest.mark.medium
 def test_layers_disagree():
     params, kv = model()
     with pytest.raises(ValueError, match=r"mk.layers: leaves of params and kv start with axes \[\(2,\), \(3,\)\]; stack every leaf"):
         mk.layers(layer, jnp.zeros(HIDDEN), params["layers"], tuple(jnp.zeros((3, *c.shape[1:])) for c in kv), 0)
 
 
+@pytest.mark.medium
 @settings(max_examples=6, deadline=None)
 @given(n=st.integers(1, CONTEXT), pads=st.integers(0, 3), seed=st.integers(0, 9))
 def test_prefill_equals_step_by_step(n, pads, seed):
@@ -74,6 +77,7 @@ def test_prefill_equals_step_by_step(n, pads, seed):
     np.testing.assert_array_equal(best[:n], np.argmax(logits, -1))
 
 
+@pytest.mark.medium
 def test_prefill_continues_a_cache():
     params, kv = model()
     tokens = np.arange(7, dtype=np.int32)
@@ -83,6 +87,7 @@ def test_prefill_continues_a_cache():
     close(rest, whole[4:])
 
 
+@pytest.mark.medium
 def test_a_batch_has_a_cache_for_each_sequence():
     params, kv = model()
     caches = jax.tree.map(lambda c: jnp.stack([c, c, c]), kv)

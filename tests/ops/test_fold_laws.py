@@ -54,6 +54,7 @@ def close(a, b):
     np.testing.assert_allclose(a, b, rtol=2e-5, atol=2e-5)
 
 
+@pytest.mark.medium
 @pytest.mark.parametrize("fold", FOLDS.values(), ids=FOLDS)
 @few
 @given(data=st.data())
@@ -79,6 +80,7 @@ def test_init_is_the_identity_of_merge(fold):
         jax.tree.map(close, merged_with_nothing, carry)
 
 
+@pytest.mark.medium
 @few
 @given(data=st.data())
 def test_attention_over_any_split_of_its_positions(data):

@@ -63,6 +63,7 @@ def attention(q, k, v, pos, scale, window, softcap):
     return np.concatenate(out)
 
 
+@pytest.mark.medium
 @few
 @given(
     kv_heads=st.integers(1, 3),
@@ -89,6 +90,7 @@ def test_attention_past_the_cache_is_nan():
     assert np.isfinite(mk.attention(q, kv, 2)).all()
 
 
+@pytest.mark.medium
 @few
 @given(count=st.sampled_from([None, 3]), width=st.integers(1, 40), weight=st.booleans(), seed=seeds)
 def test_rms_norm(count, width, weight, seed):
@@ -98,6 +100,7 @@ def test_rms_norm(count, width, weight, seed):
     check(lambda x, w: mk.rms_norm(x, w if weight else None, eps=1e-3), expected, x, w)
 
 
+@pytest.mark.medium
 @few
 @given(count=st.sampled_from([None, 3]), width=st.integers(2, 40), weight=st.booleans(), bias=st.booleans(), seed=seeds)
 def test_layer_norm(count, width, weight, bias, seed):
@@ -115,6 +118,7 @@ def rotated(x, pos, frequencies):
     return np.concatenate([turned.real, turned.imag], 1)
 
 
+@pytest.mark.medium
 @few
 @given(heads=st.integers(1, 3), half=st.integers(1, 16), pos=st.integers(0, 500), theta=st.sampled_from([1e4, 5e5]), seed=seeds)
 def test_rope(heads, half, pos, theta, seed):
@@ -160,6 +164,7 @@ def test_heads(count, head_dim):
     check(lambda x: mk.heads(x, count), x.reshape(count, head_dim), x)
 
 
+@pytest.mark.medium
 @few
 @given(kv_heads=st.integers(1, 3), context=st.integers(1, 9), pos=st.integers(0, 12), seed=seeds)
 def test_append_writes_one_position_and_nothing_past_the_end(kv_heads, context, pos, seed):

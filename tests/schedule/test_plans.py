@@ -46,7 +46,7 @@ def test_decisions_that_a_kind_does_not_have():
 
 
 def test_how_a_phase_is_cut_in_print():
-    assert FOLD_PLAN.tiling == "32 rows x 2, tile_k 64, k_stages 2, cluster 1, epilogue of 3, mma"
+    assert FOLD_PLAN.tiling == "32 rows x split_k 2, tile_k 64, epilogue of 3, mma, k_stages 2"
     assert ATTENTION_PLAN.tiling == "blocks of 64, splits 2, cluster 2"
     assert MAP_PLAN.tiling == "64 rows"
 

@@ -45,7 +45,7 @@ def test_print():
         "h200, batch 3: 12 us predicted",
         "  ring: 6 x 16384 bytes, 3 in flight; 123456 bytes of shared memory",
         "  map: 64 rows, 0.5 us",
-        "  wq: 16 rows x 4, tile_k 32, k_stages 1, cluster 2, epilogue of 1, mma, 2.2 us",
+        "  wq: 16 rows x split_k 4, tile_k 32, epilogue of 1, mma, cluster 2, 2.2 us",
         "  attention: blocks of 64, splits 2, cluster 2, 3.0 us",
     ]
 
