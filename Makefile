@@ -13,16 +13,19 @@ PYTHON ?= $(shell for p in python3.12 python3 python3.13 python3.14; do \
 EXTRAS = $(shell nvidia-smi >/dev/null 2>&1 && echo dev,cuda13 || echo dev)
 
 .DEFAULT_GOAL := help
-.PHONY: help demo test lint format clean setup
+.PHONY: help demo test test-fast lint format clean setup
 
 help: ## list the targets
-	@sed -n 's/^\([a-z]*\):.*## /\1 /p' $(MAKEFILE_LIST) | while read -r target what; do printf '  make %-8s %s\n' "$$target" "$$what"; done
+	@sed -n 's/^\([a-z-]*\):.*## /\1 /p' $(MAKEFILE_LIST) | while read -r target what; do printf '  make %-10s %s\n' "$$target" "$$what"; done
 
 demo: $(STAMP) ## the main job: SmolLM2 answers a question, and its decode step becomes one kernel
 	@$(BIN)/mkdsl demo
 
 test: lint $(AOT) ## lint, types and all tests but the slow ones
 	@$(BIN)/pytest -n $(JOBS)
+
+test-fast: lint $(AOT) ## the edit loop: lint and the quick tests, under a minute
+	@$(BIN)/pytest -n $(JOBS) -m "not slow and not medium"
 
 lint: $(STAMP) ## ruff and pyright
 	@$(BIN)/ruff check .

@@ -3,8 +3,8 @@
     python benchmarks/candidates.py llama-3.2-1b --batch 1 --context 512 --list
     for i in $(seq 0 11); do timeout 120 python benchmarks/candidates.py llama-3.2-1b --pick $i; done
 
-Candidates are the cheapest of every ring, and the winner's ring with fewer stages and other windows. One process each: a kernel
-that hung would take only its own with it. The last line of each run is `candidate,predicted_us,measured_us,error`.
+Candidates are the cheapest of every ring, and the winner's ring with fewer stages and other numbers of units in flight. One process
+each: a kernel that hung would take only its own with it. The last line of each run is `candidate,predicted_us,measured_us,error`.
 """
 
 import argparse
@@ -19,25 +19,26 @@ from decode_step import float32, kernel_us, shapes
 from mkdsl.graph import OpGraph, build_graph
 from mkdsl.lower import lower
 from mkdsl.models import SHAPES, decode_step, init_cache, random_params
-from mkdsl.schedule import Profile, Schedule, profile, shared_memory
+from mkdsl.schedule import KIB, Handoff, Profile, Schedule, profile, shared_memory
 from mkdsl.search import RINGS, cheapest, draft, timed, with_handoffs
 
-OTHERS = ((0, 1), (0, 3), (-1, 2), (-2, 2), (-3, 2), (-1, 3))  # stages more than the winner has, window
+OTHERS = ((0, 1), (0, 3), (-1, 2), (-2, 2), (-3, 2), (-1, 3))  # stages more than the winner has, units in flight
 
 
 def candidates(graph: OpGraph, batch: int, gpu: Profile) -> Iterator[Schedule]:
-    rings = (cheapest(graph, batch, gpu, "data", ring)[:1] for ring in RINGS)
-    found = [timed(graph, with_handoffs(graph, draft(graph, batch, "data", c)), gpu) for choices in rings for c in choices]
+    rings = (cheapest(graph, batch, gpu, Handoff.SENTINEL, ring)[:1] for ring in RINGS)
+    drafts = (draft(graph, batch, Handoff.SENTINEL, choice) for choices in rings for choice in choices)
+    found = [timed(graph, with_handoffs(graph, s), gpu) for s in drafts]
     yield from found
     best = min(found, key=lambda s: s.predicted_us)
-    for more, window in OTHERS:
-        stages = best.stages + more
-        if (more, window) != (0, best.window) and stages >= max(2, window):
-            memory = shared_memory(graph, best.phases, padded_batch=best.padded_batch, stages=stages, stage_bytes=best.stage_bytes)
-            yield timed(graph, dataclasses.replace(best, stages=stages, window=window, smem_bytes=memory.total), gpu)
+    for more, in_flight in OTHERS:
+        n = best.num_stages + more
+        if (more, in_flight) != (0, best.max_in_flight) and n >= max(2, in_flight):
+            memory = shared_memory(graph, best.phases, padded_batch=best.padded_batch, num_stages=n, stage_bytes=best.stage_bytes)
+            yield timed(graph, dataclasses.replace(best, num_stages=n, max_in_flight=in_flight, smem_bytes=memory.total), gpu)
 
 
-def main():
+def main() -> None:
     parser = argparse.ArgumentParser(description="Times one candidate schedule of a model.")
     parser.add_argument("model", choices=SHAPES)
     parser.add_argument("--batch", type=int, default=1)
@@ -51,7 +52,7 @@ def main():
     params, kv = shapes(abstract)
     graph, tree = build_graph(step, params, kv, one, one)
     for number, schedule in enumerate(candidates(graph, a.batch, target)):
-        ring = f"{schedule.stages} x {schedule.stage_bytes // 1024} KiB, window {schedule.window}"
+        ring = f"{schedule.num_stages} x {schedule.stage_bytes // KIB} KiB, {schedule.max_in_flight} in flight"
         if a.list:
             print(f"{number}: {ring}: {schedule.predicted_us:.0f} us predicted")
         if number == a.pick and not a.list:

@@ -1,6 +1,6 @@
 """One model's decode step on the GPU at hand: checked against float32, then timed beside plain `jax.jit` in the same run.
 
-    python benchmarks/decode_step.py llama-3.2-1b --batch 1 --context 512 [--form phased] [--handoff counter] [--launches 1000]
+    python benchmarks/decode_step.py llama-3.2-1b --batch 1 --context 512 [--form phased] [--handoff release-acquire] [--launches 1000]
         [--target a100] [--copies cp.async]
 
 Random weights and a random cache, positions near the end of the context. Kernel time is CUPTI's; a step is wall clock over 50 steps, the
@@ -21,7 +21,7 @@ from jax.experimental.mosaic.gpu import profiler
 from mkdsl.graph import build_graph
 from mkdsl.lower import lower
 from mkdsl.models import SHAPES, decode_step, init_cache, random_params
-from mkdsl.schedule import PROFILES
+from mkdsl.schedule import PROFILES, Handoff
 from mkdsl.search import search
 
 
@@ -58,7 +58,7 @@ def main():
     parser.add_argument("--batch", type=int, default=1)
     parser.add_argument("--context", type=int, default=512)
     parser.add_argument("--form", default="mega", choices=("mega", "phased"))
-    parser.add_argument("--handoff", default="data", choices=("data", "counter"))
+    parser.add_argument("--handoff", type=Handoff, default=Handoff.SENTINEL, choices=[*Handoff])
     parser.add_argument("--launches", type=int, default=1000)
     parser.add_argument("--target", default="h200", choices=PROFILES)
     parser.add_argument("--copies", choices=("cp.async",), help="by default what the target has")

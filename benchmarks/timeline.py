@@ -3,7 +3,7 @@
     python benchmarks/timeline.py llama-3.2-1b --batch 8 --context 512 [--target h200]
 
 For each phase, the median over workers and over the iterations of its loop but the first two, in microseconds: waiting for the
-input, reading it, folding, finishing; and `us`, from the last signal of the phase before to its own last signal. The stamps cost time
+input, reading it, folding, the epilogue; and `us`, from the last signal of the phase before to its own last signal. The stamps cost time
 themselves: the line above says how much.
 """
 
@@ -12,8 +12,8 @@ import argparse
 import jax
 import jax.numpy as jnp
 import numpy as np
+from decode_step import kernel_us, shapes
 
-from benchmarks.decode_step import kernel_us, shapes
 from mkdsl.graph import build_graph
 from mkdsl.lower import lower
 from mkdsl.models import SHAPES, decode_step, init_cache, random_params
@@ -25,7 +25,7 @@ SKIPPED = 2  # iterations of a loop until it is in steady state
 
 
 def measured(graph, stamps):
-    """Per phase of each loop (wait, read, fold, finish, us)."""
+    """Per phase of each loop (wait, read, fold, epilogue, us)."""
     order = [(name, i) for s in graph.segments for i in range(s.repeats) for name in s.phases]
     stamps = stamps.astype(np.int64) - stamps[stamps != 0].astype(np.int64).min()
     ends = np.where(stamps[..., -1] < 0, -1, stamps[..., -1]).max(axis=0)
@@ -76,12 +76,11 @@ def main():
     print(
         f"  kernel {kernel_us(plain, *args)[0]:.1f} us, with stamps {kernel_us(timed, *args)[0]:.1f} us; predicted {schedule.predicted_us:.0f} us"
     )
-    print(
-        f"  {'phase':<14}{'wait':>7}{'read':>7}{'fold':>7}{'finish':>7}{'us':>7}   predicted:{'wait':>7}{'read':>7}{'fold':>7}{'finish':>7}{'us':>7}"
-    )
+    columns = "".join(f"{name:>9}" for name in ("wait", "read", "fold", "epilogue", "us"))
+    print(f"  {'phase':<14}{columns}   predicted:{columns}")
     expected = predicted(program.graph, schedule, profile)
     for name, row in measured(program.graph, stamps).items():
-        print(f"  {name:<14}" + "".join(f"{x:7.1f}" for x in row) + " " * 13 + "".join(f"{x:7.1f}" for x in expected[name]))
+        print(f"  {name:<14}" + "".join(f"{x:9.1f}" for x in row) + " " * 13 + "".join(f"{x:9.1f}" for x in expected[name]))
 
 
 if __name__ == "__main__":

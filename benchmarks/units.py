@@ -6,6 +6,7 @@ Runs the kernels' own loops over units that are there already: a loader that say
 barriers included, on every SM at once.
 """
 
+import argparse
 import dataclasses
 import itertools
 import time
@@ -18,35 +19,38 @@ import jax.numpy as jnp
 from jax import lax
 from jax.experimental import pallas as pl
 
-from mkdsl.lower import ACC, Machine, Tile, accumulate, accumulate_async, store_sums, zeros
+from mkdsl.lower import Machine, Tile, zeros
+from mkdsl.lower.mosaic import ACC
+from mkdsl.lower.phases import accumulate, accumulate_async, store_sums
 
-STAGES, STAGE_BYTES = 2, 32 * 1024
+NUM_STAGES, STAGE_BYTES = 2, 32 * 1024
 SLOTS = 8  # tiles whose sums are kept
-TILES, CHUNKS = 5000, 2  # units of a launch: 10,000
-SHAPES = [(1, 8), (8, 1), (8, 2), (8, 4), (16, 4), (16, 8)]  # batch, parts
+TILES, UNITS = 5000, 2  # of a launch, and of a tile: 10,000 units
+SHAPES = [(1, 8), (8, 1), (8, 2), (8, 4), (16, 4), (16, 8)]  # batch, split_k
 
 
-def kernel(batch, parts, chunk, instruction, store):
-    """A launch of one CTA per SM that folds TILES tiles of CHUNKS units; returns their sums. `store`: puts each tile's sums in shared memory
+def kernel(batch: int, split_k: int, tile_k: int, instruction: str, store: str | None) -> Any:
+    """A launch of one CTA per SM that folds TILES tiles of UNITS units; returns their sums. `store`: puts each tile's sums in shared memory
     instead, "once" or "again", added to what is there."""
-    tile = Tile(64 // parts, parts, chunk, 1, parts * chunk * CHUNKS, batch)
+    tile = Tile(64 // split_k, split_k, tile_k, 1, split_k * tile_k * UNITS, batch)
     phase: Any = types.SimpleNamespace(name="p")
-    schedule: Any = types.SimpleNamespace(stages=STAGES, padded_batch=batch)
+    schedule: Any = types.SimpleNamespace(num_stages=NUM_STAGES, padded_batch=batch)
     graph: Any = None
-    written, read = tile.views(STAGES, STAGE_BYTES)
+    written, read = tile.views(NUM_STAGES, STAGE_BYTES)
     union = plgpu.RefUnion((tile.resident(),), (tile.operand(),))
 
-    rows = (1, SLOTS, 64, batch) if batch >= 8 else (1, batch, SLOTS, 64)
-    kept = dataclasses.replace(tile, pieces=2 if store == "again" else 1)
+    sums = (1, SLOTS, 64, batch) if batch >= 8 else (1, batch, SLOTS, 64)
+    kept = dataclasses.replace(tile, k_stages=2 if store == "again" else 1)
 
-    def body(out, ring, shared, finished, full, empty):
+    def body(out, ring, shared, kept_sums, full, empty):
         ((written,), (read,)), ((resident,), (operand,)) = ring, shared
-        m = Machine(graph, schedule, False, True, True)
+        m = Machine(graph, schedule, interpret=False, concurrent=True, tma=True)
         m.refs = {
-            "stage.p": (written, read),
+            "written.p": written,
+            "read.p": read,
             "resident.p": resident,
             "operand.p": operand,
-            "rows.p": finished,
+            "sums.p": kept_sums,
             "full": full,
             "empty": empty,
         }
@@ -55,23 +59,23 @@ def kernel(batch, parts, chunk, instruction, store):
         @pl.when(role == 1)
         def _():
             def issue(i, c):
-                pl.when(i >= STAGES)(lambda: plgpu.barrier_wait(empty.at[lax.rem(i, STAGES)]))
-                plgpu.barrier_arrive(full.at[lax.rem(i, STAGES)])
+                pl.when(i >= NUM_STAGES)(lambda: plgpu.barrier_wait(empty.at[lax.rem(i, NUM_STAGES)]))
+                plgpu.barrier_arrive(full.at[lax.rem(i, NUM_STAGES)])
                 return c
 
-            lax.fori_loop(0, TILES * CHUNKS, issue, 0)
+            lax.fori_loop(0, TILES * UNITS, issue, 0)
 
         @pl.when(role == 0)
         def _():
             def one(s, total):
-                i = s * CHUNKS
-                sums = accumulate_async(m, phase, tile, i) if instruction == "wgmma" else accumulate(m, phase, tile, None, i)
+                i = s * UNITS
+                found = accumulate_async(m, phase, tile, i) if instruction == "wgmma" else accumulate(m, phase, tile, None, i)
                 if store:
-                    store_sums(m, phase, kept, lax.rem(s, SLOTS), sums)
+                    store_sums(m, phase, kept, lax.rem(s, SLOTS), found)
                     return total
-                return [a + b for a, b in zip(total, sums, strict=True)]
+                return [a + b for a, b in zip(total, found, strict=True)]
 
-            shapes = [(64, 8 * tile.groups)] if instruction == "wgmma" else [(64, 8)] * tile.groups
+            shapes = [(64, 8 * tile.column_groups)] if instruction == "wgmma" else [(64, 8)] * tile.column_groups
             total = lax.fori_loop(0, TILES, one, [zeros(shape, ACC) for shape in shapes])
             out[lax.axis_index("sm")] = sum(jnp.sum(jnp.sum(x, axis=1)) for x in total)
 
@@ -83,9 +87,9 @@ def kernel(batch, parts, chunk, instruction, store):
             scratch_types=[
                 plgpu.RefUnion((written,), (read,)),
                 union,
-                plgpu.SMEM(rows, jnp.float32),
-                plgpu.Barrier(num_barriers=STAGES),
-                plgpu.Barrier(num_barriers=STAGES),
+                plgpu.SMEM(sums, jnp.float32),
+                plgpu.Barrier(num_barriers=NUM_STAGES),
+                plgpu.Barrier(num_barriers=NUM_STAGES),
             ],
             grid=(workers,),
             grid_names=("sm",),
@@ -96,25 +100,26 @@ def kernel(batch, parts, chunk, instruction, store):
     )
 
 
-def unit_us(run):
+def unit_us(run: Any) -> float:
     run().block_until_ready()
     times = []
     for _ in range(5):
         start = time.perf_counter()
         run().block_until_ready()
         times.append(time.perf_counter() - start)
-    return min(times) / (TILES * CHUNKS) * 1e6
+    return min(times) / (TILES * UNITS) * 1e6
 
 
-def main():
+def main() -> None:
+    argparse.ArgumentParser(description="Times a fold's units on the GPU at hand.").parse_args()
     print(jax.devices()[0].device_kind)
     print("us of a unit, and what storing a tile's sums takes, once and added to what is there")
-    print(f"{'batch x parts':<15}{'columns':>8}{'chunk':>7}{'mma':>9}{'once':>8}{'again':>8}{'wgmma':>9}{'once':>8}{'again':>8}")
-    for (batch, parts), chunk in itertools.product(SHAPES, (128, 256)):
-        line = f"{f'{batch} x {parts}':<15}{max(8, batch * parts):>8}{chunk:>7}"
+    print(f"{'batch x split_k':<17}{'columns':>8}{'tile_k':>8}{'mma':>9}{'once':>8}{'again':>8}{'wgmma':>9}{'once':>8}{'again':>8}")
+    for (batch, split_k), tile_k in itertools.product(SHAPES, (128, 256)):
+        line = f"{f'{batch} x {split_k}':<17}{max(8, batch * split_k):>8}{tile_k:>8}"
         for instruction in ("mma", "wgmma"):
-            unit, *stored = (unit_us(kernel(batch, parts, chunk, instruction, store)) for store in (None, "once", "again"))
-            line += f"{unit:>9.3f}" + "".join(f"{(us - unit) * CHUNKS:>8.3f}" for us in stored)
+            unit, *stored = (unit_us(kernel(batch, split_k, tile_k, instruction, store)) for store in (None, "once", "again"))
+            line += f"{unit:>9.3f}" + "".join(f"{(us - unit) * UNITS:>8.3f}" for us in stored)
         print(line, flush=True)
 
 

@@ -4,9 +4,10 @@ import jax
 import jax.numpy as jnp
 
 import mkdsl as mk
+from mkdsl.graph import AttentionPhase, FoldPhase, OpGraph
 from mkdsl.models import SHAPES, abstract_params, decode_step, init_cache
 from mkdsl.proof import verify_schedule
-from mkdsl.schedule import Schedule, profile
+from mkdsl.schedule import KIB, AttentionPlan, FoldPlan, Schedule, profile
 from mkdsl.search import explain
 
 CONTEXT = 4096
@@ -19,24 +20,36 @@ def trace(name, target):
     return mk.jit(decode_step(config), target=target).trace(abstract_params(config), kv, scalar, scalar)
 
 
-def walk_through(graph, schedule):
-    """The phase that streams most, in sentences."""
-    phase = max((p for p in graph.phases if graph.iterations(p) > 1), key=lambda p: p.streamed_bytes(1))
+def walk_through(graph: OpGraph, schedule: Schedule):
+    """The fold that streams most, in sentences, and attention."""
+    looped = [p for p in graph.phases if graph.iterations(p) > 1]
+    phase = max((p for p in looped if isinstance(p, FoldPhase)), key=lambda p: p.streamed_bytes(1))
     plan, part = schedule.plan(phase.name), phase.parts[0]
-    span = phase.k // plan.parts
+    assert isinstance(plan, FoldPlan)
     tiles = [n for _, n in plan.tasks[0]]
-    busiest, idle = max(tiles), tiles.count(0)
+    busy = [n for n in tiles if n]
     print(f"{phase.name} folds the rows of {' and '.join(part.weights)} [{part.rows}, {phase.k}] past an activation of {phase.k} features.")
-    print(f"  A tile is {plan.rows} output rows x {plan.parts} parts = 64 mma rows; a part is {span} elements of a row.")
-    unit = 64 * plan.chunk * 2 // 1024
-    print(f"  It is streamed in units of 64 x {plan.chunk}, {unit} KiB each: {span // plan.chunk} to a tile and matrix.")
-    print(f"  {sum(tiles)} tiles over {schedule.workers} workers: {min(n for n in tiles if n)} to {busiest} each, {idle} workers without.")
-    print(f"  The resident is staged in {plan.pieces} piece(s); up to {plan.group} tiles finish together.")
+    print(
+        f"  A tile is {plan.rows} output rows, each cut into {plan.split_k} pieces of {phase.k // plan.split_k}: 64 rows for the tensor cores."
+    )
+    print(f"  K stages, one after the other: {plan.k_stages}. Workers of a cluster, each with a piece of K of its own: {plan.cluster}.")
+    units = plan.stage_k(phase) // plan.tile_k
+    print(
+        f"  It is streamed in units of 64 x {plan.tile_k}, {plan.unit_bytes(phase) // KIB} KiB: {units} to a tile and matrix in each K stage."
+    )
+    print(f"  {sum(tiles)} tiles over {schedule.workers} workers: {min(busy)} to {max(busy)} each, {len(tiles) - len(busy)} without.")
+    print(f"  One epilogue finishes up to {plan.epilogue_tiles} tiles.")
     print(f"  It starts when {' and '.join(plan.waits)} has signalled." if plan.waits else "  It waits for nobody.")
-    attention = next(p for p in graph.phases if p.kind == "attention")
-    splits, blocks = schedule.plan(attention.name).splits, attention.k // schedule.plan(attention.name).chunk
-    print(f"attention has {attention.kv_heads} kv heads x {splits} splits = {attention.kv_heads * splits} items;", end=" ")
-    print(f"split s folds cache blocks s, s + {splits}, ... of {blocks}, and whoever reads the result merges the splits.")
+    attention = next(p for p in looped if isinstance(p, AttentionPhase))
+    plan = schedule.plan(attention.name)
+    assert isinstance(plan, AttentionPlan)
+    print(
+        f"attention has {attention.kv_heads} kv heads x {plan.splits} splits = {attention.kv_heads * plan.splits} items; split s folds",
+        end=" ",
+    )
+    print(
+        f"blocks s, s + {plan.splits}, ... of the cache's {attention.context // plan.block}, and whoever reads the result merges the splits."
+    )
 
 
 def main():

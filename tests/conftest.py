@@ -2,6 +2,7 @@
 
 import collections
 
+import jax
 import pytest
 
 
@@ -10,6 +11,25 @@ def own_cache(tmp_path_factory):
     with pytest.MonkeyPatch.context() as patch:
         patch.setenv("XDG_CACHE_HOME", str(tmp_path_factory.mktemp("cache")))
         yield
+
+
+@pytest.fixture
+def quick_compile():
+    """For what compiles much and computes little, as interpreted kernels do."""
+    jax.config.update("jax_disable_most_optimizations", True)
+    yield
+    jax.config.update("jax_disable_most_optimizations", False)
+
+
+@pytest.fixture
+def race_detector(quick_compile, capsys):
+    """Fails a test in whose interpreted kernels the race detector saw a race: by itself it only prints so."""
+    from mkdsl.engine._demo import RACE
+
+    yield
+    said = capsys.readouterr().out
+    print(said)
+    assert RACE not in said, said
 
 
 def pytest_terminal_summary(terminalreporter):

@@ -9,7 +9,7 @@ import tomllib
 import pytest
 
 ROOT = pathlib.Path(__file__).parent.parent
-PAGES = sorted([ROOT / "README.md", ROOT / "CHANGELOG.md", *(ROOT / "docs").glob("*.md")])
+PAGES = sorted([*ROOT.glob("*.md"), *(ROOT / "docs").glob("*.md")])
 FENCE = re.compile(r"^```(\w*)\n(.*?)^```$", re.MULTILINE | re.DOTALL)
 LINK = re.compile(r"\[[^\]]*\]\(([^)\s]+)\)")
 
@@ -22,6 +22,8 @@ def python_of(page: pathlib.Path) -> list[str]:
     return [code for language, code in FENCE.findall(page.read_text()) if language == "python"]
 
 
+@pytest.mark.medium
+@pytest.mark.usefixtures("race_detector")
 @pytest.mark.parametrize("page", [p for p in PAGES if python_of(p)], ids=name)
 def test_code_runs(page: pathlib.Path, tmp_path: pathlib.Path, monkeypatch: pytest.MonkeyPatch) -> None:
     """All the python of a page, one block after the other."""
@@ -58,11 +60,11 @@ def test_every_example_is_in_the_readme() -> None:
     assert {f"examples/{p.name}" for p in (ROOT / "examples").glob("*.py")} <= linked
 
 
-def test_the_readme_names_targets_that_make_has() -> None:
-    targets = set(re.findall(r"^(\w+):", (ROOT / "Makefile").read_text(), re.MULTILINE))
-    named = re.findall(r"^make (\w+)", (ROOT / "README.md").read_text(), re.MULTILINE)
-    assert named
-    assert set(named) <= targets
+@pytest.mark.parametrize("page", ["README.md", "CONTRIBUTING.md"])
+def test_pages_name_targets_that_make_has(page: str) -> None:
+    targets = set(re.findall(r"^([\w-]+):", (ROOT / "Makefile").read_text(), re.MULTILINE))
+    named = re.findall(r"\bmake ([\w-]+)", " ".join(code for _, code in FENCE.findall((ROOT / page).read_text())))
+    assert {"test", "test-fast"} <= set(named) <= targets
 
 
 def test_versions_agree() -> None:

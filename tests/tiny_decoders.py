@@ -1,4 +1,5 @@
-"""Small decoders that tests of graphs and kernels share: two of `mkdsl.models`, and two that only the DSL knows."""
+"""Small decoders that tests of graphs and kernels share: those of `mkdsl.models`, and some that only the DSL knows. Their weights come from numpy,
+which compiles nothing."""
 
 import dataclasses
 import functools
@@ -19,40 +20,51 @@ SMOL = dataclasses.replace(LLAMA, hidden=192, heads=3, tied=True)
 QWEN3 = dataclasses.replace(LLAMA, heads=4, kv_heads=2, head_dim=128, qk_norm=True, tied=True, theta=1e6, eps=1e-6)
 
 
+def float32(tree: Any) -> Any:
+    return jax.tree.map(lambda a: np.asarray(a, np.float32), tree)
+
+
 @dataclasses.dataclass(frozen=True)
 class Decoder:
-    """A decode step and its weights in bfloat16; `shape` is (layers, kv_heads, head_dim) of its cache."""
+    """A decode step and its weights in bfloat16; `shape` is (layers, kv_heads, head_dim) of its cache, or (kv_heads, head_dim) without layers."""
 
     step: Callable[..., Any]
     params: Any
-    shape: tuple[int, int, int]
+    shape: tuple[int, ...]
 
     def cache(self, context: int, *, batch: int | None = None, seed: int = 0) -> Any:
         """A cache full of numbers: what lies past `pos` must not matter."""
-        layers, kv_heads, head_dim = self.shape
-        shape = (layers, kv_heads, context, head_dim)
-        shape = shape if batch is None else (batch, *shape)
-        keys = jax.random.split(jax.random.key(seed + 100))
-        return {name: jax.random.normal(key, shape).astype(jnp.bfloat16) for name, key in zip("kv", keys, strict=True)}
+        shape = (*self.shape[:-1], context, self.shape[-1])
+        rng = np.random.default_rng(seed + 100)
+        return {name: _normal(rng, shape if batch is None else (batch, *shape)) for name in "kv"}
 
     def reference(self, kv: Any, token: Any, pos: Any) -> Any:
         """The decode step in float32, batched if the tokens are."""
-        params, kv = (jax.tree.map(lambda a: a.astype(jnp.float32), tree) for tree in (self.params, kv))
         step = self.step if np.ndim(token) == 0 else jax.vmap(self.step, (None, 0, 0, 0))
-        return jax.jit(step)(params, kv, token, pos)
+        return jax.jit(step)(float32(self.params), float32(kv), token, pos)
 
 
-def of(config: models.DecoderConfig) -> Decoder:
-    return Decoder(
-        models.decode_step(config), models.random_params(config, jax.random.key(1)), (config.layers, config.kv_heads, config.head_dim)
-    )
+def _normal(rng: np.random.Generator, shape: tuple[int, ...], *, mean: float = 0.0, scale: float = 1.0) -> jax.Array:
+    return jnp.asarray((mean + scale * rng.standard_normal(shape, np.float32)).astype(jnp.bfloat16))
+
+
+def of(config: models.DecoderConfig, seed: int = 1) -> Decoder:
+    """A model of `mkdsl.models`, its norms around 1."""
+    rng = np.random.default_rng(seed)
+
+    def draw(path: Any, leaf: Any) -> jax.Array:
+        norm = "norm" in path[-1].key
+        return _normal(rng, leaf.shape, mean=float(norm), scale=0.1 if norm else leaf.shape[-1] ** -0.5)
+
+    params = jax.tree.map_with_path(draw, models.abstract_params(config))
+    return Decoder(models.decode_step(config), params, (config.layers, config.kv_heads, config.head_dim))
 
 
 def drawn(shapes: dict[str, tuple[int, ...]], seed: int) -> dict[str, jax.Array]:
     """Matrices [.., out, in] over sqrt(in); vectors around 0."""
-    keys = jax.random.split(jax.random.key(seed), len(shapes))
+    rng = np.random.default_rng(seed)
     scales = {name: 0.2 if "norm" in name or "bias" in name else shape[-1] ** -0.5 for name, shape in shapes.items()}
-    return {n: (jax.random.normal(k, s) * scales[n]).astype(jnp.bfloat16) for k, (n, s) in zip(keys, shapes.items(), strict=True)}
+    return {name: _normal(rng, shape, scale=scales[name]) for name, shape in shapes.items()}
 
 
 @mk.tile
@@ -75,12 +87,17 @@ def parallel_step(params: Any, kv: Any, token: jax.Array, pos: jax.Array) -> Any
     return mk.argmax(logits), logits, kv
 
 
+def parallel_params(layers: int, hidden: int) -> dict[str, jax.Array]:
+    """Of so many parallel layers, stacked."""
+    shapes = {"wq": (256, hidden), "wk": (128, hidden), "wv": (128, hidden), "wo": (hidden, 256), "wi": (448, hidden), "wd": (hidden, 448)}
+    shapes |= {"norm": (hidden,), "norm_bias": (hidden,), "bias_q": (256,), "bias_k": (128,), "bias_v": (128,), "bias_o": (hidden,)}
+    return drawn({name: (layers, *shape) for name, shape in (shapes | {"bias_i": (448,)}).items()}, 3)
+
+
 @functools.cache
 def parallel(layers: int = 2) -> Decoder:
-    shapes = {"wq": (256, 128), "wk": (128, 128), "wv": (128, 128), "wo": (128, 256), "wi": (448, 128), "wd": (128, 448), "norm": (128,)}
-    shapes |= {"norm_bias": (128,), "bias_q": (256,), "bias_k": (128,), "bias_v": (128,), "bias_o": (128,), "bias_i": (448,)}
     params: dict[str, Any] = drawn({"embed": (192, 128), "head": (192, 128)}, 2)
-    return Decoder(parallel_step, params | {"layers": drawn({n: (layers, *s) for n, s in shapes.items()}, 3)}, (layers, 2, 64))
+    return Decoder(parallel_step, params | {"layers": parallel_params(layers, 128)}, (layers, 2, 64))
 
 
 @mk.tile
@@ -117,3 +134,24 @@ def gemma(layers: int = 2) -> Decoder:
     shapes |= {f"norm_{n}": (192,) for n in "abcd"}
     params: dict[str, Any] = drawn({"embed": (192, 192), "norm": (192,)}, 4)
     return Decoder(gemma_step, params | {"layers": drawn({n: (layers, *s) for n, s in shapes.items()}, 5)}, (layers, 2, 64))
+
+
+def attend_step(params: Any, kv: Any, token: jax.Array, pos: jax.Array, *, heads: int) -> Any:
+    """One attention between two folds: as few phases as have one of each kind that streams."""
+    x = mk.embed(params["embed"], token)
+    q, k, v = (mk.heads(mk.linear(params[name], x), count) for name, count in (("wq", heads), ("wk", 1), ("wv", 1)))
+    kv = mk.append(kv, mk.rope(k, pos), v, pos)
+    logits = x + mk.linear(params["wo"], mk.attention(mk.rope(q, pos), kv, pos))
+    return mk.argmax(logits), logits, kv
+
+
+@functools.cache
+def attend(heads: int = 3, head_dim: int = 64) -> Decoder:
+    shapes = {
+        "embed": (192, 192),
+        "wq": (heads * head_dim, 192),
+        "wk": (head_dim, 192),
+        "wv": (head_dim, 192),
+        "wo": (192, heads * head_dim),
+    }
+    return Decoder(functools.partial(attend_step, heads=heads), drawn(shapes, 6), (1, head_dim))

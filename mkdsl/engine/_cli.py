@@ -9,7 +9,9 @@ from mkdsl.engine._cli_explain import explain
 from mkdsl.engine._cli_generate import generate
 from mkdsl.engine._cli_probe import probe_command
 from mkdsl.engine._demo import demo
-from mkdsl.engine._generate import ContextError
+from mkdsl.engine._generate import LogitsError
+from mkdsl.engine._tokenizer import PromptError
+from mkdsl.gpu import ContextError
 from mkdsl.graph import UnsupportedError
 from mkdsl.models import CheckpointError, MissingExtra
 from mkdsl.proof import ScheduleError
@@ -17,7 +19,9 @@ from mkdsl.proof import ScheduleError
 REFUSALS = (
     CheckpointError,
     ContextError,
+    LogitsError,
     MissingExtra,
+    PromptError,
     ScheduleError,
     UnsupportedError,
 )  # the user's to put right: a traceback would only hide what to do
@@ -25,11 +29,14 @@ NO_GPU = ("no GPU: ", "no profile for ", "probe: ")  # how mkdsl.gpu's plain Run
 
 
 class Commands(typer.core.TyperGroup):
-    """Prints a command's refusal to stderr and exits with 1."""
+    """Prints a command's refusal to stderr in one line, and exits with 1, or with 2 where an argument is the reason."""
 
     def invoke(self, ctx: Any) -> Any:
         try:
             return super().invoke(ctx)
+        except typer.BadParameter as refusal:
+            typer.echo(f"mkdsl: {refusal.format_message()}", err=True)
+            raise typer.Exit(2) from None
         except REFUSALS as refusal:
             typer.echo(f"mkdsl: {refusal}", err=True)
             raise typer.Exit(1) from None

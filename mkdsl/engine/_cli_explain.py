@@ -6,12 +6,11 @@ import time
 from collections.abc import Callable
 from typing import Annotated, Any
 
-import jax
-import jax.numpy as jnp
 import typer
 
+from mkdsl.engine._decoder import check_context, shapes
 from mkdsl.graph import OpGraph, build_graph
-from mkdsl.models import SHAPES, CheckpointError, DecoderConfig, abstract_params, decode_step, init_cache, read_config
+from mkdsl.models import SHAPES, CheckpointError, DecoderConfig, decode_step, read_config
 from mkdsl.proof import verify_schedule
 from mkdsl.schedule import Profile, Schedule, profile, shared_memory
 from mkdsl.search import explain as report
@@ -28,19 +27,33 @@ def explain(
     k_split: Annotated[
         bool, typer.Option("--k-split/--no-k-split", help="Without: every resident whole, no fold split over workers, no limit.")
     ] = True,
-    trace: Annotated[pathlib.Path | None, typer.Option(help="Write the predicted timeline, SM by time, for ui.perfetto.dev.")] = None,
+    trace: Annotated[
+        pathlib.Path | None,
+        typer.Option(help="Write the predicted timeline, SM by time, for ui.perfetto.dev."),
+    ] = None,
 ) -> None:
     """Show the schedule of a model on a GPU: what was chosen and what came second, shared memory, predicted time and what bounds it."""
-    graph, gpu = graph_of(config_of(model), context), profile_of(target)
+    check_context(context)
+    if trace is not None:
+        check_writable(trace)
+    gpu, graph = profile_of(target), graph_of(config_of(model), context)
     (schedule, gpu), seconds = timed(lambda: _search(graph, batch, gpu, k_split))
     _, proof = timed(lambda: verify_schedule(graph, schedule, gpu))
     if trace is not None:
-        trace.write_text(json.dumps(trace_events(simulate(graph, schedule, gpu, whole=True))))
+        trace.write_text(json.dumps(trace_events(simulate(graph, schedule, gpu, whole=True))), encoding="utf-8")
     if as_json:
         typer.echo(json.dumps(numbers(graph, schedule, gpu) | {"search_seconds": seconds, "verify_seconds": proof}))
     else:
         typer.echo(report(graph, schedule, gpu, alternatives=k_split))
         typer.echo(f"searched in {seconds:.2f} s, proven in {proof:.3f} s")
+
+
+def check_writable(path: pathlib.Path) -> None:
+    """Opens a file that is written at the end: what is wrong with it is said at the beginning."""
+    try:
+        path.open("a", encoding="utf-8").close()
+    except OSError as error:
+        raise typer.BadParameter(f"{path} cannot be written ({error.strerror})", param_hint="--trace") from None
 
 
 def _search(graph: OpGraph, batch: int, gpu: Profile, k_split: bool) -> tuple[Schedule, Profile]:
@@ -67,9 +80,7 @@ def profile_of(target: str) -> Profile:
 
 def graph_of(config: DecoderConfig, context: int) -> OpGraph:
     """The operator DAG of a model's decode step, without its weights."""
-    integer = jax.ShapeDtypeStruct((), jnp.int32)
-    kv = jax.eval_shape(lambda: init_cache(config, context))
-    return build_graph(decode_step(config), abstract_params(config), kv, integer, integer)[0]
+    return build_graph(decode_step(config), *shapes(config, context))[0]
 
 
 def numbers(graph: OpGraph, schedule: Schedule, gpu: Profile) -> dict[str, Any]:

@@ -8,7 +8,9 @@ import rich.console
 import typer
 
 from mkdsl.engine import _generate
-from mkdsl.engine._generate import Model, Report, load_model
+from mkdsl.engine._generate import Model, Report, check_prompt, load_model, positions
+from mkdsl.engine._tokenizer import Tokenizer, load_tokenizer
+from mkdsl.models import read_config
 
 STOPPED = {"eos": "the model ended its answer", "max_tokens": "--max-tokens reached", "context": "the context is full: see --context"}
 
@@ -23,9 +25,19 @@ def generate(
     """Continue a prompt, greedily."""
     console = rich.console.Console(stderr=True)
     with console.status(f"loading {directory}"):
-        model = load_model(directory, context=context)
-    tokenizer = model.tokenizer
-    show(console, model, tokenizer.encode_chat([{"role": "user", "content": prompt}]) if chat else tokenizer.encode(prompt), max_tokens)
+        tokenizer, tokens = _prepared(directory, prompt, chat, max_tokens, context)
+        model = load_model(directory, context=context, tokenizer=tokenizer)
+    show(console, model, tokens, max_tokens)
+
+
+def _prepared(directory: pathlib.Path, prompt: str, chat: bool, max_tokens: int | None, context: int | None) -> tuple[Tokenizer, list[int]]:
+    """The tokenizer and the prompt's tokens: what is wrong with the arguments is said before the weights are loaded."""
+    config = read_config(directory)
+    room = positions(config, context)
+    tokenizer = load_tokenizer(directory)
+    tokens = tokenizer.encode_chat([{"role": "user", "content": prompt}]) if chat else tokenizer.encode(prompt)
+    check_prompt(config, room, tokens, max_tokens)
+    return tokenizer, tokens
 
 
 def show(console: rich.console.Console, model: Model, prompt: list[int], max_tokens: int | None) -> None:
@@ -44,9 +56,11 @@ def show(console: rich.console.Console, model: Model, prompt: list[int], max_tok
     pieces = model.tokenizer.stream(generation)
     with console.status(f"compiling, and prefill of {len(prompt)} tokens"):
         first = next(pieces, "")
-    for piece in itertools.chain([first], pieces):
-        typer.echo(piece, nl=False)
-    typer.echo()
+    try:
+        for piece in itertools.chain([first], pieces):
+            typer.echo(piece, nl=False)
+    finally:
+        typer.echo()  # what stopped it comes in a line of its own
     assert generation.report is not None  # the pieces are exhausted
     console.print(summary(generation.report, model.decoder.path), style="dim", highlight=False, soft_wrap=True)
 

@@ -10,13 +10,20 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 
-from mkdsl.engine._decoder import Decoder, default_decoder
+from mkdsl.engine._decoder import Decoder, check_context, default_decoder
 from mkdsl.engine._prefill import compile_fill, fill
 from mkdsl.engine._tokenizer import Tokenizer, load_tokenizer
 from mkdsl.gpu import ContextError
 from mkdsl.models import CheckpointError, DecoderConfig, init_cache, load, read_config
 
+DAMAGED = "a weight is no number, or one so large that sums overflow: download the checkpoint again"
+NOT_FINITE = -1  # no token: what stands for one whose logits are not numbers
 DEFAULT_CONTEXT = 2048  # a kernel is made for one context, and its cache is allocated whole: not every model's 131072 positions unasked
+TILE = 64  # positions: a kernel's context is a multiple
+
+
+class LogitsError(ArithmeticError):
+    """A step's logits are NaN or infinite: no token follows from them."""
 
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
@@ -52,12 +59,13 @@ class Generation:
         self.report = yield from self._tokens
 
 
-def load_model(directory: str | pathlib.Path, *, context: int | None = None) -> Model:
-    """Loads a Hugging Face checkpoint, ready to generate.
+def load_model(directory: str | pathlib.Path, *, context: int | None = None, tokenizer: Tokenizer | None = None) -> Model:
+    """Loads a Hugging Face checkpoint, ready to generate. On a GPU its kernel is compiled first: what cannot run is refused before loading.
 
     Args:
       directory: the checkpoint.
-      context: positions in the cache; by default 2048, or all that the model has been made for if those are fewer.
+      context: positions in the cache; by default 2048, or the whole tiles of what the model has been made for if that is less.
+      tokenizer: the checkpoint's, where it has been loaded already.
 
     Returns:
       The model.
@@ -65,15 +73,27 @@ def load_model(directory: str | pathlib.Path, *, context: int | None = None) -> 
     Raises:
       CheckpointError: the checkpoint cannot be used.
       ContextError: the model has not been made for so long a context.
+      UnsupportedError, ScheduleError: on a GPU, where no kernel takes the model's sizes or the context.
       MissingExtra: safetensors or tokenizers is not installed.
     """
     config = read_config(directory)
-    context = min(DEFAULT_CONTEXT, config.max_context) if context is None else context
-    if not 0 < context <= config.max_context:
-        raise ContextError(f"a context of {context} positions; this model has been made for 1 to {config.max_context}")
-    tokenizer = load_tokenizer(directory)
+    context = positions(config, context)
+    tokenizer = tokenizer or load_tokenizer(directory)
+    decoder = default_decoder(config, context)
     config, params = load(directory)
-    return Model(config=config, params=params, tokenizer=tokenizer, decoder=default_decoder(config), context=context)
+    return Model(config=config, params=params, tokenizer=tokenizer, decoder=decoder, context=context)
+
+
+def positions(config: DecoderConfig, context: int | None = None) -> int:
+    """A context that is asked for, or else 2048, or the whole tiles of what the model has been made for if that is less.
+
+    Raises:
+      ContextError: the model has not been made for it.
+    """
+    most = min(DEFAULT_CONTEXT, config.max_context)
+    context = (most - most % TILE or most) if context is None else context
+    check_context(context, config.max_context)
+    return context
 
 
 def generate(model: Model, prompt: Sequence[int], *, max_tokens: int | None = None) -> Generation:
@@ -90,27 +110,34 @@ def generate(model: Model, prompt: Sequence[int], *, max_tokens: int | None = No
     Raises:
       ContextError: the prompt is empty, or it and max_tokens exceed the context. Raised here, before anything is computed.
       CheckpointError: a token lies past the model's vocabulary.
+
+    The iterator raises LogitsError where a step's logits are NaN or infinite.
     """
+    check_prompt(model.config, model.context, prompt, max_tokens)
+    limit = max_tokens or model.context - len(prompt)
+    return Generation(_generate(model, prompt, limit, "context" if max_tokens is None else "max_tokens"))
+
+
+def check_prompt(config: DecoderConfig, context: int, prompt: Sequence[int], max_tokens: int | None) -> None:
+    """Raises what `generate` raises for a prompt: nothing else of the model is needed for it than its shape."""
     if max_tokens is not None and max_tokens < 1:
         raise ContextError(f"{max_tokens=}; ask for at least one")
-    room = _room(model, len(prompt), max_tokens)
-    if max(prompt) >= model.config.vocab:
-        raise CheckpointError(f"token {max(prompt)} lies past the vocabulary of {model.config.vocab}; the tokenizer is another model's")
-    return Generation(_generate(model, prompt, max_tokens or room, "context" if max_tokens is None else "max_tokens"))
-
-
-def _room(model: Model, prompt: int, max_tokens: int | None) -> int:
-    """How many tokens fit after the prompt, if those asked for do."""
     if not prompt:
         raise ContextError("the prompt has no tokens; give at least one")
-    room = model.context - prompt
-    if room >= (max_tokens or 1):
-        return room
-    asked = "nothing is left for an answer" if max_tokens is None else f"{max_tokens} more are asked for"
-    remedies = ["shorten the prompt"] if room < 1 else [f"ask for at most {room}"]
-    if model.context < model.config.max_context:
-        remedies.append(f"give a longer context (this model's may have up to {model.config.max_context} positions)")
-    raise ContextError(f"the prompt takes {prompt} tokens of a context of {model.context}, and {asked}; {' or '.join(remedies)}")
+    if max(prompt) >= config.vocab:
+        raise CheckpointError(f"token {max(prompt)} lies past the vocabulary of {config.vocab}; the tokenizer is another model's")
+    room = context - len(prompt)
+    if room < (max_tokens or 1):
+        asked = "nothing is left for an answer" if max_tokens is None else f"{max_tokens} more are asked for"
+        raise ContextError(
+            f"the prompt takes {len(prompt)} tokens of a context of {context}, and {asked}; {_remedy(config, context, room)}"
+        )
+
+
+def _remedy(config: DecoderConfig, context: int, room: int) -> str:
+    fewer = "shorten the prompt" if room < 1 else f"ask for at most {room}"
+    longer = f" or give a longer context (this model's may have up to {config.max_context} positions)"
+    return fewer + (longer if context < config.max_context else "")
 
 
 def _generate(model: Model, prompt: Sequence[int], limit: int, at_limit: Literal["max_tokens", "context"]) -> Generator[int, None, Report]:
@@ -123,6 +150,8 @@ def _generate(model: Model, prompt: Sequence[int], limit: int, at_limit: Literal
     stopped, times = at_limit, []
     for token in map(int, _one_ahead(_steps(model, kv, prompt, limit))):
         times.append(time.perf_counter())
+        if token == NOT_FINITE:
+            raise LogitsError(f"the logits after {len(prompt) + len(times) - 1} tokens are NaN or infinite; {DAMAGED}")
         if token in model.config.eos:
             stopped = "eos"
             break
@@ -139,8 +168,14 @@ def _generate(model: Model, prompt: Sequence[int], limit: int, at_limit: Literal
 def _steps(model: Model, kv: Any, prompt: Sequence[int], limit: int) -> Iterator[jax.Array]:
     token = jnp.int32(prompt[-1])
     for pos in range(len(prompt) - 1, len(prompt) - 1 + limit):
-        token, _, kv = model.decoder.step(model.params, kv, token, np.int32(pos))  # on the host, where the kernel's context check reads it
-        yield token
+        token, logits, kv = model.decoder.step(model.params, kv, token, np.int32(pos))  # pos on the host, where the kernel's check reads it
+        yield _checked(token, logits)
+
+
+@jax.jit
+def _checked(token: jax.Array, logits: jax.Array) -> jax.Array:
+    """The token, or NOT_FINITE: computed where the logits are, so that one number comes back as without the check."""
+    return jnp.where(jnp.isfinite(logits).all(), token, NOT_FINITE)
 
 
 def _one_ahead[T](steps: Iterator[T]) -> Iterator[T]:

@@ -57,7 +57,7 @@ def fetch_smollm2() -> pathlib.Path:
     with tempfile.TemporaryDirectory(dir=home.parent, prefix="unfinished-") as scratch:  # beside it: a rename stays on one file system
         source, made = _source(pathlib.Path(scratch)), pathlib.Path(scratch) / "checkpoint"
         convert(source, made)
-        (made / MANIFEST).write_text(json.dumps({p.name: _sha256(p) for p in made.iterdir()}, indent=2))
+        (made / MANIFEST).write_text(json.dumps({p.name: _sha256(p) for p in made.iterdir()}, indent=2), encoding="utf-8")
         shutil.rmtree(home, ignore_errors=True)
         made.rename(home)
     return home
@@ -66,7 +66,7 @@ def fetch_smollm2() -> pathlib.Path:
 def _is_whole(home: pathlib.Path) -> bool:
     """Whether every file is there as it was written."""
     try:
-        return all(_sha256(home / name) == digest for name, digest in json.loads((home / MANIFEST).read_text()).items())
+        return all(_sha256(home / name) == digest for name, digest in json.loads((home / MANIFEST).read_text(encoding="utf-8")).items())
     except (OSError, ValueError):
         return False
 
@@ -164,7 +164,7 @@ def _write_config(about: Mapping[str, Any], out: pathlib.Path) -> None:
         "bos_token_id": about["tokenizer.ggml.bos_token_id"],
         "eos_token_id": about["tokenizer.ggml.eos_token_id"],
     }
-    (out / "config.json").write_text(json.dumps(config, indent=2))
+    (out / "config.json").write_text(json.dumps(config, indent=2), encoding="utf-8")
 
 
 def _write_tokenizer(about: Mapping[str, Any], out: pathlib.Path) -> None:
@@ -180,4 +180,5 @@ def _write_tokenizer(about: Mapping[str, Any], out: pathlib.Path) -> None:
     tokenizer.add_special_tokens([AddedToken(word, special=True) for word, kind in zip(words, kinds, strict=True) if kind == CONTROL])
     tokenizer.save(str(out / "tokenizer.json"))
     ends = {f"{end}_token": words[about[f"tokenizer.ggml.{end}_token_id"]] for end in ("bos", "eos")}
-    (out / "tokenizer_config.json").write_text(json.dumps({**ends, "chat_template": about["tokenizer.chat_template"]}, indent=2))
+    options = {**ends, "chat_template": about["tokenizer.chat_template"]}
+    (out / "tokenizer_config.json").write_text(json.dumps(options, indent=2), encoding="utf-8")

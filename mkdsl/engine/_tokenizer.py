@@ -1,19 +1,20 @@
-"""Text to tokens and back: tokenizer.json, the chat template beside it, and text streamed by whole characters."""
+"""Text to tokens and back, as transformers has it for the same directory; and text streamed by whole characters."""
 
 import dataclasses
-import datetime
-import json
 import pathlib
 from collections.abc import Iterable, Iterator, Mapping, Sequence
-from typing import TYPE_CHECKING, Any, NoReturn
+from typing import TYPE_CHECKING, Any
 
-from mkdsl.models import CheckpointError, extra, read_json
+from mkdsl.models import CheckpointError, extra, read_json, read_text
 
 if TYPE_CHECKING:
     import tokenizers
 
 UNFINISHED = "\ufffd"  # what the first bytes of a character decode to while the rest is missing
-SPECIALS = ("bos_token", "eos_token", "pad_token", "unk_token")
+
+
+class PromptError(ValueError):
+    """A prompt is no text."""
 
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
@@ -26,8 +27,12 @@ class Tokenizer:
     specials: Mapping[str, str]
 
     def encode(self, text: str) -> list[int]:
-        """The tokens of plain text, with the model's beginning-of-sequence token where it wants one."""
-        return self.model.encode(text).ids
+        """The tokens of plain text, with the model's beginning-of-sequence token where it wants one.
+
+        Raises:
+          PromptError: the text was made of bytes that are not UTF-8.
+        """
+        return self._ids(text, special=True)
 
     def encode_chat(self, messages: Sequence[Mapping[str, str]]) -> list[int]:
         """The tokens of a conversation, up to where the assistant's answer begins.
@@ -39,13 +44,21 @@ class Tokenizer:
           Token ids.
 
         Raises:
-          CheckpointError: the model has no chat template, or its template refuses these messages.
+          CheckpointError: the model has no chat template, or its template refuses these messages or fails on them.
+          PromptError: a message was made of bytes that are not UTF-8.
           MissingExtra: jinja2 is not installed.
         """
         if self.template is None:
             raise CheckpointError(f"{self.directory}: has no chat template, so this is no chat model; leave out --chat")
-        text = _render(self.directory, self.template, messages=messages, add_generation_prompt=True, **self.specials)
-        return self.model.encode(text, add_special_tokens=False).ids  # the template writes them itself
+        with extra("hf"):
+            from mkdsl.engine._chat_template import render
+        about = {"messages": messages, "tools": None, "documents": None, "add_generation_prompt": True}
+        return self._ids(render(self.directory, self.template, about | dict(self.specials)), special=False)  # it writes them itself
+
+    def _ids(self, text: str, *, special: bool) -> list[int]:
+        if foreign := [c for c in text if "\ud800" <= c <= "\udfff"]:  # how Python keeps bytes of a command line that are not UTF-8
+            raise PromptError(f"the prompt has {foreign[0]!r}, which is no character: it is not UTF-8; give it as UTF-8 text")
+        return self.model.encode(text, add_special_tokens=special).ids
 
     def stream(self, tokens: Iterable[int]) -> Iterator[str]:
         """Text as its tokens arrive, never half a character. Special tokens show as nothing.
@@ -69,59 +82,51 @@ class Tokenizer:
 
 
 def load_tokenizer(directory: str | pathlib.Path) -> Tokenizer:
-    """Reads tokenizer.json, and tokenizer_config.json and chat_template.jinja where there are any.
+    """Reads tokenizer.json, the tokens that other files add to it, and the chat template where there is one.
 
     Args:
       directory: a Hugging Face checkpoint.
 
     Returns:
-      The tokenizer.
+      The tokenizer. It neither cuts nor pads, whatever tokenizer.json was saved with: transformers does neither unless it is asked to.
 
     Raises:
-      CheckpointError: tokenizer.json is missing or broken.
+      CheckpointError: tokenizer.json is missing or broken, or the tokens beside it are.
       MissingExtra: tokenizers is not installed.
     """
     with extra("hf"):
-        import tokenizers
+        from mkdsl.engine._added_tokens import add_tokens, read_options
+        from mkdsl.engine._llama_tokenizer import is_llama_tokenizer, with_llama_spaces
     directory = pathlib.Path(directory)
-    path = directory / "tokenizer.json"
-    if not path.exists():
-        raise CheckpointError(f"{path}: it is not there; download it with the model (SentencePiece's tokenizer.model is not supported)")
-    try:
-        model = tokenizers.Tokenizer.from_file(str(path))
-    except Exception as error:  # tokenizers raises nothing more specific
-        raise CheckpointError(f"{path}: broken ({error}); download it again") from None
-    about = directory / "tokenizer_config.json"
-    options = read_json(about) if about.exists() else {}
-    named = {key: options[key] for key in SPECIALS if options.get(key)}
-    specials = {key: value["content"] if isinstance(value, dict) else value for key, value in named.items()}
+    model, options = _read(directory / "tokenizer.json"), read_options(directory)
+    model.no_truncation()
+    model.no_padding()
+    if is_llama_tokenizer(directory, options):
+        options = with_llama_spaces(model, options)
+    model.encode_special_tokens = bool(options.get("split_special_tokens"))
+    specials = add_tokens(model, directory, options)
     return Tokenizer(model=model, directory=directory, template=_template(directory, options), specials=specials)
 
 
-def _template(directory: pathlib.Path, options: Mapping[str, Any]) -> str | None:
-    """chat_template.jinja, or tokenizer_config.json's: one string, or several by name of which "default" is meant."""
-    path = directory / "chat_template.jinja"
-    if path.exists():
-        return path.read_text()
-    template = options.get("chat_template")
-    if not isinstance(template, list):
-        return template
-    return {entry["name"]: entry["template"] for entry in template}.get("default")
+def _read(path: pathlib.Path) -> "tokenizers.Tokenizer":
+    import tokenizers
 
-
-def _render(directory: pathlib.Path, template: str, **values: Any) -> str:
-    """Renders a template as Hugging Face does. It comes with the weights, from anywhere: hence the sandbox."""
-    with extra("hf"):
-        import jinja2
-        from jinja2.sandbox import ImmutableSandboxedEnvironment
-
-    def raise_exception(message: str) -> NoReturn:
-        raise jinja2.TemplateError(message)
-
-    environment = ImmutableSandboxedEnvironment(trim_blocks=True, lstrip_blocks=True, extensions=["jinja2.ext.loopcontrols"])
-    environment.filters["tojson"] = lambda x, **options: json.dumps(x, ensure_ascii=False, **options)  # jinja2's own escapes for HTML
-    environment.globals |= {"raise_exception": raise_exception, "strftime_now": lambda form: datetime.datetime.now().strftime(form)}
+    if not path.exists():
+        raise CheckpointError(f"{path}: it is not there; download it with the model (SentencePiece's tokenizer.model is not supported)")
     try:
-        return environment.from_string(template).render(**values)
-    except jinja2.TemplateError as error:
-        raise CheckpointError(f"{directory}: its chat template refuses this conversation ({error})") from None
+        return tokenizers.Tokenizer.from_file(str(path))
+    except Exception as error:  # tokenizers raises nothing more specific
+        raise CheckpointError(f"{path}: broken ({error}); download it again") from None
+
+
+def _template(directory: pathlib.Path, options: Mapping[str, Any]) -> str | None:
+    """chat_template.jinja's, tokenizer_config.json's or chat_template.json's, in this order; of several by name the one named "default"."""
+    path, old = directory / "chat_template.jinja", directory / "chat_template.json"
+    if path.exists():
+        return read_text(path)
+    template = options.get("chat_template")
+    if template is None and old.exists():
+        template = read_json(old).get("chat_template")
+    if isinstance(template, list):
+        template = {entry.get("name"): entry.get("template") for entry in template if isinstance(entry, dict)}
+    return template.get("default") if isinstance(template, dict) else template

@@ -60,7 +60,7 @@ class Lowered:
         if not self.program.interpret:
             require_gpu()
         compiled = jax.jit(self.program, donate_argnums=() if self.program.interpret else (1,)).lower(*self.signature).compile()
-        return Compiled(compiled, self.signature, self.program.graph.context)
+        return Compiled(compiled, self.signature, self.program.graph.position_limit)
 
 
 @dataclasses.dataclass(frozen=True)

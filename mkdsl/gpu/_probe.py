@@ -84,9 +84,9 @@ def _stream(workers: int, source: jax.Array) -> Curve:
     units = STREAMED // (UNIT_KIB * KIB * workers)
     kernel = kernels.stream(workers, units)
 
-    def once(window: int) -> np.ndarray:
-        results, landed = kernel(source, np.array([window], np.int32))
-        _check_landed(landed, window, units, source.shape[0])
+    def once(in_flight: int) -> np.ndarray:
+        results, landed = kernel(source, np.array([in_flight], np.int32))
+        _check_landed(landed, in_flight, units, source.shape[0])
         return _rows(results, workers)
 
     streamed = units * workers * UNIT_KIB * KIB
@@ -103,9 +103,9 @@ def _reads(workers: int, source: jax.Array) -> Curve:
     return tuple((kib * KIB, _round_us(kernel, workers, source, READ_WINDOW, release=False)) for kib, kernel in made.items())
 
 
-def _round_us(kernel: Callable[..., jax.Array], workers: int, source: jax.Array, window: int, *, release: bool) -> float:
+def _round_us(kernel: Callable[..., jax.Array], workers: int, source: jax.Array, in_flight: int, *, release: bool) -> float:
     def once() -> float:
-        results = _rows(kernel(source, np.array([window], np.int32)), workers)
+        results = _rows(kernel(source, np.array([in_flight], np.int32)), workers)
         _check_arrived(results, release=release)
         return round_us(results)
 
@@ -121,13 +121,13 @@ def _median(once: Callable[[], float]) -> float:
     return float(np.median([once() for _ in range(REPEATS)]))
 
 
-def _check_landed(landed: jax.Array, window: int, units: int, blocks: int) -> None:
+def _check_landed(landed: jax.Array, in_flight: int, units: int, blocks: int) -> None:
     """The last units of every worker are in its stages: block b is filled with the number b."""
-    workers, slots = landed.shape[0], np.arange(window)
-    last = units - 1 - (units - 1 - slots) % window  # the last unit of each slot
+    workers, slots = landed.shape[0], np.arange(in_flight)
+    last = units - 1 - (units - 1 - slots) % in_flight  # the last unit of each slot
     expected = (last * workers + np.arange(workers)[:, None]) % blocks
-    if not (np.asarray(landed[:, :window]) == expected[:, :, None, None]).all():
-        raise RuntimeError(f"probe: the stream read wrong data, with {window} units in flight")
+    if not (np.asarray(landed[:, :in_flight]) == expected[:, :, None, None]).all():
+        raise RuntimeError(f"probe: the stream read wrong data, with {in_flight} units in flight")
 
 
 def _check_arrived(results: np.ndarray, *, release: bool) -> None:

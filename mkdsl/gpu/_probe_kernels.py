@@ -1,6 +1,6 @@
 """Kernels that measure a GPU: a stream that nobody reads, and rounds of grid-wide hand-offs under it.
 
-Both stream as a decode kernel's loader does, through TMA with a window of units in flight. A hand-off is the decode kernel's too: store,
+Both stream as a decode kernel's loader does, through TMA with a few units in flight. A hand-off is the decode kernel's too: store,
 count up, wait, read everything. Every wait is bounded: a hand-off that fails ends the kernel with a flag instead of hanging the GPU.
 """
 
@@ -36,18 +36,18 @@ STARTED, ENDED, ARRIVED, AGAIN, COLUMNS = 0, 1, 2, 3, 4  # a worker's row of res
 
 @dataclasses.dataclass(frozen=True)
 class Ring:
-    """The loader's side: unit i of worker w is block i * workers + w of the source, and lands in stage i % window."""
+    """The loader's side: unit i of worker w is block i * workers + w of the source, and lands in stage i % in_flight."""
 
     source: Any
     stages: Any
     full: Any
-    window: Any
+    in_flight: Any
     workers: int
 
     def issue(self, i: Any) -> None:
-        """Fetches unit i once unit i - window has landed."""
-        slot = lax.rem(i, self.window)
-        pl.when(i >= self.window)(lambda: plgpu.barrier_wait(self.full.at[slot]))
+        """Fetches unit i once unit i - in_flight has landed."""
+        slot = lax.rem(i, self.in_flight)
+        pl.when(i >= self.in_flight)(lambda: plgpu.barrier_wait(self.full.at[slot]))
         block = lax.rem(i * self.workers + lax.axis_index("sm"), self.source.shape[0])
         plgpu.copy_gmem_to_smem(self.source.at[block], self.stages.at[slot], self.full.at[slot])
 
@@ -55,27 +55,27 @@ class Ring:
         """Waits for what is in flight after n units."""
 
         def landed(i: Any, _: Any) -> Any:
-            plgpu.barrier_wait(self.full.at[lax.rem(i, self.window)])
+            plgpu.barrier_wait(self.full.at[lax.rem(i, self.in_flight)])
             return _
 
-        lax.fori_loop(jnp.maximum(n - self.window, 0), n, landed, i32(0))
+        lax.fori_loop(jnp.maximum(n - self.in_flight, 0), n, landed, i32(0))
 
 
 def stream(workers: int, units: int) -> Callable[..., tuple[jax.Array, jax.Array]]:
     """A kernel that streams `units` units a worker.
 
-    Called with (source int32 [blocks, *BLOCK], window int32 [1], 1 to MOST), it returns the results [workers, COLUMNS] (STARTED and
-    ENDED, nanoseconds modulo 2^32) and the stages as they end [workers, MOST, *BLOCK], of which the first `window` are written.
+    Called with (source int32 [blocks, *BLOCK], in_flight int32 [1], 1 to MOST), it returns the results [workers, COLUMNS] (STARTED and
+    ENDED, nanoseconds modulo 2^32) and the stages as they end [workers, MOST, *BLOCK], of which the first `in_flight` are written.
     """
 
-    def body(source: Any, window: Any, out: Any, landed: Any, stages: Any, full: Any) -> None:
-        ring = Ring(source, stages, full, window[0], workers)
+    def body(source: Any, in_flight: Any, out: Any, landed: Any, stages: Any, full: Any) -> None:
+        ring = Ring(source, stages, full, in_flight[0], workers)
         stamp(out, STARTED)
         lax.fori_loop(0, units, lambda i, c: (ring.issue(i), c)[1], i32(0))
         ring.drain(i32(units))
         stamp(out, ENDED)
         worker = lax.axis_index("sm")
-        lax.fori_loop(0, window[0], lambda s, c: (plgpu.copy_smem_to_gmem(stages.at[s], landed.at[worker, s]), c)[1], i32(0))
+        lax.fori_loop(0, in_flight[0], lambda s, c: (plgpu.copy_smem_to_gmem(stages.at[s], landed.at[worker, s]), c)[1], i32(0))
         plgpu.wait_smem_to_gmem(0)
 
     out = [_results(workers), jax.ShapeDtypeStruct((workers, MOST, *BLOCK), i32)]
@@ -86,7 +86,7 @@ def stream(workers: int, units: int) -> Callable[..., tuple[jax.Array, jax.Array
 def handoff(workers: int, kib: int, *, release: bool) -> Callable[..., jax.Array]:
     """A kernel of ROUNDS hand-offs of a vector of `kib` KiB, to which all workers contribute and which all read.
 
-    Called with (source int32 [blocks, *BLOCK], window int32 [1], 0 to MOST: units kept in flight meanwhile), it returns the results
+    Called with (source int32 [blocks, *BLOCK], in_flight int32 [1], 0 to MOST: units kept in flight meanwhile), it returns the results
     int32 [workers, COLUMNS]: STARTED and ENDED around the rounds after WARM (nanoseconds modulo 2^32), ARRIVED (1, or 0 if something
     never came), AGAIN (how often data was looked at in vain).
 
@@ -94,12 +94,12 @@ def handoff(workers: int, kib: int, *, release: bool) -> Callable[..., jax.Array
     proves itself without being cleared. With `release`, counters order it, and no look may be in vain.
     """
 
-    def body(source: Any, window: Any, vector: Any, counter: Any, out: Any, stages: Any, full: Any, stop: Any) -> None:
+    def body(source: Any, in_flight: Any, vector: Any, counter: Any, out: Any, stages: Any, full: Any, stop: Any) -> None:
         role = lax.axis_index("wg")
 
         @pl.when(role == LOADER)
         def _() -> None:
-            _stream_until(stop, Ring(source, stages, full, window[0], workers))
+            _stream_until(stop, Ring(source, stages, full, in_flight[0], workers))
 
         @pl.when(role == COMPUTE)
         def _() -> None:
@@ -114,8 +114,8 @@ def handoff(workers: int, kib: int, *, release: bool) -> Callable[..., jax.Array
 
     kernel = _kernel(body, workers, [_results(workers)], [*_ring_types(), plgpu.Barrier()], num_threads=2, thread_name="wg")
 
-    def run(source: jax.Array, window: jax.Array) -> jax.Array:
-        (out,) = kernel(source, window, jax.new_ref(jnp.zeros((2, 1, kib * KIB // 4), f32)), jax.new_ref(jnp.zeros((1,), i32)))
+    def run(source: jax.Array, in_flight: jax.Array) -> jax.Array:
+        (out,) = kernel(source, in_flight, jax.new_ref(jnp.zeros((2, 1, kib * KIB // 4), f32)), jax.new_ref(jnp.zeros((1,), i32)))
         return out
 
     return jax.jit(run)
@@ -143,13 +143,13 @@ def _store(out: Any, column: int, value: Any) -> None:
 
 
 def _stream_until(stop: Any, ring: Ring) -> None:
-    """Streams until somebody arrives at `stop`; not at all with a window of 0."""
+    """Streams until somebody arrives at `stop`; not at all with a in_flight of 0."""
 
     def one(state: Any) -> Any:
         ring.issue(state[0])
         return state[0] + 1, plgpu.barrier_test(stop)
 
-    n, _ = lax.while_loop(lambda s: (s[0] < UNITS) & ~s[1], one, (i32(0), ring.window == 0))
+    n, _ = lax.while_loop(lambda s: (s[0] < UNITS) & ~s[1], one, (i32(0), ring.in_flight == 0))
     ring.drain(n)
 
 

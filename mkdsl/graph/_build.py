@@ -7,6 +7,7 @@ from typing import Any
 
 import jax
 
+from mkdsl.graph._given import find_given
 from mkdsl.graph._orders import orders
 from mkdsl.graph._rewrite import pull_out_scalars
 from mkdsl.graph._trace import trace
@@ -29,11 +30,14 @@ def build_graph(f: Callable[..., Any], params: Any, kv: Any, token: Any, pos: An
       UnsupportedError: something in f has no tile lowering.
     """
     tracer, outputs, tree = trace(f, params, kv, token, pos)
+    constants = find_given(tracer, len(jax.tree.leaves(params)))
     pull_out_scalars(tracer)
     now = tracer.replaced
     carries = tuple((carry, now.get(init, init), now.get(final, final)) for carry, init, final in tracer.carries)
     context = min((leaf.shape[-2] for leaf in jax.tree.leaves(kv)), default=0)
-    graph, *others = orders(DecodeStep(tracer.dag, tuple(tracer.repeats), carries, tuple(now.get(o, o) for o in outputs), context))
+    graph, *others = orders(
+        DecodeStep(tracer.dag, tuple(tracer.repeats), carries, tuple(now.get(o, o) for o in outputs), context, constants)
+    )
     verify_graph(graph)
     return dataclasses.replace(graph, others=tuple(filter(_has_a_lowering, others))), tree
 

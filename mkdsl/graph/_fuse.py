@@ -14,7 +14,7 @@ from mkdsl.graph._types import Code, DecodeStep, Node, UnsupportedError, depth
 from mkdsl.ops import LINEAR
 
 ROWWISE = frozenset(("map", "broadcast", "reshape"))
-GIVEN = frozenset(("param", "cache", "literal", "token", "pos"))
+GIVEN = frozenset(("param", "cache", "literal", "token", "pos", "given"))
 
 
 class Fuser:
@@ -47,23 +47,23 @@ class Fuser:
         for segment in range(len(self.repeats)):
             waiting = [i for i in self.order if self.node(i).segment == segment and self.node(i).kind in ("fold", "attention")]
             while waiting:
-                ready = self._groups(waiting)
+                ready = self._next_phases(waiting)
                 which = script[len(self.taken)] if len(self.taken) < len(script) else 0
                 self.taken.append((which, len(ready)))
-                group = ready[which]
-                if self.node(group[0]).kind == "attention":
-                    self._attention(segment, group[0])
+                siblings = ready[which]
+                if self.node(siblings[0]).kind == "attention":
+                    self._attention(segment, siblings[0])
                 else:
-                    self._folds(segment, group)
-                waiting = [i for i in waiting if i not in group]
+                    self._folds(segment, siblings)
+                waiting = [i for i in waiting if i not in siblings]
             self._leftovers(segment)
         return self
 
-    def _groups(self, waiting: list[int]) -> list[list[int]]:
+    def _next_phases(self, waiting: list[int]) -> list[list[int]]:
         """What could be the next phase: each an attention, or folds that stream past the same resident."""
         out: list[list[int]] = []
         for id in filter(self._ready, waiting):
-            home = next((group for group in out if self._siblings(id, group[0])), None)
+            home = next((siblings for siblings in out if self._siblings(id, siblings[0])), None)
             out.append([id]) if home is None else home.append(id)
         return out
 
@@ -115,14 +115,14 @@ class Fuser:
 
     # Phases.
 
-    def _folds(self, segment: int, group: list[int]) -> None:
-        cone = self._cone(group, segment)
-        written = {i: t for i in self.order if i in cone and (t := self._written(i, cone, segment, group))}
-        parts = self._zip(group, written, cone)
-        first = self.node(group[0])
+    def _folds(self, segment: int, siblings: list[int]) -> None:
+        cone = self._cone(siblings, segment)
+        written = {i: t for i in self.order if i in cone and (t := self._written(i, cone, segment, siblings))}
+        parts = self._zip(siblings, written, cone)
+        first = self.node(siblings[0])
         resident = first.inputs[1]
         inner = self.dag.subgraph(cone)
-        computed = {n for id in written for n in nx.ancestors(inner, id) | {id}} - set(group)
+        computed = {n for id in written for n in nx.ancestors(inner, id) | {id}} - set(siblings)
         epilogue = sorted({i for n in computed for i in self.node(n).inputs} - cone)
         stats = self._reductions([resident, *epilogue])
         phase = FoldPhase(
@@ -138,11 +138,11 @@ class Fuser:
         wide = all(self.node(self.node(r).inputs[0]).width == self.node(resident).width for r in stats)
         return wide and all(depth(self.node, self.tensor_of, i) == 0 for i in (resident, *stats))
 
-    def _written(self, id: int, cone: set[int], segment: int, group: list[int]) -> list[str]:
+    def _written(self, id: int, cone: set[int], segment: int, siblings: list[int]) -> list[str]:
         """The tensors that hold this value for those outside the cone; declares them."""
         names = list(self.targets.get((id, segment), ()))
         outside = [self.node(u) for u in self.dag.successors(id) if u not in cone]
-        label = "·".join(map(self._weight, (f for f in group if f == id or f in nx.ancestors(self.dag, id))))
+        label = "·".join(map(self._weight, (f for f in siblings if f == id or f in nx.ancestors(self.dag, id))))
         if id in self.outputs or any(u.kind == "argmax" for u in outside):
             names.append(self._declare_output(label, id))
         if any(u.kind != "argmax" for u in outside) and not self._available(id):  # else its users compute it from what is there
@@ -157,12 +157,12 @@ class Fuser:
         reshaped = [u.kind == "reshape" and self._rounded(u.id, cone) for u in users]
         return id not in self.outputs and all(f or r for f, r in zip(folded, reshaped, strict=True))
 
-    def _zip(self, group: list[int], written: dict[int, list[str]], cone: set[int]) -> list[tuple[tuple[int, ...], list[int]]]:
+    def _zip(self, siblings: list[int], written: dict[int, list[str]], cone: set[int]) -> list[tuple[tuple[int, ...], list[int]]]:
         """Splits sibling folds into parts: those whose results meet in a written value are zipped row by row."""
         together = nx.Graph()
-        together.add_nodes_from(group)
+        together.add_nodes_from(siblings)
         inner = self.dag.subgraph(cone)
-        feeds = {b: [f for f in group if f == b or f in nx.ancestors(inner, b)] for b in written}
+        feeds = {b: [f for f in siblings if f == b or f in nx.ancestors(inner, b)] for b in written}
         for folds in feeds.values():
             nx.add_path(together, folds)
         components = sorted((tuple(sorted(c)) for c in nx.connected_components(together)), key=min)

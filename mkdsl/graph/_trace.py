@@ -4,22 +4,18 @@ from collections.abc import Callable, Sequence
 from typing import Any
 
 import jax
+import jax.numpy as jnp
 import networkx as nx
+import numpy as np
 from jax._src import source_info_util
 from jax.extend.core import ClosedJaxpr, Literal
 
+from mkdsl.graph._elementwise import IDENTITIES, KNOWN, composed
 from mkdsl.graph._types import Leaf, Node, UnsupportedError
 from mkdsl.ops import Append, Argmax, Attention, Embed, Fold, Operator, Rope, operator_p
 
-ELEMENTWISE = frozenset(
-    (
-        "add", "sub", "mul", "div", "max", "min", "neg", "abs", "sign", "exp", "exp2", "log", "log2", "tanh", "logistic", "sqrt", "rsqrt",
-        "square", "integer_pow", "sin", "cos", "gt", "ge", "lt", "le", "eq", "ne", "and", "or", "not", "select_n", "clamp",
-        "convert_element_type", "stop_gradient", "copy",
-    )
-)  # fmt: skip
 REDUCTIONS = frozenset(("reduce_sum", "reduce_max", "reduce_min"))
-CALLS = frozenset(("jit", "pjit", "closed_call", "custom_jvp_call", "custom_vjp_call", "remat", "checkpoint"))
+CALLS = frozenset(("jit", "custom_jvp_call", "custom_vjp_call", "remat2"))  # remat2 is jax.checkpoint
 KINDS: dict[type[Operator], str] = {Fold: "fold", Attention: "attention", Append: "append", Rope: "rope", Embed: "embed", Argmax: "argmax"}
 REMEDIES = {
     "dot_general": "multiply by weights with mk.linear, or stream them with mk.fold",
@@ -30,9 +26,15 @@ REMEDIES = {
     "dynamic_slice": "stack per-layer weights on a leading axis and use mk.layers",
     "concatenate": "project with separate weights and keep the parts apart",
     "slice": "project with separate weights instead of slicing one projection",
-    "erf": "use the tanh form: jax.nn.gelu(x, approximate=True)",
     "cumsum": "no running sums over features; restate as mk.fold",
     "sort": "sample outside the decode step, from its logits",
+    "top_k": "sample outside the decode step, from its logits",
+    "argmax": "use mk.argmax, on the logits",
+    "argmin": "use mk.argmax of the negative, on the logits",
+    "rev": "no reordering of features; store the weights in the order that is needed",
+    "random_bits": "draw random numbers outside the decode step, and pass them as params or sample from its logits",
+    "random_wrap": "draw random numbers outside the decode step, and pass them as params or sample from its logits",
+    "threefry2x32": "draw random numbers outside the decode step, and pass them as params or sample from its logits",
 }
 
 
@@ -65,6 +67,10 @@ class Tracer:
         self.dag.add_edges_from((i, id) for i in inputs)
         return id
 
+    def constant(self, aval: Any, value: Any) -> int:
+        numeric = not jnp.issubdtype(aval.dtype, jax.dtypes.extended)  # a random key is none
+        return self.add("literal", aval, op=np.asarray(value, aval.dtype) if numeric else value)
+
     def node(self, id: int) -> Node:
         return self.dag.nodes[id]["node"]
 
@@ -72,7 +78,7 @@ class Tracer:
         """Adds every equation; returns the nodes of the outputs."""
 
         def read(atom: Any) -> int:
-            return self.add("literal", atom.aval, op=atom.val) if isinstance(atom, Literal) else env[atom]
+            return self.constant(atom.aval, atom.val) if isinstance(atom, Literal) else env[atom]
 
         for eqn in jaxpr.eqns:
             where = source_info_util.summarize(eqn.source_info) or self.where  # JAX's own functions carry no user's line
@@ -82,6 +88,8 @@ class Tracer:
 
     def equation(self, eqn: Any, inputs: list[int], where: str) -> list[int]:
         name, params = eqn.primitive.name, eqn.params
+        if folded := self.folded(eqn, inputs):
+            return folded
         if eqn.primitive is operator_p:
             kind = KINDS.get(type(params["op"]))
             if kind is None:
@@ -92,20 +100,35 @@ class Tracer:
             outs = self.call(*inner, inputs)
             self.where = outer
             return outs
+        if name in IDENTITIES:
+            return inputs
         if name == "scan":
             return self.scan(eqn, inputs, where)
+        if closed := composed(name, params, [v.aval for v in eqn.invars]):
+            return self.call(closed.jaxpr, closed.consts, inputs)
         return [self.simple(eqn, name, params, inputs, where)]
+
+    def folded(self, eqn: Any, inputs: list[int]) -> list[int]:
+        """The constants that an equation computes from constants alone; nothing of any other."""
+        nodes = [self.node(i) for i in inputs]
+        if eqn.primitive is operator_p or eqn.primitive.multiple_results or any(n.kind != "literal" for n in nodes):
+            return []
+        with jax.ensure_compile_time_eval():
+            constants = (jnp.broadcast_to(jnp.asarray(n.op, n.dtype), n.shape) for n in nodes)
+            value = np.asarray(eqn.primitive.bind(*constants, **eqn.params))
+        same = value.size == 1 or (value.size and (value == value.flat[0]).all())
+        return [self.constant(eqn.outvars[0].aval, value.flat[0] if same else value)]
 
     def call(self, jaxpr: Any, consts: Sequence[Any], inputs: list[int]) -> list[int]:
         env = dict(zip(jaxpr.invars, inputs, strict=True))
-        env |= {v: self.add("literal", v.aval, op=c) for v, c in zip(jaxpr.constvars, consts, strict=True)}
+        env |= {v: self.constant(v.aval, c) for v, c in zip(jaxpr.constvars, consts, strict=True)}
         return self.walk(jaxpr, env)
 
     def simple(self, eqn: Any, name: str, params: dict[str, Any], inputs: list[int], where: str) -> int:
         out, first = eqn.outvars[0].aval, self.node(inputs[0]) if inputs else None
         if first is not None and name == "convert_element_type" and first.dtype == str(out.dtype) and first.shape == tuple(out.shape):
             return inputs[0]
-        if name in ELEMENTWISE:
+        if name in KNOWN:
             return self.add("map", out, inputs, (eqn.primitive, params), where)
         if first is not None and name in REDUCTIONS and tuple(params["axes"]) == (len(first.shape) - 1,):
             return self.add("reduce", out, inputs, name, where)
@@ -169,7 +192,7 @@ def trace(f: Callable[..., Any], params: Any, kv: Any, token: Any, pos: Any) -> 
         ids += [tracer.add(kind, leaf, op=Leaf(_name(path), i, False)) for i, (path, leaf) in enumerate(leaves)]
     ids += [tracer.add("token", token), tracer.add("pos", pos)]
     env = dict(zip(closed.jaxpr.invars, ids, strict=True))
-    env |= {v: tracer.add("literal", v.aval, op=c) for v, c in zip(closed.jaxpr.constvars, closed.consts, strict=True)}
+    env |= {v: tracer.constant(v.aval, c) for v, c in zip(closed.jaxpr.constvars, closed.consts, strict=True)}
     return tracer, tracer.walk(closed.jaxpr, env), jax.tree.structure(out_shape)
 
 

@@ -7,7 +7,7 @@ from typing import Any
 
 import networkx as nx
 
-from mkdsl.graph._phases import Phase, Segment, Tensor
+from mkdsl.graph._phases import AttentionPhase, Phase, Segment, Tensor
 
 
 class UnsupportedError(TypeError):
@@ -27,9 +27,9 @@ class Leaf:
 class Node:
     """One value of the decode step, for one token.
 
-    `kind` is param, cache, token, pos, literal, carry (a loop's state), map (elementwise), reduce (over the last axis), reshape, or an
-    operator's name: fold, attention, append, rope, embed, argmax. `op` holds what the kind needs: a Leaf, an Operator, or (primitive,
-    its params). `inputs` are node ids. `where` is the user's file and line.
+    `kind` is param, cache, token, pos, literal, given (a number known before the kernel starts), carry (a loop's state), map (elementwise),
+    reduce (over the last axis), reshape, or an operator's name: fold, attention, append, rope, embed, argmax. `op` holds what the kind
+    needs: a Leaf, an Operator, or (primitive, its params). `inputs` are node ids. `where` is the user's file and line.
     """
 
     id: int
@@ -70,7 +70,7 @@ class DecodeStep:
     """A decode step as values, before it is fused.
 
     `dag` holds every value (node attribute "node"), `repeats` how often each segment runs, `carries` (loop state, its first value, its value
-    after an iteration), `outputs` what the caller gets.
+    after an iteration), `outputs` what the caller gets, `constants` are parameters of its own.
     """
 
     dag: nx.DiGraph
@@ -78,6 +78,7 @@ class DecodeStep:
     carries: tuple[tuple[int, int, int], ...]
     outputs: tuple[int, ...]
     context: int
+    constants: tuple[Any, ...]
 
     def node(self, id: int) -> Node:
         return self.dag.nodes[id]["node"]
@@ -108,6 +109,7 @@ class OpGraph:
     output_of: dict[int, str]
     outputs: tuple[int, ...]
     context: int
+    constants: tuple[Any, ...] = ()
     others: tuple["OpGraph", ...] = ()
 
     def in_order(self, phases: Sequence[str]) -> "OpGraph":
@@ -151,6 +153,20 @@ class OpGraph:
             for name in tensors(phase):
                 users.setdefault(name, {})[phase.name] = phase
         return {name: tuple(found.values()) for name, found in users.items()}
+
+    @functools.cached_property
+    def position_limit(self) -> int:
+        """Positions that the step may be called with; 0 if it does not say, since it appends and attends at computed ones only."""
+        found = []
+        for phase in (p for p in self.phases if isinstance(p, AttentionPhase)):
+            attention = self.node(self.code[phase.name].parts[0][0][0])
+            positions = (attention.inputs[3], *(self.node(i).inputs[2] for i in attention.inputs[1:3]))
+            found += [phase.context] if any(self.node(i).kind == "pos" for i in positions) else []
+        return min(found, default=0)
+
+    def has_table(self, rope: Node) -> bool:
+        """Whether a rotation is by `pos` itself, of which there are few."""
+        return self.node(rope.inputs[1]).kind == "pos" and self.position_limit > 0
 
     def iterations(self, phase: Phase) -> int:
         return self.segments[phase.segment].repeats

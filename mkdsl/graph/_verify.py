@@ -27,11 +27,13 @@ def verify_graph(graph: OpGraph) -> None:
     for id in graph.outputs:
         _check_output(graph, id)
     _check_appends(graph)
+    for id in graph.dag:
+        _check_address(graph, id)
 
 
 def _check_output(graph: OpGraph, id: int) -> None:
     node = graph.node(id)
-    if id in graph.output_of or node.kind in ("append", "cache", "token", "pos", "literal"):
+    if id in graph.output_of or node.kind in ("append", "cache", "token", "pos", "literal", "given"):
         return
     if node.kind not in ("argmax", "map"):
         what = f"{node.dtype}{list(node.shape)} ({node.kind})"
@@ -50,6 +52,23 @@ def _check_appends(graph: OpGraph) -> None:
             raise UnsupportedError(
                 f"{graph.node(id).where}: mk.append without mk.attention over the result; a kernel writes the cache as it attends"
             )
+
+
+ADDRESSES = {"append": (2,), "attention": (3,), "rope": (1,), "embed": (1,)}  # inputs that say where
+
+
+def _check_address(graph: OpGraph, id: int) -> None:
+    """An address is known before the kernel starts."""
+    node = graph.node(id)
+    for i in ADDRESSES.get(node.kind, ()):
+        at = graph.node(node.inputs[i])
+        if at.kind not in ("token", "pos", "given", "literal"):
+            raise UnsupportedError(
+                f"{node.where}: mk.{node.kind} at a computed {at.dtype}{list(at.shape)} ({at.kind}); an address is an int32 expression of the "
+                "token, `pos`, constants and parameters that are numbers"
+            )
+    if node.kind == "embed" and (graph.node(node.inputs[0]).kind != "param" or graph.node(node.inputs[0]).op.stacked):
+        raise UnsupportedError(f"{node.where}: mk.embed looks up rows of a leaf of params that is not stacked over layers")
 
 
 def _check_shapes(graph: OpGraph, phase: Phase) -> None:

@@ -47,6 +47,17 @@ class Request(NamedTuple):
         taken = _take(whole, self.index)
         return taken.T if self.transposed else taken
 
+    def run(self) -> tuple[Index, int]:
+        """(first, count) of the numbers of a view of the last axis that lie there without a gap. Interpret mode writes these and no others:
+        what lies around them may be another worker's."""
+        assert self.view is not None and not self.transposed
+        first, count = 0, 1
+        for size, d in zip(self.view, self.index, strict=True):
+            start, taken = (d.start, int(d.size)) if isinstance(d, pl.Slice) else (d, 1)
+            assert count == 1 or taken == size, f"{self.index} of {self.view} is in several places"
+            first, count = first * size + start, count * taken
+        return first, count
+
 
 def _take(whole: jax.Array, index: Sequence[Any]) -> jax.Array:
     starts = [d.start if isinstance(d, pl.Slice) else d for d in index]
@@ -107,6 +118,16 @@ class Machine:
         """Whether a fold's tensor cores read both operands from shared memory, where TMA has written. Interpret mode multiplies in one way."""
         return plan.instruction == "wgmma" and self.tma and not self.interpret
 
+    def given(self, id: int) -> Ref:
+        """The numbers of a node that is known before the kernel starts, [batch]."""
+        node = self.graph.node(id)
+        return self.refs[node.kind if node.kind in ("token", "pos") else f"given{id}"]
+
+    def address(self, id: int, sequence: Index) -> Index:
+        """An int32 that is known before the kernel starts, for one sequence."""
+        node = self.graph.node(id)
+        return i32(node.op) if node.kind == "literal" else self.given(id)[sequence]
+
     def layer(self, leaf: Leaf, iteration: Index) -> Any:
         return iteration if leaf.stacked else 0
 
@@ -145,11 +166,8 @@ class Machine:
 
     def store(self, request: Request, value: jax.Array) -> None:
         if self.interpret and request.view is not None:
-            whole = request.ref[request.lead] if request.lead else request.ref[...]
-            starts = [d.start if isinstance(d, pl.Slice) else d for d in request.index]
-            sizes = [d.size if isinstance(d, pl.Slice) else 1 for d in request.index]
-            new = lax.dynamic_update_slice(whole.reshape(request.view), value.reshape(sizes), starts)
-            request.ref[request.lead if request.lead else ...] = new.reshape(whole.shape)
+            where, count = request.run()
+            request.ref[(*request.lead, pl.ds(where, count))] = value.reshape(count)
         else:
             request.target()[...] = value
 

@@ -8,7 +8,7 @@ import jax.numpy as jnp
 import numpy as np
 from jax import lax
 
-from mkdsl.graph import FoldPhase, Node, OpGraph, Tensor
+from mkdsl.graph import FoldPhase, Node, OpGraph, Tensor, given_value
 from mkdsl.lower._machine import i32
 from mkdsl.lower.mosaic._ptx import COUNTER_STRIDE
 from mkdsl.schedule import SHARING, Schedule
@@ -35,9 +35,8 @@ class Operand:
 
 def operands(graph: OpGraph, schedule: Schedule) -> list[Operand]:
     """All operands of a graph's kernels under a schedule, by name."""
-    found = {
-        o.name: o for o in (*_scalars(schedule), *_weights(graph, schedule), *_small(graph), *_caches(graph), *_tensors(graph, schedule))
-    }
+    made = (*_given(graph, schedule), *_weights(graph, schedule), *_small(graph), *_caches(graph), *_tensors(graph, schedule))
+    found = {o.name: o for o in made}
     table = task_table(graph, schedule)
     found["table"] = Operand("table", lambda _: jnp.asarray(table))
     n = len(graph.phases) * COUNTER_STRIDE
@@ -54,13 +53,30 @@ def task_table(graph: OpGraph, schedule: Schedule) -> np.ndarray:
     return table
 
 
-def _scalars(schedule: Schedule) -> list[Operand]:
+def _given(graph: OpGraph, schedule: Schedule) -> list[Operand]:
+    """What is known of each sequence before the kernel starts, [batch]: token, position, numbers computed from them. Sequences that pad the
+    batch have zeros. Rotations [batch, 2, head_dim / 2]; or of every position, where these are few and need no kernel of XLA's."""
     pad = schedule.padded_batch - schedule.batch
 
     def padded(x: jax.Array) -> jax.Array:
-        return jnp.pad(x.astype(i32), (0, pad))
+        return jnp.pad(x.astype(i32) if x.dtype == bool else x, ((0, pad), *((0, 0),) * (x.ndim - 1)))
 
-    return [Operand("token", lambda a: padded(a.token)), Operand("pos", lambda a: padded(a.pos))]
+    def given(id: int, a: Inputs) -> jax.Array:
+        return jax.vmap(lambda token, pos: given_value(graph, id, a.params, token, pos))(a.token, a.pos)
+
+    def rotations(node: Node, a: Inputs) -> jax.Array:
+        return jax.vmap(lambda pos: node.op.rotation(pos, node.shape[1]))(given(node.inputs[1], a))
+
+    out = [Operand("token", lambda a: padded(a.token.astype(i32))), Operand("pos", lambda a: padded(a.pos.astype(i32)))]
+    for node in map(graph.node, graph.dag):
+        if node.kind == "given":
+            out.append(Operand(f"given{node.id}", lambda a, id=node.id: padded(given(id, a))))
+        if node.kind == "rope" and graph.has_table(node):
+            table = node.op.table(graph.position_limit, node.shape[1])
+            out.append(Operand(f"rope{node.id}", lambda _, t=table: jnp.asarray(t)))
+        elif node.kind == "rope":
+            out.append(Operand(f"rope{node.id}", lambda a, node=node: padded(rotations(node, a))))
+    return out
 
 
 def _weights(graph: OpGraph, schedule: Schedule) -> list[Operand]:
@@ -76,22 +92,15 @@ def _weights(graph: OpGraph, schedule: Schedule) -> list[Operand]:
 
 
 def _small(graph: OpGraph) -> list[Operand]:
-    """Norm weights and biases as [layers, features], embedding tables as they are, and rotary tables."""
+    """Norm weights and biases as [layers, features], numbers as [layers], embedding tables as they are."""
     out = []
-    for node in (graph.node(i) for i in graph.dag):
-        if node.kind == "param" and any(
-            graph.node(u).kind != "fold" or graph.node(u).inputs[0] != node.id for u in graph.dag.successors(node.id)
-        ):
-            rows = not node.op.stacked and len(node.shape) == 1
-            out.append(Operand(f"param{node.op.index}", lambda a, i=node.op.index, rows=rows: a.params[i][None] if rows else a.params[i]))
-        if node.kind == "rope":
-            table = _rope_table(graph, node)
-            out.append(Operand(f"rope{node.id}", lambda _, t=table: jnp.asarray(t)))
+    for node in (n for n in map(graph.node, graph.dag) if n.kind == "param"):
+        users = [graph.node(u) for u in graph.dag.successors(node.id)]
+        if all(u.kind == "fold" and u.inputs[0] == node.id for u in users):
+            continue
+        vector = not node.op.stacked and len(node.shape) == 1
+        out.append(Operand(f"param{node.op.index}", lambda a, i=node.op.index, v=vector: a.params[i][None] if v else a.params[i]))
     return out
-
-
-def _rope_table(graph: OpGraph, node: Node) -> np.ndarray:
-    return node.op.table(graph.context, node.shape[1])
 
 
 def _caches(graph: OpGraph) -> list[Operand]:

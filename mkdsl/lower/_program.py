@@ -9,7 +9,7 @@ import jax
 import jax.numpy as jnp
 from jax import lax
 
-from mkdsl.graph import Node, OpGraph
+from mkdsl.graph import Node, OpGraph, given_value
 from mkdsl.lower._kernel import make_kernel
 from mkdsl.lower._machine import MOMENTS, i32, step_count
 from mkdsl.lower._operands import Inputs, Operand, operands
@@ -54,7 +54,8 @@ class Program:
         return outs, refs["stamps"][...].reshape(shape)
 
     def _call(self, found: list[Operand], params: Any, kv: Any, token: jax.Array, pos: jax.Array) -> tuple[Any, dict[str, Any]]:
-        inputs = Inputs(jax.tree.leaves(params), jax.tree.leaves(kv), token, pos)
+        constants = map(jnp.asarray, self.graph.constants)
+        inputs = Inputs([*jax.tree.leaves(params), *constants], jax.tree.leaves(kv), token, pos)
         refs = {o.name: jax.new_ref(o.build(inputs)) if o.written else o.build(inputs) for o in found}
         self._run(found, refs)
         outs = [self._output(self.graph.node(id), refs, inputs) for id in self.graph.outputs]
@@ -88,8 +89,8 @@ class Program:
             return refs[f"cache{leaf.index}"][...].reshape(inputs.kv[leaf.index].shape)
         if node.kind == "cache":
             return inputs.kv[node.op.index]
-        if node.kind in ("token", "pos"):
-            return getattr(inputs, node.kind)
+        if node.kind in ("token", "pos", "given"):
+            return jax.vmap(lambda token, pos: given_value(self.graph, node.id, inputs.params, token, pos))(inputs.token, inputs.pos)
         if node.kind == "literal":
             return jnp.broadcast_to(jnp.asarray(node.op), (batch, *node.shape))
         if node.kind == "map":

@@ -84,13 +84,33 @@ def kv_share(m: Machine, plan: AttentionPlan, split: Index, peer: Index) -> Inde
 
 
 def kv_blocks(m: Machine, plan: AttentionPlan, phase: AttentionPhase, sequence: Index, share: Index) -> tuple[jax.Array, jax.Array]:
-    """(first, count) of the cache blocks of a share: first, first + shares, ...; those that hold a position before `pos`."""
-    shares = plan.splits * plan.cluster
-    pos = jnp.minimum(m.refs["pos"][sequence], phase.context)
-    end = lax.div(pos + (plan.block - 1), plan.block)
+    """(first, count) of the cache blocks of a share: first, first + shares, ...; those that hold a position that is attended to."""
+    shares, at = plan.splits * plan.cluster, positions(m, phase)
+    pos = jnp.minimum(m.address(at.attended, sequence), phase.context)
+    end = (
+        lax.div(pos + (plan.block - 1), plan.block)
+        if at.same
+        else lax.div(jnp.clip(pos + 1, 0, phase.context) + (plan.block - 1), plan.block)
+    )
     low = 0 if phase.window is None else lax.div(jnp.maximum(pos - (phase.window - 1), 0), plan.block)
     first = low + lax.rem(share - low + shares * (phase.context // plan.block + 1), shares)
     return first, lax.div(jnp.maximum(end - first, 0) + (shares - 1), shares)
+
+
+class Positions(NamedTuple):
+    """Nodes that say up to where a token attends, and where its own key and value are appended."""
+
+    attended: int
+    appended: int
+
+    @property
+    def same(self) -> bool:
+        return self.attended == self.appended
+
+
+def positions(m: Machine, phase: AttentionPhase) -> Positions:
+    attention = m.graph.node(m.graph.code[phase.name].parts[0][0][0])
+    return Positions(attention.inputs[3], m.graph.node(attention.inputs[1]).inputs[2])
 
 
 def caches(m: Machine, phase: AttentionPhase) -> list[Leaf]:

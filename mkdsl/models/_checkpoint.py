@@ -12,9 +12,10 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 
-from mkdsl.models._config import DecoderConfig, read_config, read_json
+from mkdsl.models._config import DecoderConfig, read_config
 from mkdsl.models._decoder import abstract_params
 from mkdsl.models._errors import CheckpointError, extra
+from mkdsl.models._files import INDEX, check_stored, weight_files
 
 ENDS = {"embed": "model.embed_tokens.weight", "norm": "model.norm.weight", "lm_head": "lm_head.weight"}
 LAYER = {
@@ -31,7 +32,6 @@ LAYER = {
     "wd": "mlp.down_proj",
 }
 DTYPES = ("BF16", "F16", "F32")
-SINGLE, INDEX = "model.safetensors", "model.safetensors.index.json"
 
 
 @dataclasses.dataclass(frozen=True)
@@ -54,7 +54,7 @@ def load(directory: str | pathlib.Path) -> tuple[DecoderConfig, Any]:
     At most one parameter, stacked over its layers, is in host memory beside the device's copy.
 
     Args:
-      directory: holds config.json and model.safetensors, or shards with model.safetensors.index.json.
+      directory: holds config.json and model.safetensors, or shards, with model.safetensors.index.json or without.
 
     Returns:
       The config, and parameters in bf16 structured as `abstract_params`.
@@ -69,6 +69,7 @@ def load(directory: str | pathlib.Path) -> tuple[DecoderConfig, Any]:
     wanted = abstract_params(config)
     leaves, structure = jax.tree.flatten_with_path(wanted)
     names = [_names(path[-1].key, config.layers) for path, _ in leaves]
+    check_stored(directory, tensors)
     _check_names(directory, tensors, {name for group in names for name in group})
     for group, (_, leaf) in zip(names, leaves, strict=True):
         _check_kind([tensors[name] for name in group], leaf.shape if group[0] in ENDS.values() else leaf.shape[1:])
@@ -90,17 +91,10 @@ def _stack(tensors: list[_Tensor], leaf: jax.ShapeDtypeStruct) -> jax.Array:
 
 def _open_all(directory: pathlib.Path) -> dict[str, _Tensor]:
     """Every tensor of a checkpoint, by name."""
-    if (directory / SINGLE).exists():
-        return _open(directory / SINGLE)
-    if not (directory / INDEX).exists():
-        beside = ", ".join(sorted(p.name for p in directory.iterdir()))
-        raise CheckpointError(f"{directory}: holds neither {SINGLE} nor {INDEX}, only {beside}; convert the weights to safetensors")
-    places = read_json(directory / INDEX).get("weight_map")
-    if not isinstance(places, dict):
-        raise CheckpointError(f"{directory / INDEX}: has no weight_map; download it again")
+    files, places = weight_files(directory)
     tensors = {}
-    for shard in sorted(set(places.values())):
-        tensors |= _open(directory / shard)
+    for file in files:
+        tensors |= _open(file)
     for name, shard in places.items():
         if name not in tensors:
             raise CheckpointError(f"{directory / shard}: lacks {name}, which {INDEX} places there; download the file again")
@@ -116,6 +110,8 @@ def _open(path: pathlib.Path) -> dict[str, _Tensor]:
         raise CheckpointError(f"{path}: this shard is not there, though {INDEX} names it; download it") from None
     except SafetensorError as error:
         raise CheckpointError(f"{path}: truncated or corrupt ({error}), {path.stat().st_size} bytes; download it again") from None
+    except OSError as error:
+        raise CheckpointError(f"{path}: cannot be read ({error})") from None
     headers = {name: file.get_slice(name) for name in file.keys()}  # noqa: SIM118 (a file is no dict)
     return {name: _Tensor(path, file, name, tuple(h.get_shape()), h.get_dtype()) for name, h in headers.items()}
 

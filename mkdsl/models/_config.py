@@ -1,16 +1,30 @@
 """A decoder's shape, read from a Hugging Face config.json. What this library does not compute is refused, never ignored."""
 
 import dataclasses
-import functools
-import json
 import pathlib
-from collections.abc import Callable, Mapping
+from collections.abc import Callable
 from typing import Any
 
 from mkdsl.models._errors import CheckpointError
+from mkdsl.models._fields import Fields, read_json
 from mkdsl.ops import Llama3Scaling
 
-QK_NORM = {"LlamaForCausalLM": False, "Qwen3ForCausalLM": True}
+
+@dataclasses.dataclass(frozen=True)
+class Family:
+    """What an architecture is, and what transformers takes for it where config.json says nothing."""
+
+    qk_norm: bool
+    head_dim: int | None  # None: hidden over heads
+    bos: tuple[int, ...]
+    eos: tuple[int, ...]
+
+
+FAMILIES = {
+    "LlamaForCausalLM": Family(qk_norm=False, head_dim=None, bos=(1,), eos=(2,)),
+    "Qwen3ForCausalLM": Family(qk_norm=True, head_dim=128, bos=(), eos=()),
+}
+NULLABLE = ("head_dim", "num_key_value_heads")  # null says what absence says; of all else it is refused, as transformers does
 SCALING_KEYS = tuple(f.name for f in dataclasses.fields(Llama3Scaling))
 ROPE_KEYS = {"rope_type", "type", "rope_theta", "partial_rotary_factor", *SCALING_KEYS}
 
@@ -48,65 +62,40 @@ def read_config(directory: str | pathlib.Path) -> DecoderConfig:
     Raises:
       CheckpointError: a file is missing or broken, or the model is none that mkdsl computes.
     """
-    path = pathlib.Path(directory) / "config.json"
-    raw = read_json(path)
-    _refuse_unsupported(path, raw)
-    size = functools.partial(_positive, path, raw)
-    hidden, heads = size("hidden_size"), size("num_attention_heads")
-    kv_heads = size("num_key_value_heads", heads)
-    qk_norm = QK_NORM[raw["architectures"][0]]
-    head_dim = size("head_dim", 128 if qk_norm else hidden // heads)  # Hugging Face's defaults
-    theta, scaling = _rope(path, raw)
-    _require(
-        heads % kv_heads == 0, path, f"num_attention_heads={heads} is no multiple of num_key_value_heads={kv_heads}", "fix one of them"
-    )
-    _require(head_dim % 2 == 0, path, f"{head_dim=} is odd", "rotary embedding pairs the two halves of a head")
+    directory = pathlib.Path(directory)
+    _refuse_adapter(directory)
+    raw = read_json(directory / "config.json")
+    fields = Fields(directory / "config.json", {key: v for key, v in raw.items() if v is not None or key not in NULLABLE})
+    family = _family(fields)
+    hidden, heads = fields.integer("hidden_size"), fields.integer("num_attention_heads")
+    theta, scaling = _rope(fields)
+    bos = fields.tokens("bos_token_id", family.bos)
     return DecoderConfig(
         hidden=hidden,
-        layers=size("num_hidden_layers"),
+        layers=fields.integer("num_hidden_layers"),
         heads=heads,
-        kv_heads=kv_heads,
-        head_dim=head_dim,
-        intermediate=size("intermediate_size"),
-        vocab=size("vocab_size"),
-        eps=float(raw.get("rms_norm_eps", 1e-6)),
+        kv_heads=_kv_heads(fields, heads),
+        head_dim=_head_dim(fields, family.head_dim or hidden // heads),
+        intermediate=fields.integer("intermediate_size"),
+        vocab=fields.integer("vocab_size"),
+        eps=fields.number("rms_norm_eps", 1e-6),
         theta=theta,
         scaling=scaling,
-        tied=bool(raw.get("tie_word_embeddings", False)),
-        qk_norm=qk_norm,
-        max_context=size("max_position_embeddings"),
-        bos=raw.get("bos_token_id"),
-        eos=_end_tokens(path.parent, raw),
+        tied=fields.flag("tie_word_embeddings", False),
+        qk_norm=family.qk_norm,
+        max_context=fields.integer("max_position_embeddings"),
+        bos=bos[0] if bos else None,
+        eos=_end_tokens(directory, fields.tokens("eos_token_id", family.eos)),
     )
 
 
-def read_json(path: pathlib.Path) -> dict[str, Any]:
-    """The JSON object in a file.
-
-    Raises:
-      CheckpointError: there is no such file, or it holds no JSON object.
-    """
-    try:
-        value = json.loads(path.read_text())
-    except (FileNotFoundError, NotADirectoryError):
-        beside = "there is no such directory" if not path.parent.is_dir() else "it is not there"
-        raise CheckpointError(f"{path}: {beside}; give the directory of a Hugging Face checkpoint") from None
-    except ValueError as error:
-        raise CheckpointError(f"{path}: not JSON ({error}); download it again") from None
-    _require(isinstance(value, dict), path, f"holds a {type(value).__name__}", "it should hold a JSON object; download it again")
-    return value
-
-
-def _require(condition: bool, path: pathlib.Path, problem: str, remedy: str) -> None:
-    if not condition:
-        raise CheckpointError(f"{path}: {problem}; {remedy}")
-
-
-def _positive(path: pathlib.Path, raw: Mapping[str, Any], key: str, default: int | None = None) -> int:
-    value = default if raw.get(key) is None else raw[key]
-    _require(value is not None, path, f"has no {key}", "it should, as Hugging Face writes it; download it again")
-    _require(type(value) is int and value > 0, path, f"{key}={value!r}", "it should be a positive integer")
-    return int(value)  # pyright: ignore[reportArgumentType] (both refused above)
+def _refuse_adapter(directory: pathlib.Path) -> None:
+    """A LoRA adapter, which seldom has a config.json: without this, that would be missed."""
+    path = directory / "adapter_config.json"
+    if path.exists():
+        base = read_json(path).get("base_model_name_or_path") or "another model"
+        remedy = "merge it into that model (peft's merge_and_unload, then save_pretrained) and give the merged checkpoint"
+        raise CheckpointError(f"{directory}: is a LoRA adapter of {base}, no whole model; {remedy}")
 
 
 # What changes the function a checkpoint computes: key, the values mkdsl computes, and how to say so.
@@ -115,40 +104,70 @@ SUPPORTED: tuple[tuple[str, Callable[[Any], bool], str], ...] = (
     ("attention_bias", lambda v: not v, "only attention without biases is supported"),
     ("mlp_bias", lambda v: not v, "only an MLP without biases is supported"),
     ("use_sliding_window", lambda v: not v, "only full attention is supported"),
-    ("layer_types", lambda v: not v or set(v) == {"full_attention"}, "only full_attention in every layer is supported"),
+    (
+        "layer_types",
+        lambda v: not v or (isinstance(v, list) and all(kind == "full_attention" for kind in v)),
+        "only full attention is supported",
+    ),
     ("partial_rotary_factor", lambda v: v in (None, 1.0), "only rotary embedding of whole heads is supported"),
     ("quantization_config", lambda v: not v, "only unquantised bf16, f16 and f32 weights are supported; take the original checkpoint"),
 )
 
 
-def _refuse_unsupported(path: pathlib.Path, raw: Mapping[str, Any]) -> None:
-    architectures = raw.get("architectures") or [None]
-    _require(architectures[0] in QK_NORM, path, f"architecture {architectures[0]} is not supported", f"supported are {', '.join(QK_NORM)}")
+def _family(fields: Fields) -> Family:
+    """The model's family; whatever else would change its function is refused."""
+    named = fields.values.get("architectures")
+    architecture = named[0] if isinstance(named, list) and named else named
+    if not isinstance(architecture, str) or architecture not in FAMILIES:
+        raise CheckpointError(f"{fields.path}: architecture {architecture} is not supported; supported are {', '.join(FAMILIES)}")
     for key, supported, remedy in SUPPORTED:
-        _require(supported(raw.get(key)), path, f"{key}={raw.get(key)!r} is not supported", remedy)
+        if not supported(fields.values.get(key)):
+            fields.refuse(key, remedy)
+    return FAMILIES[architecture]
 
 
-def _rope(path: pathlib.Path, raw: Mapping[str, Any]) -> tuple[float, Llama3Scaling | None]:
+def _kv_heads(fields: Fields, heads: int) -> int:
+    kv_heads = fields.integer("num_key_value_heads", heads)
+    if heads % kv_heads:
+        fields.refuse("num_key_value_heads", f"it should divide num_attention_heads={heads}")
+    return kv_heads
+
+
+def _head_dim(fields: Fields, default: int) -> int:
+    head_dim = fields.integer("head_dim", default)
+    if head_dim % 2:
+        raise CheckpointError(f"{fields.path}: {head_dim=} is odd; rotary embedding pairs the two halves of a head")
+    return head_dim
+
+
+def _rope(fields: Fields) -> tuple[float, Llama3Scaling | None]:
     """theta and scaling, from `rope_theta` and `rope_scaling`, or from `rope_parameters` as transformers 5 writes them."""
-    rope = raw.get("rope_parameters") or raw.get("rope_scaling") or {}
-    theta = float(rope.get("rope_theta", raw.get("rope_theta", 10_000.0)))
-    unknown = sorted(set(rope) - ROPE_KEYS)
-    _require(
-        not unknown, path, f"rotary parameters {', '.join(unknown)} are not supported", f"supported are {', '.join(sorted(ROPE_KEYS))}"
+    rope = fields.section("rope_scaling" if fields.values.get("rope_scaling") else "rope_parameters")  # the older one first, as there
+    theta = (rope if "rope_theta" in rope.values else fields).number("rope_theta", 10_000.0)
+    if unknown := sorted(set(rope.values) - ROPE_KEYS):
+        rope.refuse(unknown[0], f"supported rotary parameters are {', '.join(sorted(ROPE_KEYS))}")
+    if rope.values.get("partial_rotary_factor") not in (None, 1.0):
+        rope.refuse("partial_rotary_factor", "only rotary embedding of whole heads is supported")
+    key = "rope_type" if "rope_type" in rope.values else "type"
+    kind = rope.values.get(key, "default")
+    if kind not in ("default", "llama3"):
+        rope.refuse(key, "supported are default and llama3")
+    return theta, _llama3(rope) if kind == "llama3" else None
+
+
+def _llama3(rope: Fields) -> Llama3Scaling:
+    scaling = Llama3Scaling(
+        factor=rope.number("factor"),
+        low_freq_factor=rope.number("low_freq_factor"),
+        high_freq_factor=rope.number("high_freq_factor"),
+        original_max_position_embeddings=rope.integer("original_max_position_embeddings"),
     )
-    whole = rope.get("partial_rotary_factor") in (None, 1.0)
-    _require(whole, path, f"partial_rotary_factor={rope.get('partial_rotary_factor')!r} is not supported", "only 1.0 is")
-    kind = rope.get("rope_type", rope.get("type", "default"))
-    if kind == "default":
-        return theta, None
-    _require(kind == "llama3", path, f"rope scaling of type {kind!r} is not supported", "supported are default and llama3")
-    missing = [key for key in SCALING_KEYS if key not in rope]
-    _require(not missing, path, f"llama3 rope scaling lacks {', '.join(missing)}", f"it needs {', '.join(SCALING_KEYS)}")
-    return theta, Llama3Scaling(**{key: rope[key] for key in SCALING_KEYS})
+    if scaling.high_freq_factor <= scaling.low_freq_factor:
+        rope.refuse("high_freq_factor", f"it should be above low_freq_factor={scaling.low_freq_factor}")
+    return scaling
 
 
-def _end_tokens(directory: pathlib.Path, raw: Mapping[str, Any]) -> tuple[int, ...]:
+def _end_tokens(directory: pathlib.Path, default: tuple[int, ...]) -> tuple[int, ...]:
     """generation_config.json has the last word, as in Hugging Face: chat models list the end of a turn only there."""
     path = directory / "generation_config.json"
-    eos = (read_json(path) if path.exists() else {}).get("eos_token_id", raw.get("eos_token_id"))
-    return () if eos is None else tuple(eos) if isinstance(eos, list) else (eos,)
+    return Fields(path, read_json(path)).tokens("eos_token_id", default) if path.exists() else default

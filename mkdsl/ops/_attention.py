@@ -99,17 +99,19 @@ def attention(
 
 @dataclasses.dataclass(frozen=True)
 class Append(Operator):
-    """Writes one token's keys or values into the cache at pos; a position past the cache writes nothing."""
+    """Writes one token's keys or values into the cache at pos; a position outside the cache writes nothing."""
 
     def reference(self, cache: jax.Array, new: jax.Array, pos: jax.Array) -> tuple[jax.Array, ...]:
-        return (cache.at[:, pos].set(new.astype(cache.dtype), mode="drop"),)
+        at = jnp.where(pos < 0, cache.shape[1], pos)  # jnp would count negative positions from the end
+        return (cache.at[:, at].set(new.astype(cache.dtype), mode="drop"),)
 
     def batched(self, args: Any, axes: Any) -> Any:
         if not cache_is_shared() or axes[0] is not None:
             return super().batched(args, axes)
         cache, new, pos = args  # prefill: the tokens of one sequence share its cache
         new, pos = (a if ax is None else jnp.moveaxis(a, ax, 0) for a, ax in zip((new, pos), axes[1:], strict=True))
-        return (cache.at[:, pos].set(jnp.moveaxis(new, 0, 1).astype(cache.dtype), mode="drop"),), (None,)
+        at = jnp.where(pos < 0, cache.shape[1], pos)
+        return (cache.at[:, at].set(jnp.moveaxis(new, 0, 1).astype(cache.dtype), mode="drop"),), (None,)
 
 
 def append(kv: Any, k: jax.Array, v: jax.Array, pos: jax.Array) -> Any:

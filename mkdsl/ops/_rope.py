@@ -35,9 +35,13 @@ class Rope(Operator):
         angle = np.arange(positions, dtype=np.float32)[:, None] * self.frequencies(head_dim)
         return np.stack([np.cos(angle), np.sin(angle)], 1)
 
+    def rotation(self, pos: jax.Array, head_dim: int) -> jax.Array:
+        """[2, head_dim / 2] float32: the cosines and sines of a position."""
+        angle = pos.astype(jnp.float32) * self.frequencies(head_dim)
+        return jnp.stack([jnp.cos(angle), jnp.sin(angle)])
+
     def reference(self, x: jax.Array, pos: jax.Array) -> tuple[jax.Array, ...]:
-        angle = pos.astype(jnp.float32) * self.frequencies(x.shape[1])
-        cos, sin = jnp.cos(angle), jnp.sin(angle)
+        cos, sin = self.rotation(pos, x.shape[1])
         lo, hi = jnp.split(x, 2, axis=1)
         return (jnp.concatenate([lo * cos - hi * sin, hi * cos + lo * sin], axis=1),)
 

@@ -11,11 +11,11 @@ from mkdsl.ops._operator import Operator, bind, require
 @dataclasses.dataclass(frozen=True)
 class Embed(Operator):
     def reference(self, table: jax.Array, index: jax.Array) -> tuple[jax.Array, ...]:
-        return (table[index].astype(jnp.float32),)
+        return (table[jnp.clip(index, 0, table.shape[0] - 1)].astype(jnp.float32),)
 
 
 def embed(table: jax.Array, index: jax.Array) -> jax.Array:
-    """Row `index` of table [rows, features] as float32: a token's embedding, or a learned position's.
+    """Row `index` of table [rows, features] as float32: a token's embedding, or a learned position's. An index outside is clamped to the table.
 
     Raises:
       ValueError: the table is not a matrix or the index no integer scalar.

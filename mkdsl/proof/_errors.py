@@ -9,7 +9,7 @@ class Rule(enum.StrEnum):
     TYPE = "a field has the type it is declared with"
     NAMES = "the schedule has the graph's phases and tensors, in one of its orders"
     BATCH = "a kernel decodes 1 to 16 sequences, padded to a power of two"
-    RING = "the ring has stages to fill and to fold, and the window lies within it"
+    RING = "the ring has stages to fill and to fold, and no more units in flight than stages"
     RESIDENT = "all workers are resident on the GPU at once, in clusters of one size"
     TILE = "tiles divide their phase and are ones that the kernel can compute"
     STAGE = "a unit fits a stage of the ring"

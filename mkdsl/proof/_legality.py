@@ -15,7 +15,8 @@ Rules = Iterator[tuple[bool, Rule, str]]
 
 def check_plan(graph: OpGraph, schedule: Schedule, phase: Phase, profile: Profile) -> None:
     """Raises ScheduleError for what no phase of its kind can be."""
-    require(schedule.plan(phase.name).kind == phase.kind, Rule.TILE, f"{phase.name}: the plan of another kind than {phase.kind}")
+    kind = schedule.plan(phase.name).kind
+    require(kind == phase.kind, Rule.TILE, f"{phase.name}: has the plan of a {kind}, but is a {phase.kind}")
     for holds, rule, message in _rules(phase, graph, schedule, profile):
         require(holds, rule, f"{phase.name}: {message}")
     if not isinstance(phase, FoldPhase):
@@ -33,21 +34,37 @@ def _(phase: FoldPhase, graph: OpGraph, schedule: Schedule, profile: Profile) ->
     assert isinstance(p, FoldPlan)
     least = min(p.split_k, p.k_stages, p.cluster, p.tile_k, p.epilogue_tiles)
     # Counts of something are at least one.
-    yield least >= 1, Rule.TILE, f"{p.split_k=} {p.k_stages=} {p.tile_k=} {p.epilogue_tiles=}: each is at least 1"
+    yield (
+        least >= 1,
+        Rule.TILE,
+        f"split_k={p.split_k} k_stages={p.k_stages} tile_k={p.tile_k} epilogue_tiles={p.epilogue_tiles}: each is at least 1",
+    )
     # Each piece of a row meets its own piece of the resident in a column of its own.
-    yield p.split_k in SPLIT_K, Rule.TILE, f"{p.split_k=}: a tile has {', '.join(map(str, SPLIT_K))}"
+    yield p.split_k in SPLIT_K, Rule.TILE, f"split_k={p.split_k}: a tile has {', '.join(map(str, SPLIT_K))}"
     # A carry that goes from a row's first to its last element cannot begin anew in the middle.
     whole = p.split_k == p.k_stages == p.cluster == 1
-    yield phase.parallel or whole, Rule.TILE, f"{p.split_k=} {p.k_stages=} {p.cluster=} of a fold that takes whole rows"
+    yield (
+        phase.parallel or whole,
+        Rule.TILE,
+        f"split_k={p.split_k} k_stages={p.k_stages} cluster={p.cluster} of a fold that takes whole rows",
+    )
     # Units, K stages and pieces are all of the same size: the kernel has no code for a rest.
     divides = phase.k % (p.split_k * p.cluster * p.k_stages * p.tile_k) == 0
-    yield divides, Rule.TILE, f"{p.split_k=} x {p.cluster=} x {p.k_stages=} x {p.tile_k=} do not divide k={phase.k}"
+    yield (
+        divides,
+        Rule.TILE,
+        f"split_k={p.split_k} x cluster={p.cluster} x k_stages={p.k_stages} x tile_k={p.tile_k} do not divide k={phase.k}",
+    )
     # One unit is a whole number of mma steps.
-    yield p.tile_k % MMA_K == 0, Rule.TILE, f"{p.tile_k=} is no multiple of {MMA_K}"
+    yield p.tile_k % MMA_K == 0, Rule.TILE, f"tile_k={p.tile_k} is no multiple of {MMA_K}"
     # Peers stage some columns each, so that no column may wait for a reduction over all of them.
-    yield p.cluster == 1 or phase.separable, Rule.TILE, f"{p.cluster=} for a fold that needs its whole prologue at once"
+    yield p.cluster == 1 or phase.separable, Rule.TILE, f"cluster={p.cluster} for a fold that needs its whole prologue at once"
     # The kernel sums over K stages in place, and over peers on arrival; it has no code for both.
-    yield p.cluster == 1 or p.k_stages == 1, Rule.TILE, f"{p.k_stages=} and {p.cluster=}: K is split in time or over a cluster"
+    yield (
+        p.cluster == 1 or p.k_stages == 1,
+        Rule.TILE,
+        f"k_stages={p.k_stages} and cluster={p.cluster}: K is split in time or over a cluster",
+    )
     yield from _stage_rules(schedule, p.unit_bytes(phase), p.tile_k)
     known = profile.instructions if phase.parallel else ("mma",)
     yield p.instruction in known, Rule.INSTRUCTION, f"instruction {p.instruction!r}: {profile.name} has {', '.join(known)} for it"
@@ -58,13 +75,13 @@ def _(phase: AttentionPhase, graph: OpGraph, schedule: Schedule, profile: Profil
     p = schedule.plan(phase.name)
     assert isinstance(p, AttentionPlan)
     # Scores are masked and summed 64 positions at a time.
-    yield p.block >= 1 and p.block % 64 == 0, Rule.TILE, f"{p.block=} is no multiple of 64"
+    yield p.block >= 1 and p.block % 64 == 0, Rule.TILE, f"block={p.block} is no multiple of 64"
     # The cache ends with a whole block.
-    yield phase.context % p.block == 0, Rule.TILE, f"{p.block=} does not divide the context {phase.context}"
+    yield phase.context % p.block == 0, Rule.TILE, f"block={p.block} does not divide the context {phase.context}"
     # Every share of an item has a block, or it would hand over nothing but its neutral carry.
     shares = p.splits * p.cluster
     fits = p.splits >= 1 and 1 <= shares <= phase.context // p.block
-    yield fits, Rule.TILE, f"{p.splits=} x {p.cluster=} of {phase.context // p.block} cache blocks"
+    yield fits, Rule.TILE, f"splits={p.splits} x cluster={p.cluster} of {phase.context // p.block} cache blocks"
     yield from _stage_rules(schedule, p.unit_bytes(phase), phase.head_dim)
 
 
@@ -74,11 +91,11 @@ def _(phase: MapPhase, graph: OpGraph, schedule: Schedule, profile: Profile) -> 
     assert isinstance(p, MapPlan)
     # An item is a whole number of the register layout's rows.
     whole = p.rows >= 1 and p.rows % 64 == 0 and all(part.rows % p.rows == 0 for part in phase.parts)
-    yield whole, Rule.TILE, f"{p.rows=}: no multiple of 64 that divides {[part.rows for part in phase.parts]}"
+    yield whole, Rule.TILE, f"rows={p.rows}: no multiple of 64 that divides {[part.rows for part in phase.parts]}"
     # What the prologue reduces is laid over rows as a fold's resident is.
     widths = [graph.tensors[name].width for name in phase.reads]
     even = p.split_k in SPLIT_K and all(width % (p.split_k * MMA_K) == 0 for width in widths)
-    yield even, Rule.TILE, f"{p.split_k=} does not divide the {widths} that it reduces"
+    yield even, Rule.TILE, f"split_k={p.split_k} does not divide the {widths} that it reduces"
 
 
 def _stage_rules(schedule: Schedule, unit: int, columns: int) -> Rules:

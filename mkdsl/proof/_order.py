@@ -24,7 +24,7 @@ NEVER = np.iinfo(np.int32).max
 
 @dataclasses.dataclass(frozen=True, eq=False)
 class Step:
-    """One phase in one iteration; `index` in program order. who: the classes that take part. clock: see above; released: the same through
+    """One phase in one iteration; `index` in program order. who: the classes that take part. clock: see above. released: the same through
     release events alone; early: before the phase's waits. event, release: what its event adds to the clocks of those who wait for it."""
 
     index: int
@@ -95,8 +95,8 @@ class Execution:
         return releases(self.graph, self.schedule, phase)
 
     def implies(self, phase: str, waits: tuple[str, ...], before: str) -> bool:
-        """Whether a phase that waits for `waits` need not wait for `before` besides: the same order, through release events if that hands
-        over by counter. No path to an event's waiter leads through the same wait in another iteration, so this execution, in which it
+        """Whether a phase that waits for `waits` need not wait for `before` besides: the same order, through release events if that hands over by
+        release and acquire. No path to an event's waiter leads through the same wait in another iteration, so this execution, in which it
         stands, tells."""
         released = self.releases(self.graph.phase(before))
         for step in self.of[phase]:
@@ -114,7 +114,7 @@ class Execution:
         return VectorClock(former.others, step.early.own)
 
     def fenced_after(self, fences: set[str]) -> np.ndarray:
-        """[step, worker_class]: the first later step in which its workers fence, which orders what they did in this one; NEVER if there is none."""
+        """[step, class]: the first later step in which its workers fence, which orders what they did in this one; NEVER if there is none."""
         out = np.full((len(self.steps) + 1, len(self.classes.size)), NEVER, np.int32)
         for step in reversed(self.steps):
             out[step.index] = out[step.index + 1]

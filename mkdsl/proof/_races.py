@@ -11,7 +11,7 @@ writes a row of instance n at home clears the same row of the slot that instance
 Hence (clear) all reads of that older instance happen before the clear. And (fence) between the clear and anyone else's first look at
 instance n + 1 the clearing worker fences and then signals, and that signal happens before the look. Relaxed signals order nothing by
 themselves, which is why the fence must come between. A worker sees its own clears without one. A phase looks at what it reads whole after
-its waits, but a fold may look at the older rows that its finish adds before them (`Schedule.preloads`).
+its waits, but a fold may look at the older rows that its epilogue adds before them (`Schedule.preloads`).
 
 Both kinds need (reuse): a slot's former readers are done before it is written again. Instance 0 has another writer, and its stores must
 not come late either: they are there once they are released, or fenced and signalled, or once someone else who read them whole is done.
@@ -72,7 +72,7 @@ def overtakings(execution: Execution) -> Iterator[Violation]:
 
 def exchanges(execution: Execution) -> Iterator[Violation]:
     """Steps in which a cluster's workers write to each other's shared memory, and former steps in which that may still be in use."""
-    last = np.full(len(execution.classes.size), -1)  # step of each worker_class
+    last = np.full(len(execution.classes.size), -1)  # step of each class
     for step in execution.steps:
         pairs = execution.classes.peers(execution.schedule.plan(step.phase.name))
         late = pairs.late(last, step.clock)
@@ -83,7 +83,7 @@ def exchanges(execution: Execution) -> Iterator[Violation]:
 
 
 def owners(plan: PhasePlan, part: int, batch: int) -> np.ndarray:
-    """[batch, rows]: which worker finishes each row of a part. Of an attention, which may be split: [batch * kv_heads * splits, 1]."""
+    """[batch, rows]: which worker writes each row of a part. Of an attention, which may be split: [batch * kv_heads * splits, 1]."""
     firsts, counts = np.array(plan.tasks[part]).T
     order = np.argsort(firsts)
     of_item = np.repeat(order, counts[order])
@@ -171,9 +171,7 @@ class Accesses:
             former = self.writes.get(old, write)
             if former.phase != write.phase:
                 pairs = self._stores(former, write)
-                if isinstance(
-                    former.phase, MapPhase
-                ):  # stores each row once; of a fold's rows that were seen another store may be under way
+                if isinstance(former.phase, MapPhase):  # stores each row once; of a fold's seen rows another store may be under way
                     pairs = pairs.without(self._seen_whole(old, write))
                 yield from self._report(Rule.REUSE, old, former, write, pairs.late(fenced_after[former.index], write.clock))
             for read in self.reads.get(n + 1, ()):
@@ -181,7 +179,7 @@ class Accesses:
                     yield from self._report(rule, n + 1, write, read, pairs.late(fenced_after[write.index], clock))
 
     def _seen_whole(self, instance: int, then: Step) -> np.ndarray:
-        """[worker_class of the writer, worker_class]: whether a worker knows, in step `then`, that someone but the writer is done who read the whole of an
+        """[class of the writer, class]: whether a worker knows, in step `then`, that someone but the writer is done who read the whole of an
         instance. The writer itself may have seen its stores before others can."""
         seen = np.zeros((len(self.classes.size),) * 2, bool)
         for read in self.reads.get(instance, ()):
@@ -202,7 +200,7 @@ class Accesses:
 
     def _unordered(self, rule: Rule, instance: int, first: Step, then: Step, pairs: Pairs, clock: VectorClock) -> Iterator[Violation]:
         """`first` on one worker of a pair concerns `then` on the other. Program order counts across steps only: within a step a worker
-        may finish rows in overlapping blocks, and so read again what it has just overwritten."""
+        may write rows in overlapping blocks, and so read again what it has just overwritten."""
         yield from self._report(rule, instance, first, then, pairs.late(first.index, clock, own=first.index >= then.index))
 
     def _report(self, rule: Rule, instance: int, first: Step, then: Step, late: tuple[int, int] | None) -> Iterator[Violation]:

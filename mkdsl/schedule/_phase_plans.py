@@ -117,10 +117,8 @@ class FoldPlan(PhasePlan):
 
     @property
     def tiling(self) -> str:
-        return (
-            f"{self.rows} rows x {self.split_k}, tile_k {self.tile_k}, k_stages {self.k_stages}, cluster {self.cluster}, "
-            f"epilogue of {self.epilogue_tiles}, {self.instruction}"
-        )
+        splits = "".join(f", {name} {n}" for name, n in (("k_stages", self.k_stages), ("cluster", self.cluster)) if n > 1)
+        return f"{self.rows} rows x split_k {self.split_k}, tile_k {self.tile_k}, epilogue of {self.epilogue_tiles}, {self.instruction}{splits}"
 
     def stage_k(self, phase: FoldPhase) -> int:
         """Elements of each mma row in one K stage of one worker."""
@@ -157,7 +155,8 @@ class AttentionPlan(PhasePlan):
 
     @property
     def tiling(self) -> str:
-        return f"blocks of {self.block}, splits {self.splits}, cluster {self.cluster}"
+        splits = "".join(f", {name} {n}" for name, n in (("splits", self.splits), ("cluster", self.cluster)) if n > 1)
+        return f"blocks of {self.block}{splits}"
 
     def items(self, phase: AttentionPhase, batch: int) -> tuple[int, ...]:
         return (batch * phase.kv_heads * self.splits,)

@@ -31,17 +31,18 @@ class Profile:
       clock_hz: boost clock (public); only used to scale what is assumed for other GPUs.
       handoff: (KiB in flight per worker, us) from the last worker's store to a reader's data, relaxed (H200: measured).
       released: the same behind a release/acquire counter (H200: measured).
-      issue_us: from a unit's landing to the issue of the one that waits for it (H200: window 1 against 2).
+      issue_us: from a unit's landing to the issue of the one that waits for it (H200: 1 unit in flight against 2).
       unit_us: a unit's barriers and loop; mma_us: 32 KiB past 8 columns, shared memory to accumulators; column_us: for every further
         column; wgmma_us, wgmma_column_us: the same by `wgmma`, which a unit waits for, wgmma_wait_us; store_us: a tile's sums of a column
         to shared memory, twice that where they are added to what is there (fitted: H200, to 24 kernels' times, docs/measurements.md, where
         benchmarks/units.py has them by themselves).
       row_bytes: a box row shorter than this is bound by TMA's issue rate: 128-byte rows run 40 % slower (H200: measured).
-      prologue_us: from a fold's data to its first mma; epilogue_us: from its last unit to the signal, the last mma's latency included; next_epilogue_us:
-        one more group's finish; value_us: of a finish, one value of a thread from one part, matrix and worker of a cluster (fitted).
+      prologue_us: from a fold's data to its first mma; epilogue_us: from its last unit to the signal, the last mma's latency included;
+        next_epilogue_us: one more epilogue; value_us: in an epilogue, one value of a thread from one piece of K, matrix and worker of a cluster
+        (fitted).
       exchange_us: from a cluster's last sum to the others' shared memory (H200: an all-gather of 512 bytes each takes 0.5, measured alone;
         in kernels, where folding goes on meanwhile, less shows); exchange_rate: bytes/s that one receives there (fitted).
-      k_stage_us: one more piece of a resident, staged while compute waits for L2 (fitted).
+      k_stage_us: one more K stage of a resident, staged while compute waits for L2 (fitted).
       attention_us: an attention item's short dependent steps (H200: fitted to the prototype's table); block_us: one more cache block, besides
         its bytes (H200: 4 splits against 2 of one model).
       map_us: latency of a map, one item (assumed: a fold's without its mma).

@@ -81,7 +81,7 @@ class SharedMemory:
 
 
 def _line(name: str, size: int, depth: int, total: int) -> str:
-    return f"  {name:<12}{size:>9} x {depth:<3}= {total:>7} bytes"
+    return f"  {name:<14}{size:>9} x {depth:<3}= {total:>7} bytes"
 
 
 def round_up(n: int, to: int) -> int:

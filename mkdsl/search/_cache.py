@@ -11,6 +11,7 @@ from typing import Any
 from mkdsl.graph import OpGraph
 from mkdsl.schedule import Handoff, Profile, Schedule
 
+ROOT = pathlib.Path(__file__).parents[1]
 SOURCES = ("graph", "schedule", "proof", "simulate", "search")
 
 
@@ -21,9 +22,9 @@ def directory(kind: str = "schedules") -> pathlib.Path:
 
 
 @functools.cache
-def _source() -> str:
+def _source(root: pathlib.Path) -> str:
     """A hash of the source of all that a schedule depends on: another search may find another one."""
-    digest, root = hashlib.sha256(), pathlib.Path(__file__).parents[1]
+    digest = hashlib.sha256()
     for path in (p for package in SOURCES for p in sorted((root / package).rglob("*.py"))):
         digest.update(str(path.relative_to(root)).encode() + path.read_bytes())
     return digest.hexdigest()
@@ -36,7 +37,7 @@ def key(graph: OpGraph, batch: int, profile: Profile, handoff: Handoff) -> str:
         "batch": batch,
         "profile": profile.to_json(),
         "handoff": handoff,
-        "source": _source(),
+        "source": _source(ROOT),
     }
     return _digest(json.dumps(content, sort_keys=True))
 

@@ -14,7 +14,7 @@ from mkdsl.schedule import KIB, Profile, interpolate
 from mkdsl.search._candidates import Candidate
 from mkdsl.simulate import Work, Workload
 
-OVERLAP = 0.02  # of what is hidden behind the stream, this much shows: finishes and staging that nothing needs are not free
+OVERLAP = 0.02  # of what is hidden behind the stream, this much shows: epilogues and staging that nothing waits for are not free
 
 
 @dataclasses.dataclass(frozen=True)

@@ -60,7 +60,7 @@ def _first_waits(graph: OpGraph) -> dict[str, tuple[str, ...]]:
 def with_handoffs(graph: OpGraph, schedule: Schedule) -> Schedule:
     """The schedule with waits and fences under which it is safe.
 
-    Where neither can make it so, a tensor is handed over by counter instead. That happens where workers take part in few phases: one that
+    Where neither can make it so, a tensor is handed over by release and acquire instead. That happens where workers take part in few phases: one that
     looks at older rows before it waits may not know of a clear in time, whatever it waits for.
     """
     waits = _first_waits(graph)
@@ -77,7 +77,7 @@ def with_handoffs(graph: OpGraph, schedule: Schedule) -> Schedule:
             return _without_implied_waits(graph, _with(schedule, waits, fences))
         added = [v for v in missing if v.rule is not Rule.EARLY and _add_wait(waits, v)]
         if not added:
-            schedule = _by_counter(schedule, missing[0].tensor)
+            schedule = _released(schedule, missing[0].tensor)
 
 
 def other_handoffs(graph: OpGraph, schedule: Schedule) -> Iterator[tuple[str, Schedule]]:
@@ -99,10 +99,10 @@ def _handed_over(schedule: Schedule, name: str, handoff: Handoff) -> Schedule:
     return dataclasses.replace(schedule, tensors=tensors)
 
 
-def _by_counter(schedule: Schedule, name: str) -> Schedule:
+def _released(schedule: Schedule, name: str) -> Schedule:
     changed = _handed_over(schedule, name, Handoff.RELEASE_ACQUIRE)
     if changed == schedule:
-        raise ScheduleError(Rule.FENCE, f"no wait, fence or counter makes the hand-off of {name} safe")
+        raise ScheduleError(Rule.FENCE, f"neither waits nor a fence nor release-acquire make the hand-off of {name} safe")
     return changed
 
 

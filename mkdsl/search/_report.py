@@ -4,13 +4,16 @@ import statistics
 from collections.abc import Sequence
 
 from mkdsl.graph import OpGraph, Phase
-from mkdsl.schedule import KIB, Profile, Schedule, shared_memory
+from mkdsl.schedule import KIB, Profile, Schedule, TensorPlan, shared_memory
 from mkdsl.search._alternatives import Alternative, next_best, next_handoffs
 from mkdsl.search._cost import floor_us
 from mkdsl.simulate import Timeline, Workload, simulate
 
-CHOSEN = ("phase", "kind", "items", "workers", "tiling", "waits for", "fence")
-TIMES = ("phase", "MB", "us", "memory us", "wait", "read", "fold", "epilogue", "bound by")
+# Headings of tables; below one with ">" stand numbers, to the right.
+CHOSEN = ("phase", ">runs", "kind", ">items", ">workers", "tiling", "waits for", "fence")
+TENSORS = ("tensor", "hand-off", ">slots", ">splits", "dtype")
+TIMES = ("phase", ">MB", ">us", ">memory us", ">wait", ">read", ">fold", ">epilogue", "bound by")
+SECOND = ("phase or tensor", "instead", ">us")
 HIDDEN = 0.15  # of a phase's time: less than this between it and its bound is bound by it
 
 
@@ -31,13 +34,22 @@ def explain(graph: OpGraph, schedule: Schedule, profile: Profile, *, alternative
     graph, s, timeline = graph.in_order(schedule.order), schedule, simulate(graph, schedule, profile)
     padding = f" (padded to {s.padded_batch})" if s.padded_batch != s.batch else ""
     lines = [f"{s.target}, batch {s.batch}{padding}, {s.workers} workers"]
-    for segment in graph.segments:
-        lines += [f"{segment.repeats} x", *_table([CHOSEN, *(_chosen(graph.phase(name), s) for name in segment.phases)], 4)]
-    lines += [f"ring: {s.num_stages} stages of {s.stage_bytes // KIB} KiB, {s.max_in_flight} in flight", "tensors:", *_tensors(graph, s)]
-    lines += ["where time goes, us of one execution:"]
-    lines += _table([TIMES, *(_times(p, graph, s, timeline, profile) for p in graph.phases)], 8)
+    lines += ["what was decided (runs: in a step; items: of each part, spread over the workers):"]
+    lines += _table([CHOSEN, *(_chosen(p, graph, s) for p in graph.phases)])
+    lines += [f"ring: {s.num_stages} stages of {s.stage_bytes // KIB} KiB, {s.max_in_flight} in flight"]
+    lines += [
+        "what crosses phases (slots: that iterations use in turn; splits: partial results, which readers merge):",
+        *_tensors(graph, s),
+    ]
+    lines += [
+        "where time goes (us: from signal to signal; memory us: what device memory alone needs; wait to epilogue: the median worker's):"
+    ]
+    lines += _table([TIMES, *(_times(p, graph, s, timeline, profile) for p in graph.phases)])
     if alternatives:
-        lines += ["what came second (us more a step):", *_second(graph, s, profile)]
+        lines += [
+            "what came second (us more a step): of phases by the cost model, of tensors by the simulator",
+            *_second(graph, s, profile),
+        ]
     memory = shared_memory(graph, s.phases, padded_batch=s.padded_batch, num_stages=s.num_stages, stage_bytes=s.stage_bytes)
     lines += ["shared memory of a worker, over the schedule:", str(memory)]
     floor = floor_us(graph, s.batch, profile)
@@ -45,19 +57,18 @@ def explain(graph: OpGraph, schedule: Schedule, profile: Profile, *, alternative
     return "\n".join(lines)
 
 
-def _chosen(phase: Phase, schedule: Schedule) -> tuple[str, ...]:
-    plan = schedule.plan(phase.name)
+def _chosen(phase: Phase, graph: OpGraph, schedule: Schedule) -> tuple[str, ...]:
+    plan, runs = schedule.plan(phase.name), f"{graph.iterations(phase)} x"
     items = "+".join(str(sum(n for _, n in part)) for part in plan.tasks)
     waits = ", ".join(plan.waits) or "-"
-    return phase.name, phase.kind, items, str(len(plan.participants)), plan.tiling, waits, "yes" if plan.fence else "-"
+    return phase.name, runs, phase.kind, items, str(len(plan.participants)), plan.tiling, waits, "yes" if plan.fence else "-"
 
 
 def _tensors(graph: OpGraph, schedule: Schedule) -> list[str]:
-    rows = [("tensor", "hand-off", "slots", "splits", "dtype")]
-    for t in schedule.tensors:
-        of = graph.tensors[t.name]
-        rows.append((t.name, "output" if of.output else t.handoff, str(t.incarnations), str(t.splits), t.dtype))
-    return _table(rows, 4)
+    def row(t: TensorPlan) -> tuple[str, ...]:
+        return t.name, "output" if graph.tensors[t.name].output else t.handoff, str(t.incarnations), str(t.splits), t.dtype
+
+    return _table([TENSORS, *map(row, schedule.tensors)])
 
 
 def _times(phase: Phase, graph: OpGraph, schedule: Schedule, timeline: Timeline, profile: Profile) -> tuple[str, ...]:
@@ -89,14 +100,14 @@ def _bound(us: float, memory: float, compute: float) -> str:
 
 def _second(graph: OpGraph, schedule: Schedule, profile: Profile) -> list[str]:
     found: Sequence[Alternative] = (*next_best(graph, schedule, profile), *next_handoffs(graph, schedule, profile))
-    return _table([("of", "instead", "us"), *((a.of, a.what, f"{a.us:+.1f}") for a in found)], 1)
+    return _table([SECOND, *((a.of, a.what, f"{a.us:+.1f}") for a in found)])
 
 
-def _table(rows: Sequence[Sequence[str]], text: int) -> list[str]:
-    """Columns padded to their widest cell; the first and those from `text` on to the left, the others, numbers, to the right."""
-    widths = [max(map(len, column)) for column in zip(*rows, strict=True)]
-    out = []
-    for row in rows:
-        cells = [c.ljust(w) if i == 0 or i >= text else c.rjust(w) for i, (c, w) in enumerate(zip(row, widths, strict=True))]
-        out.append(("  " + "  ".join(cells)).rstrip())
-    return out
+def _table(rows: Sequence[Sequence[str]]) -> list[str]:
+    """Columns as wide as their widest cell."""
+    columns = []
+    for heading, *cells in zip(*rows, strict=True):
+        number, cells = heading.startswith(">"), [heading.removeprefix(">"), *cells]
+        width = max(map(len, cells))
+        columns.append([c.rjust(width) if number else c.ljust(width) for c in cells])
+    return [("  " + "  ".join(row)).rstrip() for row in zip(*columns, strict=True)]

@@ -70,9 +70,24 @@ def checkpoint(tmp_path, byte_tokenizer):
     (directory / "config.json").write_text(json.dumps(config))
     save_file(tensors, directory / "model.safetensors")
     byte_tokenizer.save(str(directory / "tokenizer.json"))
-    about = {"bos_token": {"content": "<s>"}, "eos_token": "</s>", "chat_template": TEMPLATE}
+    about = {"bos_token": {"__type": "AddedToken", "content": "<s>", "special": True}, "eos_token": "</s>", "chat_template": TEMPLATE}
     (directory / "tokenizer_config.json").write_text(json.dumps(about))
     return directory
+
+
+@pytest.fixture(scope="session")
+def transformers():
+    """What our tokens and texts are held against. It takes seconds to import, but no torch."""
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setenv("HF_HUB_OFFLINE", "1")  # read once, on import
+        import transformers
+    return transformers
+
+
+@pytest.fixture
+def transformers_of(transformers):
+    """transformers' tokenizer of a directory, as its tokenizer.json has it."""
+    return transformers.PreTrainedTokenizerFast.from_pretrained
 
 
 @pytest.fixture
@@ -87,7 +102,7 @@ def scripted():
             first = int(pos) if first is None else first
             assert int(pos) < model.context, f"step at {pos} of {model.context}"
             steps.append((int(token), int(pos)))
-            return np.int32(script[(int(pos) - first) % len(script)]), None, kv
+            return np.int32(script[(int(pos) - first) % len(script)]), np.zeros(model.config.vocab, np.float32), kv
 
         steps = []
         decoder = dataclasses.replace(model.decoder, step=step)

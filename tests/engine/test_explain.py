@@ -1,6 +1,7 @@
 """`mkdsl explain`, and the refusals that the command line prints as one message."""
 
 import json
+import re
 
 import pytest
 from typer.testing import CliRunner
@@ -11,8 +12,10 @@ from mkdsl.engine._cli import app
 def test_explains_a_built_in_shape():
     out = CliRunner().invoke(app, ["explain", "smollm2-135m", "--context", "128"])
     assert out.exit_code == 0
-    for word in ("30 x", "wg·wu", "ring:", "predicted:", "proven in"):
+    for word in ("wg·wu", "ring:", "predicted:", "proven in"):
         assert word in out.output
+    decided = r"^  wd +30 x  fold +\d+ +\d+  \d+ rows x split_k \d, tile_k \d+, epilogue of \d+, w?g?mma.*  wg·wu "
+    assert re.search(decided, out.output, re.MULTILINE)
 
 
 def test_explains_as_json():

@@ -1,5 +1,4 @@
 import dataclasses
-import types
 
 import jax
 import jax.numpy as jnp
@@ -7,7 +6,8 @@ import numpy as np
 import pytest
 
 from mkdsl import engine, models
-from mkdsl.engine import ContextError, _prefill, generate, load_model
+from mkdsl.engine import ContextError, LogitsError, _generate, _prefill, generate, load_model
+from mkdsl.engine._generate import _checked
 from mkdsl.models import CheckpointError
 
 PROMPT = [256, 10, 20, 30, 40]
@@ -136,12 +136,19 @@ def test_no_longer_context_is_offered_than_there_is(checkpoint):
 
 @pytest.mark.parametrize("context", [0, 257])
 def test_context_the_model_was_not_made_for(checkpoint, context):
-    with pytest.raises(ContextError, match=f"a context of {context} positions; this model has been made for 1 to 256"):
+    with pytest.raises(ContextError, match=f"a context of {context} positions; it may have 1 to 256"):
         load_model(checkpoint, context=context)
 
 
-def test_default_context(checkpoint):
-    assert load_model(checkpoint).context == 256
+@pytest.mark.parametrize(("made_for", "context"), [(256, 256), (200, 192), (4096, 2048), (50, 50), (10**9, 2048)])
+def test_default_context(model, made_for, context):
+    assert _generate.positions(dataclasses.replace(model.config, max_context=made_for)) == context
+
+
+def test_a_tokenizer_that_is_there_is_not_loaded_again(checkpoint):
+    tokenizer = engine.load_tokenizer(checkpoint)
+    (checkpoint / "tokenizer.json").unlink()
+    assert load_model(checkpoint, tokenizer=tokenizer).tokenizer is tokenizer
 
 
 def test_another_models_tokenizer(model):
@@ -149,10 +156,35 @@ def test_another_models_tokenizer(model):
         generate(model, [1, 260])
 
 
-def test_the_kernel_decodes_where_there_is_a_gpu(model, monkeypatch):
-    assert engine.default_decoder(model.config).path == "reference"
-    jitted = []
-    monkeypatch.setattr("mkdsl.engine._decoder.jit", jitted.append)
-    monkeypatch.setattr(engine._decoder, "jax", types.SimpleNamespace(default_backend=lambda: "gpu"))
-    assert engine.default_decoder(model.config).path == "kernel"
-    assert jitted == [models.decode_step(model.config)]
+@pytest.mark.parametrize("value", [np.nan, np.inf, -np.inf])
+@pytest.mark.parametrize("tokens", [0, 3])
+def test_logits_that_are_no_numbers_end_it(model, scripted, value, tokens):
+    """A single one of them, wherever it is: the decoder's own token says nothing then."""
+    model, _ = scripted(model, [5])
+    said = model.decoder.step
+
+    def step(params, kv, token, pos):
+        token, logits, kv = said(params, kv, token, pos)
+        logits[17] = value if pos == len(PROMPT) - 1 + tokens else 0
+        return token, logits, kv
+
+    model, shown = dataclasses.replace(model, decoder=dataclasses.replace(model.decoder, step=step)), []
+    with pytest.raises(
+        LogitsError, match=rf"the logits after {len(PROMPT) + tokens} tokens are NaN or infinite; .* download the checkpoint"
+    ):
+        shown += generate(model, PROMPT)
+    assert shown == [] or shown == [5] * tokens
+
+
+def test_weights_that_are_no_numbers(model):
+    broken = dataclasses.replace(model, params=model.params | {"norm": model.params["norm"].at[3].set(jnp.nan)})
+    with pytest.raises(LogitsError, match="the logits after 5 tokens"):
+        list(generate(broken, PROMPT))
+
+
+def test_one_number_comes_back_for_each_token(model, scripted, monkeypatch):
+    """The check costs no copy of the logits to the host."""
+    steps, read = scripted(model, [5])[0], []
+    monkeypatch.setattr(_generate, "_checked", lambda token, logits: read.append(_checked(token, logits)) or read[-1])
+    assert len(list(generate(steps, PROMPT, max_tokens=3))) == 3
+    assert {r.shape for r in read} == {()}

@@ -1,11 +1,17 @@
+"""Tokens and text, held against what transformers makes of the same directory."""
+
 import json
 
 import pytest
+import tokenizers
+from tokenizers import decoders, normalizers, pre_tokenizers
+from tokenizers.models import BPE
 
-from mkdsl.engine import load_tokenizer
+from mkdsl.engine import PromptError, load_tokenizer
 from mkdsl.models import CheckpointError
 
 USER = [{"role": "user", "content": "hé"}]
+TEXTS = ["hé", "", "a much longer text than any other here", " <s> in the middle</s> ", "日本語 😀\n"]
 
 
 def test_plain_text_gets_its_beginning_token(checkpoint):
@@ -21,6 +27,29 @@ def test_chat_follows_the_template(checkpoint):
     tokens = tokenizer.encode_chat(USER)
     assert tokens.count(256) == 1  # the template's own, no second one
     assert tokenizer.model.decode(tokens, skip_special_tokens=False) == "<s><user>hé<assistant>"  # blocks trimmed as Hugging Face does
+
+
+@pytest.mark.parametrize("text", TEXTS)
+@pytest.mark.parametrize(
+    "saved",
+    [
+        lambda model: None,
+        lambda model: model.enable_truncation(5),
+        lambda model: model.enable_padding(length=64),
+        lambda model: (model.enable_truncation(5), model.enable_padding(pad_to_multiple_of=16)),
+    ],
+    ids=["as it is", "saved with truncation", "saved with padding", "with both"],
+)
+def test_nothing_is_cut_or_padded(checkpoint, transformers_of, saved, text):
+    path = str(checkpoint / "tokenizer.json")
+    model = load_tokenizer(checkpoint).model
+    saved(model)
+    model.save(path)
+    ours, theirs = load_tokenizer(checkpoint), transformers_of(checkpoint)
+    chat = [{"role": "user", "content": text}]
+    assert ours.encode(text) == theirs(text)["input_ids"]
+    assert ours.encode_chat(chat) == theirs.apply_chat_template(chat, add_generation_prompt=True)["input_ids"]
+    assert "".join(ours.stream(ours.encode(text))) == theirs.decode(ours.encode(text), skip_special_tokens=True)
 
 
 @pytest.mark.parametrize("text", ["naïve café", "日本語", "😀 👩‍👩‍👧 end", "aà€😀", "", "\ufffd and on"])
@@ -46,44 +75,11 @@ def test_streaming_is_lazy(checkpoint):
     assert len(list(tokens)) == 2
 
 
-def rewrite(checkpoint, **changed):
-    path = checkpoint / "tokenizer_config.json"
-    path.write_text(json.dumps(json.loads(path.read_text()) | changed))
-    return load_tokenizer(checkpoint)
-
-
-def test_templates_by_name(checkpoint):
-    named = [{"name": "tool_use", "template": "no"}, {"name": "default", "template": "yes{{ messages[0] | tojson }}"}]
-    tokens = rewrite(checkpoint, chat_template=named).encode_chat(USER)
-    assert "".join(load_tokenizer(checkpoint).stream(tokens)) == 'yes{"role": "user", "content": "hé"}'
-
-
-def test_template_in_a_file_of_its_own(checkpoint):
-    (checkpoint / "chat_template.jinja").write_text("{{ strftime_now('%Y') }}{{ eos_token }}")
-    (year,) = {"".join(load_tokenizer(checkpoint).stream(load_tokenizer(checkpoint).encode_chat(USER)))}
-    assert len(year) == 4
-    assert year.isdigit()
-
-
-@pytest.mark.parametrize("template", [None, [{"name": "tool_use", "template": "no"}]])
-def test_no_template(checkpoint, template):
-    with pytest.raises(CheckpointError, match=r"has no chat template.*leave out --chat"):
-        rewrite(checkpoint, chat_template=template).encode_chat(USER)
-
-
-@pytest.mark.parametrize(
-    ("template", "message"),
-    [
-        ("{{ raise_exception('no system prompt') }}", "no system prompt"),
-        ("{{ messages[0].content.__class__.__mro__ }}{{ ''.__class__ }}", "unsafe"),
-        ("{% if %}", "Expected an expression"),
-        ("{{ messages.append(1) }}", "not callable|unsafe|append"),
-    ],
-    ids=["its own", "sandbox", "syntax", "immutable"],
-)
-def test_templates_that_refuse(checkpoint, template, message):
-    with pytest.raises(CheckpointError, match=f"chat template refuses this conversation .*({message})"):
-        rewrite(checkpoint, chat_template=template).encode_chat(USER)
+@pytest.mark.parametrize("encode", [lambda t, text: t.encode(text), lambda t, text: t.encode_chat([{"role": "user", "content": text}])])
+def test_bytes_that_are_not_utf_8(checkpoint, encode):
+    argument = b"caf\xe9".decode(errors="surrogateescape")  # as Python hands over a command line's
+    with pytest.raises(PromptError, match=r"the prompt has '\\udce9', which is no character: it is not UTF-8; give it as UTF-8 text"):
+        encode(load_tokenizer(checkpoint), argument)
 
 
 def test_no_tokenizer(checkpoint):
@@ -101,3 +97,37 @@ def test_broken_tokenizer(checkpoint):
 def test_the_config_beside_it_may_be_missing(checkpoint):
     (checkpoint / "tokenizer_config.json").unlink()
     assert load_tokenizer(checkpoint).specials == {}
+
+
+QWEN3 = r"(?i:'s|'t|'re|'ve|'m|'ll|'d)|[^\r\n\p{L}\p{N}]?\p{L}+|\p{N}| ?[^\s\p{L}\p{N}]+[\r\n]*|\s*[\r\n]+|\s+(?!\S)|\s+"
+
+
+@pytest.mark.parametrize("text", ["the text 123  e\u0301\n", "<|im_start|>user\nhe<|im_end|> <think>x", "it's\t\t<|endoftext|>1"])
+def test_qwen3s(tmp_path, transformers, text):
+    """Of the class that transformers builds anew for Qwen3, from a tokenizer.json as Qwen3's, with Qwen3's added tokens."""
+    words = [*sorted(pre_tokenizers.ByteLevel.alphabet()), "he", "Ġt"]
+    model = tokenizers.Tokenizer(BPE({word: i for i, word in enumerate(words)}, [("h", "e"), ("Ġ", "t")]))
+    model.normalizer, model.decoder = normalizers.NFC(), decoders.ByteLevel()
+    split = pre_tokenizers.Split(tokenizers.Regex(QWEN3), "isolated")
+    model.pre_tokenizer = pre_tokenizers.Sequence([split, pre_tokenizers.ByteLevel(add_prefix_space=False, use_regex=False)])
+    model.save(str(tmp_path / "tokenizer.json"))
+    added = {"<|endoftext|>": True, "<|im_start|>": True, "<|im_end|>": True, "<think>": False}
+    decoder = {
+        len(words) + i: {"content": token, "special": special, "normalized": False} for i, (token, special) in enumerate(added.items())
+    }
+    about = {"tokenizer_class": "Qwen2Tokenizer", "added_tokens_decoder": decoder, "eos_token": "<|im_end|>", "pad_token": "<|endoftext|>"}
+    (tmp_path / "tokenizer_config.json").write_text(json.dumps(about))
+    (tmp_path / "config.json").write_text(json.dumps({"model_type": "qwen3"}))
+    ours, theirs = load_tokenizer(tmp_path), transformers.AutoTokenizer.from_pretrained(tmp_path)
+    tokens = ours.encode(text)
+    assert tokens == theirs(text)["input_ids"]
+    assert "".join(ours.stream(tokens)) == theirs.decode(tokens, skip_special_tokens=True)
+
+
+def test_special_tokens_split_where_the_config_says_so(checkpoint, transformers_of):
+    path = checkpoint / "tokenizer_config.json"
+    about = json.loads(path.read_text()) | {"bos_token": "<s>", "split_special_tokens": True}
+    path.write_text(json.dumps(about))
+    tokens = load_tokenizer(checkpoint).encode("a</s>b")
+    assert tokens == transformers_of(checkpoint)("a</s>b")["input_ids"]
+    assert 257 not in tokens

@@ -130,7 +130,7 @@ def test_qwen3_normalises_heads_inside_attention():
     graph = shape_graph("qwen3-0.6b")
     assert phases(graph) == ["map", "wq+wk+wv", "attention", "wo", "wg·wu", "wd", "embed"]
     attention = graph.phase("attention")
-    assert (attention.heads, attention.kv_heads, attention.head_dim, attention.k) == (16, 8, 128, 64)
+    assert (attention.heads, attention.kv_heads, attention.head_dim, attention.context) == (16, 8, 128, 64)
     assert graph.phase("wo").k == 2048 != graph.tensors["x"].width
 
 

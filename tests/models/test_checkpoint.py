@@ -101,17 +101,6 @@ def test_shard_without_its_tensor(tmp_path):
     refused(tmp_path, rf"{shard}: lacks model\S+, which {INDEX} places there; download the file again")
 
 
-def test_index_without_a_map(tmp_path):
-    write(tmp_path, LLAMA, random_tensors(LLAMA), shards=2)
-    (tmp_path / INDEX).write_text("{}")
-    refused(tmp_path, f"{INDEX}: has no weight_map")
-
-
-def test_no_safetensors(tmp_path):
-    write(tmp_path, LLAMA, random_tensors(LLAMA)).joinpath("model.safetensors").rename(tmp_path / "pytorch_model.bin")
-    refused(tmp_path, f"holds neither model.safetensors nor {INDEX}, only config.json, pytorch_model.bin; convert")
-
-
 def test_without_the_extra(tmp_path, monkeypatch):
     write(tmp_path, LLAMA, random_tensors(LLAMA))
     monkeypatch.setitem(sys.modules, "safetensors", None)

@@ -51,9 +51,10 @@ def test_qwen3(tmp_path):
         ({"rope_parameters": LLAMA3 | {"rope_theta": 7.0}}, 7.0, SCALING),
         ({"rope_theta": 7.0, "rope_scaling": without(LLAMA3, "rope_type") | {"type": "llama3"}}, 7.0, SCALING),
         ({"rope_theta": 7.0, "rope_scaling": None}, 7.0, None),
+        ({"rope_scaling": LLAMA3, "rope_parameters": {"rope_type": "default", "rope_theta": 7.0}}, 10_000.0, SCALING),
         ({}, 10_000.0, None),
     ],
-    ids=["new style", "new style llama3", "old style llama3", "old style", "defaults"],
+    ids=["new style", "new style llama3", "old style llama3", "old style", "the old one first", "defaults"],
 )
 def test_rotary_parameters_old_and_new(tmp_path, changed, theta, scaling):
     config = read(tmp_path, without(LLAMA, "rope_theta", "rope_scaling") | changed)
@@ -66,12 +67,20 @@ def test_rotary_parameters_old_and_new(tmp_path, changed, theta, scaling):
         (LLAMA, None, (2,)),
         (LLAMA | {"eos_token_id": [2, 3]}, None, (2, 3)),
         (LLAMA, {"eos_token_id": [4, 5]}, (4, 5)),
+        (LLAMA, {"eos_token_id": 4}, (4,)),
         (LLAMA, {}, (2,)),
-        (without(LLAMA, "eos_token_id"), None, ()),
+        (LLAMA | {"eos_token_id": None}, None, ()),
+        (without(LLAMA | {"eos_token_id": 7}, "eos_token_id"), None, (2,)),
+        (without(QWEN3, "eos_token_id"), None, ()),
     ],
 )
 def test_end_tokens(tmp_path, raw, generation, eos):
     assert read(tmp_path, raw, generation).eos == eos
+
+
+def test_the_beginning_token(tmp_path):
+    assert [read(tmp_path, LLAMA | {"bos_token_id": bos}).bos for bos in (None, 5)] == [None, 5]
+    assert [read(tmp_path, without(raw, "bos_token_id")).bos for raw in (LLAMA, QWEN3)] == [1, None]
 
 
 def test_hugging_faces_defaults(tmp_path):
@@ -80,50 +89,69 @@ def test_hugging_faces_defaults(tmp_path):
     assert read(tmp_path, without(QWEN3, "head_dim")).head_dim == 128
 
 
-@pytest.mark.parametrize(
-    ("changed", "message"),
-    [
-        (
-            {"architectures": ["GemmaForCausalLM"]},
-            "architecture GemmaForCausalLM is not supported; supported are LlamaForCausalLM, Qwen3ForCausalLM",
-        ),
-        ({"architectures": None}, "architecture None is not supported"),
-        ({"hidden_act": "gelu"}, "hidden_act='gelu' is not supported; only silu"),
-        ({"attention_bias": True}, "attention_bias=True is not supported"),
-        ({"mlp_bias": True}, "mlp_bias=True is not supported"),
-        ({"use_sliding_window": True}, "use_sliding_window=True is not supported; only full attention"),
-        ({"layer_types": ["full_attention", "sliding_attention"]}, "layer_types=.* is not supported"),
-        ({"partial_rotary_factor": 0.5}, "partial_rotary_factor=0.5 is not supported"),
-        ({"rope_scaling": {"rope_type": "default", "partial_rotary_factor": 0.5}}, "partial_rotary_factor=0.5 is not supported"),
-        ({"quantization_config": {"quant_method": "fp8"}}, "quantization_config=.*fp8.* is not supported.*take the original"),
-        (
-            {"rope_scaling": {"type": "linear", "factor": 2.0}},
-            "rope scaling of type 'linear' is not supported; supported are default and llama3",
-        ),
-        ({"rope_scaling": {"rope_type": "yarn", "factor": 2.0}}, "rope scaling of type 'yarn' is not supported"),
-        ({"rope_scaling": {"rope_type": "default", "mrope_section": [1]}}, "rotary parameters mrope_section are not supported"),
-        ({"rope_scaling": without(LLAMA3, "factor", "low_freq_factor")}, "llama3 rope scaling lacks factor, low_freq_factor"),
-        ({"num_key_value_heads": 3}, "num_attention_heads=4 is no multiple of num_key_value_heads=3"),
-        ({"head_dim": 7}, "head_dim=7 is odd"),
-        ({"hidden_size": None}, "has no hidden_size"),
-        ({"vocab_size": -5}, "vocab_size=-5; it should be a positive integer"),
-        ({"num_hidden_layers": "3"}, "num_hidden_layers='3'"),
-    ],
-)
+REFUSED = [
+    (
+        {"architectures": ["GemmaForCausalLM"]},
+        "architecture GemmaForCausalLM is not supported; supported are LlamaForCausalLM, Qwen3ForCausalLM",
+    ),
+    ({"architectures": None}, "architecture None is not supported"),
+    ({"architectures": [["LlamaForCausalLM"]]}, "architecture .* is not supported"),
+    ({"hidden_act": "gelu"}, "hidden_act='gelu'; only silu"),
+    ({"attention_bias": True}, "attention_bias=True; only attention without biases"),
+    ({"mlp_bias": True}, "mlp_bias=True; only an MLP without biases"),
+    ({"use_sliding_window": True}, "use_sliding_window=True; only full attention"),
+    ({"layer_types": ["full_attention", "sliding_attention"]}, "layer_types=.*; only full attention"),
+    ({"layer_types": 7}, "layer_types=7; only full attention"),
+    ({"partial_rotary_factor": 0.5}, "partial_rotary_factor=0.5; only rotary embedding of whole heads"),
+    ({"quantization_config": {"quant_method": "fp8"}}, "quantization_config=.*fp8.*; only unquantised .*take the original"),
+    ({"num_key_value_heads": 3}, "num_key_value_heads=3; it should divide num_attention_heads=4"),
+    ({"head_dim": 7}, "head_dim=7 is odd"),
+    ({"hidden_size": None}, "hidden_size=None; it should be a positive integer"),
+    ({"vocab_size": -5}, "vocab_size=-5; it should be a positive integer"),
+    ({"num_hidden_layers": "3"}, "num_hidden_layers='3'; it should be a positive integer"),
+    ({"rms_norm_eps": None}, "rms_norm_eps=None; it should be a positive number"),
+    ({"rms_norm_eps": "1e-5"}, "rms_norm_eps='1e-5'; it should be a positive number"),
+    ({"tie_word_embeddings": "false"}, "tie_word_embeddings='false'; it should be true or false"),
+    ({"eos_token_id": ["</s>"]}, r"eos_token_id=\['</s>'\]; it should be a token's number, or a list of them"),
+    ({"bos_token_id": "<s>"}, "bos_token_id='<s>'; it should be a token's number"),
+]
+SCALINGS_REFUSED = [
+    ({"rope_theta": None}, "rope_theta=None; it should be a positive number"),
+    ({"rope_scaling": "linear"}, "rope_scaling='linear'; it should be an object of parameters, or null"),
+    ({"rope_scaling": {"type": "linear", "factor": 2.0}}, "rope_scaling.type='linear'; supported are default and llama3"),
+    ({"rope_scaling": {"rope_type": "yarn", "factor": 2.0}}, "rope_scaling.rope_type='yarn'; supported are"),
+    ({"rope_scaling": {"rope_type": "default", "partial_rotary_factor": 0.5}}, "rope_scaling.partial_rotary_factor=0.5; only"),
+    (
+        {"rope_scaling": {"rope_type": "default", "mrope_section": [1]}},
+        r"rope_scaling.mrope_section=\[1\]; supported rotary parameters are",
+    ),
+    ({"rope_scaling": without(LLAMA3, "factor", "low_freq_factor")}, "has no rope_scaling.factor; it should be a positive number"),
+    ({"rope_scaling": LLAMA3 | {"factor": "8"}}, "rope_scaling.factor='8'; it should be a positive number"),
+    ({"rope_scaling": LLAMA3 | {"factor": float("nan")}}, "rope_scaling.factor=nan; it should be a positive number"),
+    ({"rope_scaling": LLAMA3 | {"original_max_position_embeddings": 64.5}}, "rope_scaling.original_max_position_embeddings=64.5"),
+    ({"rope_scaling": LLAMA3 | {"low_freq_factor": 4.0}}, "rope_scaling.high_freq_factor=4.0; it should be above low_freq_factor=4.0"),
+    ({"rope_scaling": None, "rope_parameters": LLAMA3 | {"rope_theta": "7"}}, "rope_parameters.rope_theta='7'"),
+]
+
+
+@pytest.mark.parametrize(("changed", "message"), REFUSED + SCALINGS_REFUSED)
 def test_refusals(tmp_path, changed, message):
     with pytest.raises(CheckpointError, match=f"config.json: .*{message}"):
         read(tmp_path, LLAMA | changed)
 
 
-def test_no_config(tmp_path):
-    with pytest.raises(CheckpointError, match=r"config.json: it is not there; give the directory"):
-        read_config(tmp_path)
-    with pytest.raises(CheckpointError, match=r"config.json: there is no such directory"):
-        read_config(tmp_path / "nowhere")
+def test_what_is_not_there(tmp_path):
+    with pytest.raises(CheckpointError, match=r"config.json: has no hidden_size; it should be a positive integer"):
+        read(tmp_path, without(LLAMA, "hidden_size"))
 
 
-@pytest.mark.parametrize(("text", "message"), [("{", "not JSON"), ("[]", "holds a list")])
-def test_broken_config(tmp_path, text, message):
-    (tmp_path / "config.json").write_text(text)
-    with pytest.raises(CheckpointError, match=message):
+def test_end_tokens_of_another_file_are_refused_by_that_file(tmp_path):
+    with pytest.raises(CheckpointError, match=r"generation_config.json: eos_token_id='</s>'; it should be"):
+        read(tmp_path, LLAMA, {"eos_token_id": "</s>"})
+
+
+@pytest.mark.parametrize(("about", "base"), [({"base_model_name_or_path": "some/model"}, "some/model"), ({}, "another model")])
+def test_an_adapter(tmp_path, about, base):
+    (tmp_path / "adapter_config.json").write_text(json.dumps(about))
+    with pytest.raises(CheckpointError, match=f"is a LoRA adapter of {base}, no whole model; merge it into that model"):
         read_config(tmp_path)

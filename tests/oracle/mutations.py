@@ -6,8 +6,8 @@ import random
 from collections.abc import Callable
 from typing import Any
 
-from mkdsl.graph import OpGraph
-from mkdsl.schedule import PhasePlan, Schedule
+from mkdsl.graph import AttentionPhase, FoldPhase, MapPhase, OpGraph
+from mkdsl.schedule import AttentionPlan, FoldPlan, MapPlan, PhasePlan, Schedule, Tasks
 
 Random = random.Random
 Mutation = Callable[[Random, OpGraph, Schedule], Schedule]
@@ -72,7 +72,7 @@ def incarnations(r: Random, graph: OpGraph, s: Schedule) -> Schedule:
 
 def other_handoff(r: Random, graph: OpGraph, s: Schedule) -> Schedule:
     for tensor in r.sample(s.tensors, r.randint(1, len(s.tensors))):
-        s = with_tensor(s, tensor.name, handoff="data" if tensor.handoff == "counter" else "counter")
+        s = with_tensor(s, tensor.name, handoff=tensor.handoff.other)
     return s
 
 
@@ -142,51 +142,58 @@ def handed_on_task(r: Random, graph: OpGraph, s: Schedule) -> Schedule:
 # Tiles, the ring, memory.
 
 
+TILING = {FoldPlan: ("split_k", "tile_k", "k_stages", "epilogue_tiles"), AttentionPlan: ("block",), MapPlan: ("rows", "split_k")}
+
+
 def tiles(r: Random, graph: OpGraph, s: Schedule) -> Schedule:
+    """One number of one phase's tiles."""
     plan = r.choice(s.phases)
-    field = r.choice(("rows", "parts", "chunk", "pieces", "group"))
+    field = r.choice(TILING[type(plan)])
     value = getattr(plan, field)
-    changes = {field: r.choice((value * 2, value // 2, value + 1, value - 1, value * 3))}
-    if field in ("rows", "parts") and r.random() < 0.5:  # still 64 mma rows
-        changes = {"rows": r.choice((1, 2, 4, 8, 16, 32, 64))}
-        changes["parts"] = 64 // changes["rows"]
-    return with_plan(s, plan.name, **changes)
+    return with_plan(s, plan.name, **{field: r.choice((value * 2, value // 2, value + 1, value - 1, value * 3))})
+
+
+def _even(s: Schedule, counts: list[int]) -> Tasks:
+    """So many items of each part, spread over all workers."""
+    ends = [[n * w // s.workers for w in range(s.workers + 1)] for n in counts]
+    return tuple(tuple((a, b - a) for a, b in itertools.pairwise(part)) for part in ends)
 
 
 def retiled(r: Random, graph: OpGraph, s: Schedule) -> Schedule:
     """Other tiles with all their items: only what a tile may be can tell whether they are right."""
     plan = r.choice(s.phases)
     phase = graph.phase(plan.name)
-    if phase.kind == "attention":
-        return with_plan(s, plan.name, chunk=64 * r.randint(1, 4), **{r.choice(("parts", "pieces", "group")): r.choice((1, 1, 2))})
-    if phase.kind == "fold":
-        rows, sequences = r.choice((1, 2, 4, 8, 16, 32, 64) if phase.parallel else (64, 64, 32)), 1
-        changes = {"parts": 64 // rows, "chunk": r.choice((8, 16, 32, 64)), "pieces": r.choice((1, 1, 2, 4))}
-    else:
-        rows, sequences = r.choice((32, 64, 128, 192)), s.batch
-        changes = {"parts": r.choice((0, 1, 2, 3, 5, 8, 16))}
-    ends = [[sequences * part.rows // rows * w // s.workers for w in range(s.workers + 1)] for part in phase.parts]
-    tasks = tuple(tuple((a, b - a) for a, b in itertools.pairwise(part)) for part in ends)
-    return with_plan(s, plan.name, rows=rows, tasks=tasks, **changes)
+    if isinstance(phase, AttentionPhase):
+        return with_plan(s, plan.name, block=64 * r.randint(1, 4))
+    if isinstance(phase, MapPhase):
+        rows = r.choice((32, 64, 128, 192))
+        tasks = _even(s, [s.batch * part.rows // rows for part in phase.parts])
+        return with_plan(s, plan.name, rows=rows, split_k=r.choice((0, 1, 2, 3, 5, 8, 16)), tasks=tasks)
+    assert isinstance(phase, FoldPhase)
+    split_k = r.choice((1, 2, 4, 8, 16, 32, 64) if phase.parallel else (1, 1, 2))
+    tasks = _even(s, [part.rows * split_k // 64 for part in phase.parts])
+    tile_k, k_stages, instruction = r.choice((8, 16, 32, 64)), r.choice((1, 1, 2, 4)), r.choice(("mma", "mma", "wgmma", "fma"))
+    return with_plan(s, plan.name, split_k=split_k, tile_k=tile_k, k_stages=k_stages, instruction=instruction, tasks=tasks)
 
 
 def splits(r: Random, graph: OpGraph, s: Schedule) -> Schedule:
     """Of the attention, of its result, or of both with all items there."""
-    plan = r.choice([p for p in s.phases if graph.phase(p.name).kind == "attention"] or s.phases)
+    plan = r.choice([p for p in s.phases if isinstance(p, AttentionPlan)])
     n, tensor = plan.splits * r.choice((2, 3)), graph.phase(plan.name).writes[0]
     scaled = tuple(tuple((f * n // plan.splits, c * n // plan.splits) for f, c in part) for part in plan.tasks)
-    changed = with_plan(s, plan.name, splits=n, tasks=scaled if r.random() < 0.7 else plan.tasks)
-    return r.choice((changed, with_tensor(s, tensor, splits=n), with_tensor(changed, tensor, splits=n)))
+    changed = with_plan(s, plan.name, splits=n, block=64, tasks=scaled if r.random() < 0.7 else plan.tasks)
+    return r.choice((changed, with_tensor(s, tensor, splits=n), with_tensor(changed, tensor, splits=n, dtype="float32")))
 
 
 def clusters(r: Random, graph: OpGraph, s: Schedule) -> Schedule:
     """Folds shared by clusters that were not, or the other way round; now and then what cannot be shared."""
     for plan in r.sample(s.phases, r.randint(1, len(s.phases))):
         phase, size = graph.phase(plan.name), r.choice((1, 2, 2, 2))
-        chunks = [c for c in (plan.chunk, 64, 32, 16) if c and phase.k % (plan.parts * size * c) == 0]
-        if phase.kind == "fold" and phase.parallel and s.workers % size == 0 and chunks:
-            s = with_plan(s, plan.name, cluster=size, pieces=1, chunk=chunks[0])
-        elif r.random() < 0.2:
+        even = isinstance(phase, FoldPhase) and phase.parallel and s.workers % size == 0
+        fitting = [k for k in (plan.tile_k, 64, 32, 16) if phase.k % (plan.split_k * size * k) == 0] if even else []
+        if fitting:
+            s = with_plan(s, plan.name, cluster=size, k_stages=1, tile_k=fitting[0])
+        elif not isinstance(plan, MapPlan) and r.random() < 0.2:
             s = with_plan(s, plan.name, cluster=r.choice((0, 2, 3, 4)))
     return dropped_wait(r, graph, s) if r.random() < 0.3 and any(p.waits for p in s.phases) else s
 
@@ -200,10 +207,10 @@ def workers(r: Random, graph: OpGraph, s: Schedule) -> Schedule:
 
 
 def ring(r: Random, graph: OpGraph, s: Schedule) -> Schedule:
-    """Stages reused too early: a window wider than the ring, a ring too shallow, stages too small for a unit."""
-    field = r.choice(("window", "stages", "stage_bytes"))
+    """Stages reused too early: more in flight than the ring holds, a ring too shallow, stages too small for a unit."""
+    field = r.choice(("max_in_flight", "num_stages", "stage_bytes"))
     value = getattr(s, field)
-    return dataclasses.replace(s, **{field: r.choice((1, value + s.stages, value // 2, value - 512, value - 1024, -value))})
+    return dataclasses.replace(s, **{field: r.choice((1, value + s.num_stages, value // 2, value - 512, value - 1024, -value))})
 
 
 def shared_memory(r: Random, graph: OpGraph, s: Schedule) -> Schedule:
@@ -211,8 +218,8 @@ def shared_memory(r: Random, graph: OpGraph, s: Schedule) -> Schedule:
     more = r.randint(1, 20)
     return r.choice((
         dataclasses.replace(s, smem_bytes=s.smem_bytes - 1024 * more),
-        dataclasses.replace(s, stages=s.stages + more, smem_bytes=s.smem_bytes + more * s.stage_bytes),
-        dataclasses.replace(s, stages=s.stages + more),
+        dataclasses.replace(s, num_stages=s.num_stages + more, smem_bytes=s.smem_bytes + more * s.stage_bytes),
+        dataclasses.replace(s, num_stages=s.num_stages + more),
     ))  # fmt: skip
 
 
@@ -220,14 +227,28 @@ def batch(r: Random, graph: OpGraph, s: Schedule) -> Schedule:
     return dataclasses.replace(s, **{r.choice(("batch", "padded_batch")): r.choice((0, 1, 2, 3, 4, 8, 32))})
 
 
+def other_kind(r: Random, graph: OpGraph, s: Schedule) -> Schedule:
+    """A phase with the plan of another kind, with as many items as that has."""
+    plan = r.choice(s.phases)
+    common = {"name": plan.name, "tasks": plan.tasks, "waits": plan.waits, "fence": plan.fence}
+    others = [
+        FoldPlan(**common, tile_k=16 * r.randint(1, 16), split_k=r.choice((1, 2, 4, 8)), k_stages=r.choice((1, 2)), epilogue_tiles=r.randint(1, 16)),
+        AttentionPlan(**common, block=64 * r.randint(1, 2), splits=r.choice((1, 2))),
+        MapPlan(**common, rows=64 * r.randint(1, 3), split_k=r.choice((1, 8))),
+    ]  # fmt: skip
+    other = r.choice([p for p in others if type(p) is not type(plan)])
+    return dataclasses.replace(s, phases=tuple(other if p is plan else p for p in s.phases))
+
+
 def types(r: Random, graph: OpGraph, s: Schedule) -> Schedule:
     """Of another type, or names that are not there."""
     plan, tensor = r.choice(s.phases), r.choice(s.tensors)
     floats = tuple(tuple((float(f), float(n)) for f, n in part) for part in plan.tasks)
+    field = TILING[type(plan)][0]
     return r.choice((
         with_plan(s, plan.name, tasks=floats),
         with_plan(s, plan.name, waits=(*plan.waits, "no phase")),
-        with_plan(s, plan.name, rows=float(plan.rows)),
+        with_plan(s, plan.name, **{field: float(getattr(plan, field))}),
         with_plan(s, plan.name, fence=None),
         with_tensor(s, tensor.name, handoff="epoch"),
         dataclasses.replace(s, phases=(*s.phases, plan)),
@@ -241,6 +262,6 @@ MUTATIONS: dict[str, Mutation] = {
     for f in (
         dropped_wait, other_wait, swapped_waits, more_waits, dropped_fence, moved_fence, incarnations, other_handoff, several,
         swapped_tasks, duplicated_task, overlapping_task, wrong_count, handed_on_task, tiles, retiled, splits, clusters, workers, ring, shared_memory, batch,
-        types,
+        other_kind, types,
     )
 }  # fmt: skip

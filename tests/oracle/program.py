@@ -1,150 +1,54 @@
-"""A schedule as explicit programs: for each worker the operations of its compute role, in order, and those of its loader.
+"""A schedule as an explicit program: the protocol that `mkdsl.lower` emits, written down a second time and without looking at the proof."""
 
-This is the protocol that `mkdsl.lower` emits, written down a second time and without looking at the proof. A `Program` is plain data, so
-that tests may also break the protocol itself: signal early, clear late, free a stage that is still read.
-"""
-
-import dataclasses
 import math
 
-from mkdsl.graph import OpGraph, Phase
-from mkdsl.schedule import PhasePlan, Schedule
+from mkdsl.graph import AttentionPhase, FoldPhase, MapPhase, OpGraph, Phase
+from mkdsl.schedule import AttentionPlan, FoldPlan, Handoff, MapPlan, PhasePlan, Schedule
+from oracle.operations import (
+    SENTINEL,
+    Begin,
+    End,
+    Enter,
+    Fence,
+    Fill,
+    Free,
+    Leave,
+    Look,
+    Op,
+    Overflow,
+    Program,
+    Receive,
+    Send,
+    Signal,
+    Use,
+    Wait,
+    Write,
+)
 
-SENTINEL = -1  # no instance
-
-
-class Miscompute(Exception):
-    """The workers' items or a phase's tiles do not make up the phase's outputs."""
-
-
-class Overflow(Exception):
-    """More memory than there is."""
-
-
-@dataclasses.dataclass(frozen=True)
-class Look:
-    """Reads words of an instance; where they validate themselves, until they are there."""
-
-    phase: str
-    words: tuple[int, ...]
-    instance: int
-    waits: bool
-
-
-@dataclasses.dataclass(frozen=True)
-class Wait:
-    phase: str
-    count: int
+ROUNDS = 3  # of an exchange that has several: enough to come back to the first set of buffers
 
 
-@dataclasses.dataclass(frozen=True)
-class Fence:
-    """Own stores become visible before any later signal."""
+def item_rows(phase: Phase, plan: PhasePlan) -> int:
+    """Rows of a tensor that one item writes."""
+    if isinstance(phase, AttentionPhase):
+        return phase.heads // phase.kv_heads * phase.head_dim  # all that attend to one kv head
+    assert isinstance(plan, FoldPlan | MapPlan)
+    return plan.rows if isinstance(plan, MapPlan) else 64 // plan.split_k
 
 
-@dataclasses.dataclass(frozen=True)
-class Write:
-    words: tuple[int, ...]
-    instance: int
+def cluster_of(plan: PhasePlan, worker: int) -> list[int]:
+    """The workers that fold their items together with this one's; itself included."""
+    return [w for w in range(len(plan.tasks[0])) if w // plan.cluster == worker // plan.cluster]
 
 
-@dataclasses.dataclass(frozen=True)
-class Signal:
-    phase: str
-    release: bool
-
-
-@dataclasses.dataclass(frozen=True)
-class Fill:
-    """The loader issues a unit into its stage."""
-
-    unit: int
-
-
-@dataclasses.dataclass(frozen=True)
-class Begin:
-    """Compute waits for a unit and begins to fold it."""
-
-    unit: int
-
-
-@dataclasses.dataclass(frozen=True)
-class End:
-    """Compute has read the last of a unit's stage."""
-
-    unit: int
-
-
-@dataclasses.dataclass(frozen=True)
-class Free:
-    unit: int
-
-
-@dataclasses.dataclass(frozen=True)
-class Enter:
-    """The worker's own shared memory now holds buffers of this step, by its place in the program."""
-
-    step: int
-
-
-@dataclasses.dataclass(frozen=True)
-class Send:
-    """Sums of one round to another worker's shared memory, into one of the step's sets of buffers."""
-
-    to: int
-    step: int
-    round: int
-    set: int
-
-
-@dataclasses.dataclass(frozen=True)
-class Receive:
-    """Waits for what these workers send in a round."""
-
-    workers: tuple[int, ...]
-    step: int
-    round: int
-
-
-@dataclasses.dataclass(frozen=True)
-class Use:
-    """Reads what was received in a round for the last time."""
-
-    step: int
-    round: int
-
-
-@dataclasses.dataclass(frozen=True)
-class Leave:
-    """Nothing in the worker's shared memory is needed any more."""
-
-
-Op = Look | Wait | Fence | Write | Signal | Fill | Begin | End | Free | Enter | Send | Receive | Use | Leave
-
-
-@dataclasses.dataclass
-class Program:
-    """What runs. owner: of each word of global memory, its tensor. final: words with the instance they must end up with."""
-
-    compute: list[list[Op]]
-    loaders: list[list[Op]]
-    owner: list[str]
-    final: dict[int, int]
-    stages: int
-    window: int
-
-
-class Compiler:
-    """Makes the program of a schedule, or raises where its tiles cannot be right whatever the order."""
+class Memory:
+    """Global memory: where each tensor's slots begin. A word is a few rows of one sequence, as many as divide all that is written or read."""
 
     def __init__(self, graph: OpGraph, schedule: Schedule) -> None:
-        graph = graph.in_order(schedule.order)
         self.graph, self.schedule = graph, schedule
-        self.place = {p.name: i for i, p in enumerate(graph.phases)}
-        self.busy = {p.name: [self._takes_part(plan, w) for w in range(schedule.workers)] for p, plan in self._plans()}
-        self.home = {t: max(p.segment for p in graph.phases if t in p.writes) for t in graph.tensors}
-        heads = [p.head_dim for p in graph.phases if p.kind == "attention"]
-        self.grain = math.gcd(*(plan.rows for _, plan in self._plans()), *(t.width for t in graph.tensors.values()), *heads)
+        heads = [p.head_dim for p in graph.phases if isinstance(p, AttentionPhase)]
+        items = [item_rows(p, schedule.plan(p.name)) for p in graph.phases]
+        self.grain = math.gcd(*items, *(t.width for t in graph.tensors.values()), *heads)
         self.owner: list[str] = []
         self.base: dict[str, int] = {}
         self.size: dict[str, int] = {}
@@ -153,43 +57,41 @@ class Compiler:
             self.size[name] = schedule.batch * (plan.splits if tensor.heads else 1) * tensor.width // self.grain
             self.base[name] = len(self.owner)
             self.owner += [name] * (self.size[name] * (1 if tensor.output else plan.incarnations))
-        self.written = {p.name: [self._rows(p, plan, w) for w in range(schedule.workers)] for p, plan in self._plans()}
-        self.heads = {
-            p.name: [self._heads(p, plan, w) for w in range(schedule.workers)] for p, plan in self._plans() if p.kind == "attention"
-        }
-
-    def _plans(self) -> list[tuple[Phase, PhasePlan]]:
-        return [(p, self.schedule.plan(p.name)) for p in self.graph.phases]
-
-    def _takes_part(self, plan: PhasePlan, worker: int) -> bool:
-        """Whether anyone of its cluster has items."""
-        return any(part[w][1] for part in plan.tasks for w in self._cluster(plan, worker))
-
-    def _cluster(self, plan: PhasePlan, worker: int) -> list[int]:
-        return [w for w in range(self.schedule.workers) if w // plan.cluster == worker // plan.cluster]
-
-    def _rows(self, phase: Phase, plan: PhasePlan, worker: int) -> list[list[int]]:
-        """Per part, the words of one slot that a worker writes."""
-        out = []
-        for part, ranges in zip(phase.parts, plan.tasks, strict=True):
-            first, n = ranges[worker]
-            words = range(first * plan.rows // self.grain, (first + n) * plan.rows // self.grain)
-            whole = part.rows // self.grain
-            sequences = self.schedule.batch if phase.kind == "fold" else 1
-            out.append([s * whole + word for s in range(sequences) for word in words])
-        return out
-
-    def _heads(self, phase: Phase, plan: PhasePlan, worker: int) -> set[tuple[int, int]]:
-        """(sequence, kv head) of what an attention's worker folds, for its cluster too."""
-        ranges = [plan.tasks[0][peer] for peer in self._cluster(plan, worker)]
-        return {divmod(item // plan.splits, phase.kv_heads) for first, n in ranges for item in range(first, first + n)}
 
     def words(self, tensor: str, instance: int, rows: list[int]) -> tuple[int, ...]:
+        """Of these words of one slot."""
         slot = instance % self.schedule.tensor(tensor).incarnations
         if (slot and self.graph.tensors[tensor].output) or any(not 0 <= r < self.size[tensor] for r in rows):
             raise Overflow(f"{tensor} has no such row or slot {slot}")
         start = self.base[tensor] + slot * self.size[tensor]
         return tuple(start + r for r in rows)
+
+    def written(self, phase: Phase, worker: int) -> list[list[int]]:
+        """Per part, the words of one slot that a worker writes. A fold's item is of all sequences, others' of one."""
+        plan, out = self.schedule.plan(phase.name), []
+        rows = item_rows(phase, plan)
+        for part, ranges in zip(phase.parts, plan.tasks, strict=True):
+            first, n = ranges[worker]
+            words = range(first * rows // self.grain, (first + n) * rows // self.grain)
+            whole = part.rows // self.grain
+            sequences = self.schedule.batch if isinstance(phase, FoldPhase) else 1
+            out.append([s * whole + word for s in range(sequences) for word in words])
+        return out
+
+
+class Compiler:
+    """Makes the program of a schedule whose tiles are right, or raises where they cannot be."""
+
+    def __init__(self, graph: OpGraph, schedule: Schedule) -> None:
+        graph = graph.in_order(schedule.order)
+        self.graph, self.schedule, self.memory = graph, schedule, Memory(graph, schedule)
+        workers = range(schedule.workers)
+        self.place = {p.name: i for i, p in enumerate(graph.phases)}
+        self.takes_part = {p.name: [self._takes_part(p, w) for w in workers] for p in graph.phases}
+        self.home = {t: max(p.segment for p in graph.phases if t in p.writes) for t in graph.tensors}
+        self.written = {p.name: [self.memory.written(p, w) for w in workers] for p in graph.phases}
+        attentions = [p for p in graph.phases if isinstance(p, AttentionPhase)]
+        self.heads = {p.name: [self._heads(p, w) for w in workers] for p in attentions}
 
     def program(self) -> Program:
         compute, loaders = [], []
@@ -197,13 +99,25 @@ class Compiler:
             ops: list[Op] = []
             units = 0
             for place, (phase, iteration) in enumerate(self._steps()):
-                if self.busy[phase.name][worker]:
+                if self.takes_part[phase.name][worker]:
                     streamed = self._units(phase, worker)
                     ops += self._step(phase, iteration, worker, range(units, units + streamed), place)
                     units += streamed
             compute.append(ops)
             loaders.append([Fill(u) for u in range(units)])
-        return Program(compute, loaders, self.owner, self._final(), self.schedule.stages, self.schedule.window)
+        return Program(compute, loaders, self.memory.owner, self._final(), self.schedule.num_stages, self.schedule.max_in_flight)
+
+    def _takes_part(self, phase: Phase, worker: int) -> bool:
+        """Whether anyone of its cluster has items."""
+        plan = self.schedule.plan(phase.name)
+        return any(part[w][1] for part in plan.tasks for w in cluster_of(plan, worker))
+
+    def _heads(self, phase: AttentionPhase, worker: int) -> set[tuple[int, int]]:
+        """(sequence, kv head) of what a worker folds, for its cluster too."""
+        plan = self.schedule.plan(phase.name)
+        assert isinstance(plan, AttentionPlan)
+        ranges = [plan.tasks[0][peer] for peer in cluster_of(plan, worker)]
+        return {divmod(item // plan.splits, phase.kv_heads) for first, n in ranges for item in range(first, first + n)}
 
     def _steps(self) -> list[tuple[Phase, int]]:
         return [(self.graph.phase(n), i) for s in self.graph.segments for i in range(s.repeats) for n in s.phases]
@@ -211,35 +125,22 @@ class Compiler:
     def _units(self, phase: Phase, worker: int) -> int:
         """One per item and matrix: how finely items are cut is nothing to the protocol of the ring."""
         plan = self.schedule.plan(phase.name)
-        items = [sum(part[w][1] for w in self._cluster(plan, worker)) for part in plan.tasks]
-        return 0 if phase.kind == "map" else sum(n * max(1, len(p.weights)) for n, p in zip(items, phase.parts, strict=True))
+        items = [sum(part[w][1] for w in cluster_of(plan, worker)) for part in plan.tasks]
+        return 0 if isinstance(phase, MapPhase) else sum(n * max(1, len(p.weights)) for n, p in zip(items, phase.parts, strict=True))
+
+    # A step: one phase in one iteration.
 
     def _step(self, phase: Phase, iteration: int, worker: int, units: range, place: int) -> list[Op]:
         plan, whole, rows = self.schedule.plan(phase.name), self._looks(phase, iteration, worker), self._row_looks(phase, iteration, worker)
-        fence: list[Op] = [Fence()] if plan.fence else []
-        early = phase.kind == "fold" and all(self.schedule.tensor(t).handoff == "data" for t in phase.row_reads)
-        ops: list[Op] = [Enter(place), *(rows if early else []), *fence, *self._waits(phase, iteration), *whole]
+        by_itself = all(self.schedule.tensor(t).handoff is Handoff.SENTINEL for t in phase.row_reads)
+        ops: list[Op] = [Enter(place), *(rows if isinstance(phase, FoldPhase) and by_itself else [])]
+        ops += [*([Fence()] if plan.fence else []), *self._waits(phase, iteration), *whole]
         ops += [op for u in units for op in (Begin(u), End(u), Free(u))]
         ops += self._exchanged(plan, worker, place)
-        for _ in range(2 if phase.kind == "fold" else 1):  # the last block of a finish may overlap the one before
-            ops += [*(whole if plan.pieces > 1 or phase.kind == "map" else []), *rows, *self._writes(phase, iteration, worker)]
-        ops.append(Leave())
-        kept = [t for t in phase.writes if not self.graph.tensors[t].output]
-        if kept:
-            ops.append(Signal(phase.name, any(self.schedule.tensor(t).handoff == "counter" for t in kept)))
-        return ops
-
-    def _exchanged(self, plan: PhasePlan, worker: int, place: int) -> list[Op]:
-        """Three rounds where tiles finish in groups: enough to come back to the first set of buffers."""
-        peers, grouped = (
-            [w for w in self._cluster(plan, worker) if w != worker],
-            any(n > plan.group for part in plan.tasks for _, n in part),
-        )
-        ops: list[Op] = []
-        for number in range(3 if grouped else 1) if peers else ():
-            ops += [Send(peer, place, number, number % 2) for peer in peers]
-            ops += [Receive(tuple(peers), place, number), Use(place, number)]
-        return ops
+        again = whole if isinstance(phase, MapPhase) or (isinstance(plan, FoldPlan) and plan.k_stages > 1) else []
+        for _ in range(2 if isinstance(phase, FoldPhase) else 1):  # the last block of an epilogue may overlap the one before
+            ops += [*again, *rows, *self._writes(phase, iteration, worker)]
+        return [*ops, Leave(), *self._signals(phase)]
 
     def _waits(self, phase: Phase, iteration: int) -> list[Op]:
         out: list[Op] = []
@@ -247,32 +148,45 @@ class Compiler:
             before, times = self.graph.phase(name), iteration + (self.place[name] < self.place[phase.name])
             if before.segment != phase.segment:
                 times = self.graph.iterations(before) if iteration == 0 else 0
-            out.append(Wait(name, times * sum(self.busy[name])))
+            out.append(Wait(name, times * sum(self.takes_part[name])))
         return out
 
-    def _by_head(self, phase: Phase, tensor: str) -> bool:
-        """Whether a tensor holds an attention's queries, keys or values."""
-        width = self.graph.tensors[tensor].width
-        return phase.kind == "attention" and width in (phase.heads * phase.head_dim, phase.kv_heads * phase.head_dim)
+    def _signals(self, phase: Phase) -> list[Op]:
+        """None for what nobody in the kernel reads."""
+        handoffs = [self.schedule.tensor(t).handoff for t in phase.writes if not self.graph.tensors[t].output]
+        return [Signal(phase.name, Handoff.RELEASE_ACQUIRE in handoffs)] if handoffs else []
+
+    def _exchanged(self, plan: PhasePlan, worker: int, place: int) -> list[Op]:
+        """Of a cluster that has several epilogues, several rounds."""
+        peers = [w for w in cluster_of(plan, worker) if w != worker]
+        together = plan.epilogue_tiles if isinstance(plan, FoldPlan) else 1
+        several = any(n > together for part in plan.tasks for _, n in part)
+        ops: list[Op] = []
+        for number in range(ROUNDS if several else 1) if peers else ():
+            ops += [Send(peer, place, number, number % 2) for peer in peers]
+            ops += [Receive(tuple(peers), place, number), Use(place, number)]
+        return ops
+
+    # What it reads and writes.
 
     def _looks(self, phase: Phase, iteration: int, worker: int) -> list[Op]:
         return [self._look(phase, t, iteration, self._columns(phase, t, worker)) for t in phase.reads]
 
     def _columns(self, phase: Phase, tensor: str, worker: int) -> list[int]:
-        """Words of what a phase reads whole: of a fold that a cluster shares, those that begin in this worker's piece of a part; of queries, keys
-        and values, those of the heads that an attention's worker folds."""
-        plan, width = self.schedule.plan(phase.name), self.graph.tensors[tensor].width
-        rank, part = worker % plan.cluster, max(1, width // plan.parts)
-        every = list(range(self.size[tensor]))
-        if self._by_head(phase, tensor):
+        """Words of what a phase reads whole: of queries, keys and values those of the heads that the worker folds; of a fold that a cluster
+        shares those that begin in the worker's own stretch of each of the pieces along K."""
+        plan, width, grain = self.schedule.plan(phase.name), self.graph.tensors[tensor].width, self.memory.grain
+        every = list(range(self.memory.size[tensor]))
+        if isinstance(phase, AttentionPhase) and width in (phase.heads * phase.head_dim, phase.kv_heads * phase.head_dim):
             head = width // phase.kv_heads
-            return [w for w in every if divmod(w * self.grain // head, phase.kv_heads) in self.heads[phase.name][worker]]
-        if plan.cluster == 1 or phase.kind != "fold":
+            return [w for w in every if divmod(w * grain // head, phase.kv_heads) in self.heads[phase.name][worker]]
+        if not isinstance(plan, FoldPlan) or plan.cluster == 1:
             return every
-        return [w for w in every if w * self.grain % width % part * plan.cluster // part == rank]
+        rank, piece = worker % plan.cluster, max(1, width // plan.split_k)
+        return [w for w in every if w * grain % width % piece * plan.cluster // piece == rank]
 
     def _row_looks(self, phase: Phase, iteration: int, worker: int) -> list[Op]:
-        """At what its finish adds: the rows that it writes, of parts that are as wide."""
+        """At what its epilogue adds: the rows that it writes, of parts that are as wide."""
         written = list(zip(phase.parts, self.written[phase.name][worker], strict=True))
         widths = {t: self.graph.tensors[t].width for t in phase.row_reads}
         added = {t: {row for part, rows in written if part.rows == width for row in rows} for t, width in widths.items()}
@@ -282,7 +196,8 @@ class Compiler:
         home, carried = self.home[tensor], self.graph.tensors[tensor].carried
         last = self.graph.segments[home].repeats if carried and phase.segment > home else 0
         instance = iteration if phase.segment == home else last
-        return Look(phase.name, self.words(tensor, instance, rows), instance, self.schedule.tensor(tensor).handoff == "data")
+        waits = self.schedule.tensor(tensor).handoff is Handoff.SENTINEL
+        return Look(phase.name, self.memory.words(tensor, instance, rows), instance, waits)
 
     def _writes(self, phase: Phase, iteration: int, worker: int) -> list[Op]:
         ops: list[Op] = []
@@ -290,9 +205,9 @@ class Compiler:
             for tensor in part.writes:
                 plan, inside = self.schedule.tensor(tensor), phase.segment == self.home[tensor]
                 instance = iteration + self.graph.tensors[tensor].carried if inside else 0
-                ops.append(Write(self.words(tensor, instance, rows), instance))
-                if inside and plan.handoff == "data" and plan.incarnations > 1:
-                    ops.append(Write(self.words(tensor, instance + 1, rows), SENTINEL))
+                ops.append(Write(self.memory.words(tensor, instance, rows), instance))
+                if inside and plan.handoff is Handoff.SENTINEL and plan.incarnations > 1:
+                    ops.append(Write(self.memory.words(tensor, instance + 1, rows), SENTINEL))
         return ops
 
     def _final(self) -> dict[int, int]:
@@ -301,5 +216,5 @@ class Compiler:
         for name, tensor in self.graph.tensors.items():
             repeats = self.graph.segments[self.home[name]].repeats
             instance = repeats if tensor.carried else repeats - 1
-            out |= dict.fromkeys(self.words(name, instance, list(range(self.size[name]))), instance)
+            out |= dict.fromkeys(self.memory.words(name, instance, list(range(self.memory.size[name]))), instance)
         return out

@@ -3,7 +3,7 @@
 import dataclasses
 import random
 
-from oracle.program import SENTINEL, Enter, Fence, Free, Look, Op, Program, Receive, Send, Signal, Wait, Write
+from oracle.operations import SENTINEL, Enter, Fence, Free, Look, Op, Program, Receive, Send, Signal, Wait, Write
 
 Random = random.Random
 

@@ -10,10 +10,11 @@ back stores, all of them, or clears alone, or those of one tensor, until nobody 
 
 import random
 
-from oracle.program import (
+from mkdsl.graph import OpGraph
+from mkdsl.schedule import Schedule
+from oracle.operations import (
     SENTINEL,
     Begin,
-    Compiler,
     End,
     Enter,
     Fence,
@@ -30,9 +31,7 @@ from oracle.program import (
     Wait,
     Write,
 )
-
-from mkdsl.graph import OpGraph
-from mkdsl.schedule import Schedule
+from oracle.program import Compiler
 
 
 class Race(Exception):
@@ -48,24 +47,34 @@ class Simulator:
 
     def __init__(self, program: Program, seed: int, *, ring: bool = True) -> None:
         self.program, self.random, self.ring = program, random.Random(seed), ring
-        agents = [(w, ops) for w, ops in enumerate(program.compute)]
-        agents += [(w, ops) for w, ops in enumerate(program.loaders)] if ring else []
+        agents = [*enumerate(program.compute), *(enumerate(program.loaders) if ring else ())]
         self.agents = [(w, self._without_ring(ops)) for w, ops in agents]
         self.at = [0] * len(self.agents)
         self.memory = [SENTINEL] * len(program.owner)
         self.pending: list[dict[int, list[int]]] = [{} for _ in program.compute]
         self.counts: dict[str, int] = {}
-        self.stage = [[-1] * program.stages for _ in program.compute]  # the unit it holds
-        self.issued: list[set[int]] = [set() for _ in program.compute]  # not yet landed
-        self.landed: list[set[int]] = [set() for _ in program.compute]
-        self.freed: list[set[int]] = [set() for _ in program.compute]
-        self.own: list[int | None] = [None for _ in program.compute]  # the step whose buffers a worker's shared memory holds
-        self.sent: list[dict[tuple[int, int], int]] = [{} for _ in program.compute]  # (round, sender) of what it holds, to sets
-        self.sums_of: list[int] = [-1 for _ in program.compute]  # the step that is of
+        self._empty_shared_memory()
+        self._choose_strategy()
+
+    def _empty_shared_memory(self) -> None:
+        """Of each worker. stage: the unit that each holds. issued: units not yet landed. in_use: the step whose buffers it holds. sent: (round,
+        sender) of the sums it holds, to the set they lie in. sums_of: the step that these are of."""
+        workers = range(len(self.program.compute))
+        self.stage = [[-1] * self.program.num_stages for _ in workers]
+        self.issued: list[set[int]] = [set() for _ in workers]
+        self.landed: list[set[int]] = [set() for _ in workers]
+        self.freed: list[set[int]] = [set() for _ in workers]
+        self.in_use: list[int | None] = [None for _ in workers]
+        self.sent: list[dict[tuple[int, int], int]] = [{} for _ in workers]
+        self.sums_of = [-1 for _ in workers]
+
+    def _choose_strategy(self) -> None:
+        """slow: an agent that is starved. burst: operations of a turn. commits: how often memory moves on, per turn; in any case when nobody
+        gets on. held: a tensor whose stores are held back."""
         self.slow = self.random.choice([None, *range(len(self.agents))])
         self.burst = self.random.choice([(1,), (1, 1, 4, 40), (1000,)])
-        self.commits = self.random.choice((0.3, 0.03, 0.0))  # per turn; in any case when nobody gets on
-        self.held = self.random.choice([None, None, *sorted(set(program.owner))])
+        self.commits = self.random.choice((0.3, 0.03, 0.0))
+        self.held = self.random.choice([None, None, *sorted(set(self.program.owner))])
         self.clears_last = self.random.random() < 0.5
 
     def _without_ring(self, ops: list[Op]) -> list[Op]:
@@ -73,6 +82,14 @@ class Simulator:
 
     def run(self) -> None:
         """Raises Race, or Hang, or returns: every word ended as it should."""
+        self._run_to_end()
+        for pending in self.pending:
+            self._flush(pending)
+        for word, instance in self.program.final.items():
+            if self.memory[word] != instance:
+                raise Race(f"{self.program.owner[word]} ends as {self.memory[word]}, not {instance}")
+
+    def _run_to_end(self) -> None:
         ready = [a for a, (_, ops) in enumerate(self.agents) if ops]
         blocked: list[int] = []
         while ready or blocked:
@@ -90,11 +107,6 @@ class Simulator:
                 ready, blocked = ready + blocked, []
             elif changed:  # for others
                 ready, blocked = ready + [a for a in blocked if a != agent], [a for a in blocked if a == agent]
-        for pending in self.pending:
-            self._flush(pending)
-        for word, instance in self.program.final.items():
-            if self.memory[word] != instance:
-                raise Race(f"{self.program.owner[word]} ends as {self.memory[word]}, not {instance}")
 
     def _pick(self, ready: list[int]) -> int:
         quick = [a for a in ready if a != self.slow] or ready
@@ -121,15 +133,15 @@ class Simulator:
         if isinstance(op, Look):
             return self._look(worker, op)
         if isinstance(op, Receive):
-            return all((op.round, peer) in self.sent[worker] for peer in op.workers)
+            return all((op.round, peer) in self.sent[worker] for peer in op.peers)
         if isinstance(op, Fill):
-            free = op.unit < self.program.stages or op.unit - self.program.stages in self.freed[worker]
-            return free and (op.unit < self.program.window or self._full(worker, op.unit - self.program.window))
+            free = op.unit < self.program.num_stages or op.unit - self.program.num_stages in self.freed[worker]
+            return free and (op.unit < self.program.max_in_flight or self._full(worker, op.unit - self.program.max_in_flight))
         return not isinstance(op, Begin) or self._full(worker, op.unit)
 
     def _full(self, worker: int, unit: int) -> bool:
         """Whether a stage's barrier says that a unit has landed. It tells one use from the next only: past that, waiting is for ever."""
-        if unit + self.program.stages in self.landed[worker]:
+        if unit + self.program.num_stages in self.landed[worker]:
             raise Hang(f"unit {unit}'s stage has been filled again")
         return unit in self.landed[worker]
 
@@ -153,34 +165,43 @@ class Simulator:
             if op.release:
                 self._flush(self.pending[worker])
             self.counts[op.phase] = self.counts.get(op.phase, 0) + 1
+        elif isinstance(op, Begin | End | Fill | Free):
+            self._stream(worker, op)
         elif isinstance(op, Enter | Send | Use | Leave):
             self._share(worker, op)
-        elif isinstance(op, Fill):
-            self.stage[worker][op.unit % self.program.stages] = op.unit
+
+    def _stream(self, worker: int, op: Begin | End | Fill | Free) -> None:
+        """The ring: a stage that is filled while it is read is a race."""
+        slot = op.unit % self.program.num_stages
+        if isinstance(op, Fill):
+            self.stage[worker][slot] = op.unit
             self.issued[worker].add(op.unit)
         elif isinstance(op, Free):
             self.freed[worker].add(op.unit)
-        elif isinstance(op, Begin | End) and self.stage[worker][op.unit % self.program.stages] != op.unit:
+        elif self.stage[worker][slot] != op.unit:
             raise Race(f"worker {worker}: the stage of unit {op.unit} is being filled again")
 
-    def _share(self, worker: int, op: Op) -> None:
+    def _share(self, worker: int, op: Enter | Send | Use | Leave) -> None:
         """Shared memory, in which a cluster's workers write to each other's."""
         if isinstance(op, Enter):
             if self.sent[worker] and self.sums_of[worker] != op.step:
                 raise Race(f"worker {worker}: step {op.step} overwrites sums of step {self.sums_of[worker]}")
-            self.own[worker] = op.step
+            self.in_use[worker] = op.step
         elif isinstance(op, Leave):
-            self.own[worker] = None
+            self.in_use[worker] = None
         elif isinstance(op, Use):
             self.sent[worker] = {key: at for key, at in self.sent[worker].items() if key[0] != op.round}
-        elif isinstance(op, Send):
-            held = self.sent[op.to]
-            if self.own[op.to] not in (None, op.step) or (held and self.sums_of[op.to] != op.step):
-                raise Race(f"worker {worker}: sums of step {op.step} overwrite worker {op.to}'s step {self.own[op.to]}")
-            if any(at == op.set and number != op.round for (number, _), at in held.items()):
-                raise Race(f"worker {worker}: sums of round {op.round} overwrite those of a former one")
-            held[op.round, worker] = op.set
-            self.sums_of[op.to] = op.step
+        else:
+            self._send(worker, op)
+
+    def _send(self, worker: int, op: Send) -> None:
+        held = self.sent[op.to]
+        if self.in_use[op.to] not in (None, op.step) or (held and self.sums_of[op.to] != op.step):
+            raise Race(f"worker {worker}: sums of step {op.step} overwrite worker {op.to}'s step {self.in_use[op.to]}")
+        if any(at == op.set and number != op.round for (number, _), at in held.items()):
+            raise Race(f"worker {worker}: sums of round {op.round} overwrite those of a former one")
+        held[op.round, worker] = op.set
+        self.sums_of[op.to] = op.step
 
     def _flush(self, pending: dict[int, list[int]]) -> None:
         for word, values in pending.items():
@@ -188,7 +209,7 @@ class Simulator:
         pending.clear()
 
     def _commit_one(self) -> bool:
-        """One step of the memory system: some stores become visible, or a copy lands."""
+        """One step of the memory system: some stores become visible, or a copy lands. Whether there was anything to do."""
         flying = [w for w, units in enumerate(self.issued) if units]
         full = [p for p in self.pending if p]
         if flying and (not full or self.random.random() < 0.5):
@@ -197,9 +218,11 @@ class Simulator:
             self.issued[worker].discard(unit)
             self.landed[worker].add(unit)
             return True
-        if not full:
-            return False
-        pending = self.random.choice(full)
+        if full:
+            self._commit_some(self.random.choice(full))
+        return bool(full)
+
+    def _commit_some(self, pending: dict[int, list[int]]) -> None:
         words = list(pending)
         if self.held:
             words = [w for w in words if self.program.owner[w] != self.held] or words
@@ -209,7 +232,6 @@ class Simulator:
             self.memory[word] = pending[word].pop(0)
             if not pending[word]:
                 del pending[word]
-        return True
 
 
 def simulate(graph: OpGraph, schedule: Schedule, seeds: int = 5) -> None:

@@ -1,15 +1,14 @@
-"""Valid schedules to start from: of decoders of the shapes that real models have, and of random graphs. The same every time."""
+"""Valid schedules to start from: of decoders of the shapes that real models have, and of random graphs. The same every time, everywhere."""
 
 import dataclasses
 import functools
+import random
 from typing import NamedTuple
 
-from hypothesis import HealthCheck, Phase, given, seed, settings
-from oracle.graphs import free_running, graphs, llama, long_chain, parallel, sandwich, tiny
-
 from mkdsl.graph import OpGraph
-from mkdsl.schedule import Profile, Schedule, profile
+from mkdsl.schedule import Handoff, Profile, Schedule, profile
 from mkdsl.search._search import find
+from oracle.graphs import free_running, llama, long_chain, parallel, random_graph, sandwich, tiny
 
 H200 = profile("h200")
 
@@ -34,9 +33,14 @@ def where_clusters_pay(workers: int) -> Profile:
     return dataclasses.replace(with_workers(workers), load_us=5.0)
 
 
-def _source(graph: OpGraph, workers: int, batch: int, handoff: str, *, clusters: bool = False) -> Source:
-    gpu = where_clusters_pay(workers) if clusters else with_workers(workers)
+def _source(graph: OpGraph, workers: int, batch: int, handoff: Handoff = Handoff.SENTINEL) -> Source:
+    gpu = with_workers(workers)
     return Source(graph, find(graph, batch, gpu, handoff), gpu)
+
+
+def _clustered(graph: OpGraph, workers: int) -> Source:
+    gpu = where_clusters_pay(workers)
+    return Source(graph, find(graph, 8, gpu, Handoff.SENTINEL), gpu)
 
 
 @functools.cache
@@ -46,29 +50,26 @@ def decoders() -> tuple[Source, ...]:
     wide = llama(hidden=2048, layers=2, heads=32, kv_heads=8, head_dim=64, inner=8192, vocab=2048, context=512)
     split = llama(hidden=128, layers=3, heads=8, kv_heads=1, head_dim=64, inner=128, vocab=128, context=1024)
     multi_query = llama(hidden=192, layers=4, heads=3, kv_heads=1, head_dim=64, inner=192, vocab=64, context=64, window=32)
-    found = [_source(wide, 6, 1, handoff) for handoff in ("data", "counter")]
-    found.append(_source(wide, 6, 8, "data", clusters=True))
+    found = [*(_source(wide, 6, 1, handoff) for handoff in Handoff), _clustered(wide, 6)]
     for graph in (tiny(2), tiny(3), split, multi_query, *each_order(parallel()), sandwich()):
-        found += [_source(graph, w, 1 + w % 2, h) for w in (3, 4, 5, 6) for h in ("data", "counter")]
-        found += [_source(graph, 4, 8, "data", clusters=True)]
+        found += [_source(graph, w, 1 + w % 2, handoff) for w in (3, 4, 5, 6) for handoff in Handoff]
+        found += [_clustered(graph, 4)]
     return tuple(found)
 
 
 @functools.cache
 def random_graphs(count: int = 48) -> tuple[Source, ...]:
-    found: list[OpGraph] = []
+    """Small ones, and a quarter as many wide enough to be shared by clusters, some in several epilogues."""
+    handoffs = (Handoff.SENTINEL, Handoff.SENTINEL, Handoff.SENTINEL, Handoff.RELEASE_ACQUIRE)
+    found = [_source(random_graph(_numbered(i)), 2 + i % 5, 1 + i % 3, handoffs[i % 4]) for i in range(count)]
+    found += [_source(free_running(), n, 1, Handoff.RELEASE_ACQUIRE) for n in (3, 5)]
+    found += [_source(long_chain(5, rows=128, repeats=3), workers, 1 + workers % 2) for workers in (2, 3, 4)]
+    found += [_clustered(random_graph(_numbered(i), scale=(8, 4, 4)[i % 3]), 2 + 2 * (i % 2)) for i in range(count // 4)]
+    return tuple(found)
 
-    @seed(11)
-    @settings(max_examples=count, database=None, phases=[Phase.generate], deadline=None, suppress_health_check=list(HealthCheck))
-    @given(graphs())
-    def collect(graph: OpGraph) -> None:
-        found.append(graph)
 
-    collect()
-    plain = [_source(g, 2 + i % 5, 1 + i % 3, "counter" if i % 4 == 3 else "data") for i, g in enumerate(found)]
-    plain += [_source(free_running(), n, 1, "counter") for n in (3, 5)]
-    plain += [_source(long_chain(5, rows=128, repeats=3), workers, 1 + workers % 2, "data") for workers in (2, 3, 4)]
-    return (*plain, *(_source(g, 2 + 2 * (i % 2), 8, "data", clusters=True) for i, g in enumerate(found[: count // 4])))
+def _numbered(index: int) -> random.Random:
+    return random.Random(f"corpus {index}")
 
 
 SOURCES = {"decoders": decoders, "random": random_graphs}

@@ -6,112 +6,73 @@
 
 import dataclasses
 import functools
-from collections.abc import Sequence
-from typing import Any, NamedTuple
+from collections.abc import Callable, Sequence
+from typing import Any, ClassVar
 
 import jax
 import jax.experimental.pallas.mosaic_gpu as plgpu
 import jax.numpy as jnp
-import numpy as np
 from jax import lax
 from jax.experimental import pallas as pl
 
-from mkdsl.graph import Node, Phase, UnsupportedError
+from mkdsl.graph import Node
 from mkdsl.lower._machine import Machine, Request, f32, spread
-from mkdsl.lower._types import Index, Layout, Ref
+from mkdsl.lower._types import Index, Layout, Ref, Value
+from mkdsl.lower.evaluate._evaluator import COMBINE, GIVEN, Evaluator, PerRow, as_bool, filled, repeated
 from mkdsl.lower.mosaic._layouts import grid
 from mkdsl.schedule import SHARING
 
-COMBINE = {
-    "reduce_sum": (jnp.add, jnp.sum, 0.0),
-    "reduce_max": (jnp.maximum, jnp.max, -jnp.inf),
-    "reduce_min": (jnp.minimum, jnp.min, jnp.inf),
-}
-
-
-class PerToken(NamedTuple):
-    """One number per row of a frame, not yet spread over features."""
-
-    vector: jax.Array
-
 
 @dataclasses.dataclass
-class Frame:
-    """Common part: a cache of evaluated nodes and the rules of elementwise evaluation."""
+class Frame(Evaluator):
+    """A piece [rows, features]."""
 
-    m: Machine
-    phase: Phase
-    iteration: Index
-    values: dict[int, Any] = dataclasses.field(default_factory=dict)
+    whole: ClassVar[type] = jax.Array
+    vector: ClassVar[int] = 1
 
     @property
     def shape(self) -> tuple[int, int]:
         raise NotImplementedError
 
     @property
-    def layout(self) -> Any:
+    def layout(self) -> Layout:
         return grid(*self.shape, self.vector)
 
-    vector = 1
-
-    # What subclasses know: where things are.
-
-    def requests(self, id: int) -> list[Request]:
-        """The loads that a tensor's piece takes."""
+    def param(self, node: Node) -> jax.Array:
         raise NotImplementedError
 
-    def combine(self, id: int, loaded: list[jax.Array]) -> Any:
-        """The tensor's piece from its loads."""
+    def embedding(self, node: Node) -> jax.Array:
+        raise NotImplementedError
+
+    def statistic(self, node: Node) -> PerRow:
+        raise NotImplementedError
+
+    def given(self, node: Node) -> Value:
+        raise NotImplementedError
+
+    def rules(self) -> dict[str, Callable[[Node], Value]]:
+        given = dict.fromkeys(GIVEN, self.given)
+        return {"param": self.param, "embed": self.embedding, "reduce": self.statistic, **given}
+
+    def is_view(self, node: Node) -> bool:
+        return node.kind in ("broadcast", "reshape") and len(node.shape) == 1
+
+    def refusal(self, node: Node) -> str:
+        remedy = "arithmetic on [heads, head_dim] belongs between a projection and mk.attention; elsewhere flatten it with reshape(-1)"
+        return f"inside {self.phase.name}; {remedy}"
+
+    def combine(self, id: int, loaded: list[jax.Array]) -> Value:
         return loaded[0]
 
-    def param(self, node: Node) -> Any:
-        raise NotImplementedError
+    def apply(self, primitive: Any, params: dict[str, Any], pieces: list[jax.Array]) -> jax.Array:
+        return primitive.bind(*pieces, **params)
 
-    def embedding(self, node: Node) -> Any:
-        raise NotImplementedError
-
-    def statistic(self, id: int) -> PerToken:
-        raise NotImplementedError
-
-    # Evaluation.
-
-    def evaluate(self, id: int) -> jax.Array:
-        """The node's piece, spread to the frame's shape."""
-        return self.full(self.value(id))
-
-    def value(self, id: int) -> Any:
-        if id not in self.values:
-            self.values[id] = self._compute(self.m.graph.node(id))
-        return self.values[id]
-
-    def _compute(self, node: Node) -> Any:
-        if node.kind == "literal":
-            return np.asarray(node.op)
-        if node.kind == "param":
-            return self.param(node)
-        if node.kind == "embed":
-            return self.embedding(node)
-        if node.kind == "reduce":
-            return self.statistic(node.id)
-        if node.kind in ("broadcast", "reshape") and len(node.shape) == 1:
-            return self.value(node.inputs[0])
-        if node.kind == "map":
-            return self._map(node, [self.value(i) for i in node.inputs])
-        raise UnsupportedError(f"{node.where}: {node.kind}{list(node.shape)} cannot be computed inside {self.phase.name}; {_HEADS_REMEDY}")
-
-    def _map(self, node: Node, args: list[Any]) -> Any:
-        primitive, params = node.op
-        if any(isinstance(a, jax.Array) for a in args):
-            return primitive.bind(*map(self.full, args), **params)
-        if any(isinstance(a, PerToken) for a in args):
-            like = next(a.vector for a in args if isinstance(a, PerToken))
-            return PerToken(primitive.bind(*(a.vector if isinstance(a, PerToken) else _filled(a, like.shape) for a in args), **params))
-        return np.asarray(primitive.bind(*args, **params))
-
-    def full(self, value: Any) -> jax.Array:
-        if isinstance(value, PerToken):
-            return spread(value.vector, self.shape, 0, self.layout) if value.vector.ndim else jnp.broadcast_to(value.vector, self.shape)
-        return value if isinstance(value, jax.Array) else _filled(value, self.shape)
+    def full(self, value: Value) -> jax.Array:
+        if isinstance(value, PerRow):
+            return (
+                spread(value.vector, self.shape, 0, self.layout) if value.vector.ndim else repeated(value.vector, self.shape, self.layout)
+            )
+        return value if isinstance(value, jax.Array) else filled(value, self.shape)
 
     def stack(self, rows: list[jax.Array]) -> jax.Array:
         """Rows r, r + n, r + 2n, ... of the frame from n vectors; the frame itself if that is what there is."""
@@ -122,14 +83,6 @@ class Frame:
         for r, w in enumerate(wide[1:], 1):
             out = jnp.where(lax.rem(iota(self.m, self.shape, 0, self.layout), len(rows)) == r, w, out)
         return out
-
-
-_HEADS_REMEDY = "arithmetic on [heads, head_dim] belongs between a projection and mk.attention; elsewhere flatten it with reshape(-1)"
-
-
-def _filled(value: Any, shape: tuple[int, ...]) -> jax.Array:
-    value = np.asarray(value)
-    return jnp.full(shape, value.reshape(()).item(), value.dtype)
 
 
 @dataclasses.dataclass
@@ -159,20 +112,29 @@ class Rows(Frame):
     def _features(self, ref: Ref, row: Index) -> jax.Array:
         return self.m.load(Request(ref, (row,), None, (pl.ds(self.first, self.count),), self.layout.reduce(0)))
 
-    def param(self, node: Node) -> Any:
-        return self.stack([self._features(self.m.refs[f"param{node.op.index}"], self.m.layer(node.op, self.iteration))])
+    def param(self, node: Node) -> Value:
+        ref, layer = self.m.refs[f"param{node.op.index}"], self.m.layer(node.op, self.iteration)
+        return PerRow(ref[layer]) if node.shape == () else self.stack([self._features(ref, layer)])
 
-    def embedding(self, node: Node) -> Any:
+    def given(self, node: Node) -> PerRow:
+        ref = self.m.given(node.id)
+        if self.sequences == 1:
+            return PerRow(as_bool(node, ref[self.sequence]))
+        rows = Request(ref, (), None, (pl.ds(self.sequence, self.sequences),), self.layout.reduce(1))
+        return PerRow(as_bool(node, self.m.load(rows)))
+
+    def embedding(self, node: Node) -> jax.Array:
         rows = (embedding_row(self.m, node, self.sequence + s) for s in range(self.sequences))
         return self.stack([self._features(table, row) for table, row in rows]).astype(f32)
 
-    def statistic(self, id: int) -> PerToken:
+    def statistic(self, node: Node) -> PerRow:
+        id = node.id
         slot, plan = self.m.graph.code[self.phase.name].stats.index(id), self.m.schedule.plan(self.phase.name)
         combine = COMBINE[self.m.graph.node(id).op][0]
         alone = [("statistics", (slot,))]
         places = alone if plan.cluster == 1 else [("received", (source, slot)) for source in range(plan.cluster)]
         pieces = 1 if (self.phase.name, id) in self.m.settled else plan.split_k
-        return PerToken(functools.reduce(combine, [self._partial(*at, plan.split_k, p) for at in places for p in range(pieces)]))
+        return PerRow(functools.reduce(combine, [self._partial(*at, plan.split_k, p) for at in places for p in range(pieces)]))
 
     def _partial(self, name: str, lead: tuple[int, ...], split_k: int, piece: int) -> jax.Array:
         """One worker's reduction over one piece of K, its own or one received from its cluster."""
@@ -183,12 +145,10 @@ class Rows(Frame):
         return self.m.load(Request(rows, lead, view, (0, pl.ds(self.sequence, self.sequences), piece), self.layout.reduce(1)))
 
 
-def embedding_row(m: Machine, node: Node, sequence: Index) -> tuple[Any, Any]:
+def embedding_row(m: Machine, node: Node, sequence: Index) -> tuple[Ref, Index]:
     """The table's reference and the row that a sequence looks up in it."""
-    table, index = (m.graph.node(i) for i in node.inputs)
-    if table.kind != "param" or table.op.stacked or index.kind not in ("token", "pos"):
-        raise UnsupportedError(f"{node.where}: mk.embed looks up `token` or `pos` in a leaf of params")
-    return m.refs[f"param{table.op.index}"], jnp.clip(m.refs[index.kind][sequence], 0, table.shape[0] - 1)
+    table = m.graph.node(node.inputs[0])
+    return m.refs[f"param{table.op.index}"], jnp.clip(m.address(node.inputs[1], sequence), 0, table.shape[0] - 1)
 
 
 @dataclasses.dataclass
@@ -202,7 +162,7 @@ class Cell(Frame):
     width: int = 64
     k: int = 0
     weights: dict[int, Any] = dataclasses.field(default_factory=dict)
-    vector = 4
+    vector: ClassVar[int] = 4
 
     @property
     def shape(self) -> tuple[int, int]:
@@ -233,11 +193,11 @@ class Cell(Frame):
         view, column = (rows, self.k // self.split_k // SHARING), self.block * self.width // SHARING
         return Request(self.m.refs[f"{name}.lse"], (inc, split), view, (self._span(), column), self.layout.reduce(1))
 
-    def _span(self) -> Any:
+    def _span(self) -> Index:
         """Which rows of all this frame's are; a vector of one is a scalar."""
         return pl.ds(self.height * self.group, self.height) if self.height > 1 else self.group
 
-    def combine(self, id: int, loaded: list[jax.Array]) -> Any:
+    def combine(self, id: int, loaded: list[jax.Array]) -> Value:
         name = self.m.graph.tensor_of[id]
         splits = self.m.schedule.tensor(name).splits
         if splits == 1:
@@ -249,16 +209,28 @@ class Cell(Frame):
         for e in lse[1:]:
             top = jnp.maximum(top, e)
         weights = [jnp.exp(e - top) for e in lse]
-        merged = [v * self.full(PerToken(w)) for v, w in zip(values, weights, strict=True)]
-        return sum(merged[1:], merged[0]) * self.full(PerToken(1.0 / sum(weights[1:], weights[0])))  # divisions are slow
+        merged = [v * self.full(PerRow(w)) for v, w in zip(values, weights, strict=True)]
+        return sum(merged[1:], merged[0]) * self.full(PerRow(1.0 / sum(weights[1:], weights[0])))  # divisions are slow
 
-    def param(self, node: Node) -> Any:
+    def param(self, node: Node) -> Value:
+        if node.shape == ():
+            return PerRow(self.m.refs[f"param{node.op.index}"][self.m.layer(node.op, self.iteration)])
         if node.id not in self.weights:
             lead = (self.m.layer(node.op, self.iteration),)
             self.weights[node.id] = self.stack(
                 [self.m.load(r) for r in self._rows(self.m.refs[f"param{node.op.index}"], lead, self.split_k)]
             )
         return self.weights[node.id]
+
+    def given(self, node: Node) -> jax.Array:
+        """Row r is of sequence (height * group + r) // split_k."""
+        first, ref = self.height * self.group, self.m.given(node.id)
+        numbers = [ref[(first + r) // self.split_k] for r in range(0, self.height, min(self.split_k, self.height))]
+        rows, each = iota(self.m, self.shape, 0, self.layout), self.height // len(numbers)
+        out = repeated(numbers[0], self.shape, self.layout)
+        for n, number in enumerate(numbers[1:], 1):
+            out = jnp.where(rows >= n * each, repeated(number, self.shape, self.layout), out)
+        return as_bool(node, out)
 
     def prepare(self, roots: Sequence[int]) -> None:
         """Loads what does not depend on other workers: weights."""
@@ -270,7 +242,7 @@ class Cell(Frame):
             if node.id not in self.m.graph.tensor_of and node.kind != "embed":
                 stack.extend(node.inputs)
 
-    def embedding(self, node: Node) -> Any:
+    def embedding(self, node: Node) -> jax.Array:
         loads = []
         for r in range(self.height):
             sequence, piece = divmod(self.height * self.group + r, self.split_k)
@@ -279,24 +251,11 @@ class Cell(Frame):
             loads.append(self.m.load(Request(table, (row,), None, (columns,), self.layout.reduce(0))))
         return self.stack(loads).astype(f32)
 
-    def statistic(self, id: int) -> PerToken:
-        slot = self.m.graph.code[self.phase.name].stats.index(id)
-        return PerToken(self.m.load(Request(self.m.refs["statistics"], (slot,), None, (self._span(),), self.layout.reduce(1))))
+    def statistic(self, node: Node) -> PerRow:
+        slot = self.m.graph.code[self.phase.name].stats.index(node.id)
+        return PerRow(self.m.load(Request(self.m.refs["statistics"], (slot,), None, (self._span(),), self.layout.reduce(1))))
 
 
 def iota(m: Machine, shape: tuple[int, int], axis: int, layout: Layout) -> jax.Array:
     """0, 1, 2, ... along an axis, in a layout."""
     return lax.broadcasted_iota(jnp.int32, shape, axis) if m.interpret else plgpu.broadcasted_iota(jnp.int32, shape, axis, layout=layout)
-
-
-def fetch(wanted: Sequence[tuple[Any, Sequence[int]]]) -> None:
-    """Loads pieces of tensors into (frame, nodes) pairs all at once, so that their latencies overlap."""
-    plan = [(frame, id, frame.requests(id)) for frame, ids in wanted for id in ids if id not in frame.values]
-    if not plan:
-        return
-    m = plan[0][0].m
-    loaded = m.load_handed_over([r for _, _, rs in plan for r in rs], [m.graph.tensor_of[id] for _, id, rs in plan for _ in rs])
-    at = 0
-    for frame, id, rs in plan:
-        frame.values[id] = frame.combine(id, loaded[at : at + len(rs)])
-        at += len(rs)

@@ -5,18 +5,17 @@ everything else is elementwise on each.
 """
 
 import dataclasses
-from collections.abc import Sequence
-from typing import Any, NamedTuple
+from collections.abc import Callable, Sequence
+from typing import Any, ClassVar, NamedTuple
 
 import jax
 import jax.numpy as jnp
-import numpy as np
 from jax.experimental import pallas as pl
 
 from mkdsl.graph import AttentionPhase, Node, UnsupportedError
 from mkdsl.lower._machine import Machine, Request, spread
-from mkdsl.lower._types import Index, Ref
-from mkdsl.lower.evaluate._frames import COMBINE
+from mkdsl.lower._types import Index, Layout, Ref, Value
+from mkdsl.lower.evaluate._evaluator import COMBINE, GIVEN, Evaluator, PerRow, as_bool, filled, repeated
 from mkdsl.lower.mosaic._layouts import grid
 
 
@@ -25,23 +24,15 @@ class Halves(NamedTuple):
     hi: jax.Array
 
 
-class PerHead(NamedTuple):
-    """One number per head."""
-
-    vector: jax.Array
-
-
 @dataclasses.dataclass
-class Heads:
+class Heads(Evaluator):
     """Heads [first, first + count) of one sequence."""
 
-    m: Machine
+    whole: ClassVar[type] = Halves
     phase: AttentionPhase
-    iteration: Index
-    sequence: Index
-    first: Index
-    count: int
-    values: dict[int, Any] = dataclasses.field(default_factory=dict)
+    sequence: Index = 0
+    first: Index = 0
+    count: int = 1
     tables: dict[int, tuple[jax.Array, jax.Array]] = dataclasses.field(default_factory=dict)
 
     @property
@@ -53,7 +44,7 @@ class Heads:
         return self.count, self.half
 
     @property
-    def layout(self) -> Any:
+    def layout(self) -> Layout:
         return grid(*self.shape)
 
     def requests(self, id: int) -> list[Request]:
@@ -69,35 +60,39 @@ class Heads:
         view = (width // self.phase.head_dim, 2, self.half)
         return [Request(ref, lead, view, (pl.ds(self.first, self.count), h, pl.ds(0, self.half)), self.layout) for h in range(2)]
 
-    def combine(self, id: int, loaded: list[jax.Array]) -> Any:
+    def combine(self, id: int, loaded: list[jax.Array]) -> Halves:
         return Halves(*loaded)
 
-    def evaluate(self, id: int) -> Halves:
-        return self._full(self.value(id))
+    def rules(self) -> dict[str, Callable[[Node], Value]]:
+        given = dict.fromkeys(GIVEN, self._given)
+        return {"param": self._param, "rope": self._rope, "reduce": self._reduce, **given}
 
-    def value(self, id: int) -> Any:
-        if id not in self.values:
-            self.values[id] = self._compute(self.m.graph.node(id))
-        return self.values[id]
+    def is_view(self, node: Node) -> bool:
+        return node.kind in ("reshape", "broadcast")
 
-    def _compute(self, node: Node) -> Any:
-        if node.kind == "literal":
-            return np.asarray(node.op)
-        if node.kind == "param":
-            return self._param(node)
-        if node.kind in ("reshape", "broadcast"):
-            return self.value(node.inputs[0])
-        if node.kind == "rope":
-            return self._rope(node)
-        if node.kind == "reduce":
-            return self._reduce(node)
-        if node.kind == "map":
-            return self._map(node, [self.value(i) for i in node.inputs])
-        raise UnsupportedError(
-            f"{node.where}: {node.kind}{list(node.shape)} cannot be computed for attention's heads; apply it after attention"
-        )
+    def refusal(self, node: Node) -> str:
+        return "for attention's heads; apply it after attention"
 
-    def _param(self, node: Node) -> Halves:
+    def apply(self, primitive: Any, params: dict[str, Any], pieces: list[Halves]) -> Halves:
+        return Halves(*(primitive.bind(*half, **params) for half in zip(*pieces, strict=True)))
+
+    def full(self, value: Value) -> Halves:
+        if isinstance(value, Halves):
+            return value
+        if isinstance(value, PerRow):
+            wide = (
+                spread(value.vector, self.shape, 0, self.layout) if value.vector.ndim else repeated(value.vector, self.shape, self.layout)
+            )
+        else:
+            wide = filled(value, self.shape)
+        return Halves(wide, wide)
+
+    def _given(self, node: Node) -> PerRow:
+        return PerRow(as_bool(node, self.m.given(node.id)[self.sequence]))
+
+    def _param(self, node: Node) -> Value:
+        if node.shape == ():
+            return PerRow(self.m.refs[f"param{node.op.index}"][self.m.layer(node.op, self.iteration)])
         ref, lead = self.m.refs[f"param{node.op.index}"], (self.m.layer(node.op, self.iteration),)
         if node.width == self.phase.head_dim:  # the same for every head
             halves = [self.m.load(Request(ref, lead, None, (pl.ds(h * self.half, self.half),), self.layout.reduce(0))) for h in range(2)]
@@ -120,47 +115,24 @@ class Heads:
 
     def _rotation(self, node: Node) -> tuple[jax.Array, jax.Array]:
         """(cos, sin) of this sequence's position."""
-        if self.m.graph.node(node.inputs[1]).kind != "pos":
-            raise UnsupportedError(f"{node.where}: mk.rope rotates by `pos`; other positions have no tile lowering")
-        position = jnp.minimum(self.m.refs["pos"][self.sequence], self.phase.context - 1)
-        table = self.m.refs[f"rope{node.id}"]
-        return self._table(table, (position, 0)), self._table(table, (position, 1))
+        graph, table, row = self.m.graph, self.m.refs[f"rope{node.id}"], self.sequence
+        if graph.has_table(node):
+            row = jnp.minimum(self.m.refs["pos"][self.sequence], graph.position_limit - 1)
+        return self._table(table, (row, 0)), self._table(table, (row, 1))
 
     def _rope(self, node: Node) -> Halves:
         lo, hi = self.evaluate(node.inputs[0])
         cos, sin = self.tables[node.id]
         return Halves(lo * cos - hi * sin, hi * cos + lo * sin)
 
-    def _table(self, table: Any, lead: tuple[Any, ...]) -> jax.Array:
+    def _table(self, table: Ref, lead: tuple[Any, ...]) -> jax.Array:
         row = self.m.load(Request(table, lead, None, (pl.ds(0, self.half),), self.layout.reduce(0)))
         return spread(row, self.shape, 1, self.layout)
 
-    def _reduce(self, node: Node) -> PerHead:
+    def _reduce(self, node: Node) -> PerRow:
         lo, hi = self.evaluate(node.inputs[0])
         combine, reduce, _ = COMBINE[node.op]
-        return PerHead(combine(reduce(lo, axis=1), reduce(hi, axis=1)))
-
-    def _map(self, node: Node, args: list[Any]) -> Any:
-        primitive, params = node.op
-        if any(isinstance(a, Halves) for a in args):
-            full = [self._full(a) for a in args]
-            return Halves(*(primitive.bind(*half, **params) for half in zip(*full, strict=True)))
-        if any(isinstance(a, PerHead) for a in args):
-            return PerHead(
-                primitive.bind(
-                    *(a.vector if isinstance(a, PerHead) else jnp.full((self.count,), a.item(), a.dtype) for a in args), **params
-                )
-            )
-        return np.asarray(primitive.bind(*args, **params))
-
-    def _full(self, value: Any) -> Halves:
-        if isinstance(value, Halves):
-            return value
-        if isinstance(value, PerHead):
-            wide = spread(value.vector, self.shape, 0, self.layout)
-            return Halves(wide, wide)
-        wide = jnp.full(self.shape, np.asarray(value).item(), np.asarray(value).dtype)
-        return Halves(wide, wide)
+        return PerRow(combine(reduce(lo, axis=1), reduce(hi, axis=1)))
 
 
 def head_leaves(m: Machine, roots: tuple[int, ...]) -> list[int]:

@@ -25,6 +25,7 @@ from mkdsl.lower.mosaic._layouts import ACC
 from mkdsl.ops import Fold
 from mkdsl.schedule import MMA_ROWS
 
+NOT_ELEMENTWISE = ("reduce", "dot", "gather", "slice", "dynamic", "concatenate", "sort", "cum", "arg")  # of single results
 REDUCTIONS = {"reduce_sum": jnp.sum, "reduce_max": jnp.max, "reduce_min": jnp.min}
 
 
@@ -142,7 +143,7 @@ class _Evaluator:
             tile, x = (next(a for a in args if a.axes == axes) for axes in ((0, 1), (1,)))
             product = tile.array.astype(f32) * _to(OnTile(x.array.astype(f32), (1,)), (0, 1), self.width)
             return [OnTile(jnp.sum(product, axis=1), (0,))]
-        if name.startswith(("reduce", "dot", "scan", "while", "cond", "gather", "slice", "dynamic", "concatenate", "sort", "cum", "arg")):
+        if eqn.primitive.multiple_results or name.startswith(NOT_ELEMENTWISE):
             shapes = [v.aval.shape for v in eqn.invars]
             raise UnsupportedError(
                 f"{self.phase.where}: {self.phase.name}'s step uses {name} on {shapes}; "

@@ -60,18 +60,18 @@ def _offsets(layout: Layout, height: int, width: int, *, swizzle: int) -> Iterat
         yield out
 
 
-def store_vectors(values: Sequence[jax.Array], there: Ref, where: Sequence[tuple[int, int]], *, layout: Layout) -> None:
-    """Stores float32 [height] each to `there` [slots, rows] in shared memory, from (slot, row) on."""
+def store_vectors(values: Sequence[jax.Array], there: Ref, where: Sequence[tuple[int, ...]], *, layout: Layout) -> None:
+    """Stores float32 [height] each to `there` [.., rows] in shared memory, from an index (.., row) on. Pallas cannot store a single number."""
     arrays = [plgpu.layout_cast(v, layout) for v in values]
 
     @plgpu.inline_mgpu(arg_types=(plgpu.RefType(), *(layout for _ in arrays)))
     def go(ctx: Context, ref: Ref, *arrays: Any) -> None:
         mu.warpgroup_barrier()
-        for array, (slot, first) in zip(arrays, where, strict=True):
+        for array, (*lead, first) in zip(arrays, where, strict=True):
             for (row,), register in zip(array.layout.thread_idxs(array.shape), array.registers.flat, strict=True):
                 for lane in range(array.layout.vector_length):
                     value = vector.extract(register, dynamic_position=[], static_position=[lane])
-                    memref.store(value, ref, [mu.c(slot, row.type), arith.addi(row, mu.c(first + lane, row.type))])
+                    memref.store(value, ref, [*(mu.c(i, row.type) for i in lead), arith.addi(row, mu.c(first + lane, row.type))])
         mu.warpgroup_barrier()
 
     go(there, *arrays)  # pyright: ignore[reportCallIssue]

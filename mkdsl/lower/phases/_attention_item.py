@@ -23,10 +23,12 @@ from mkdsl.lower._events import wait
 from mkdsl.lower._machine import Machine, Request, bf16, f32, spread, zeros
 from mkdsl.lower._ring import await_unit, free_stage, slot_of
 from mkdsl.lower._types import Carry, Index, Layout
-from mkdsl.lower._walk import cache_at, caches, kv_blocks
-from mkdsl.lower.evaluate._frames import fetch, iota
+from mkdsl.lower._walk import cache_at, caches, kv_blocks, positions
+from mkdsl.lower.evaluate._evaluator import fetch
+from mkdsl.lower.evaluate._frames import iota
 from mkdsl.lower.evaluate._heads import Halves, Heads, head_leaves
 from mkdsl.lower.mosaic._layouts import ACC, LHS, RHS, grid
+from mkdsl.lower.mosaic._stores import store_vectors
 from mkdsl.schedule import SHARING, AttentionPlan
 
 MASKED = -1e30
@@ -74,8 +76,9 @@ class Item:
 
     def _inputs(self) -> tuple[Halves, Halves, Halves]:
         inputs = self.m.graph.code[self.phase.name].parts[0][1]
-        queries = Heads(self.m, self.phase, self.iteration, self.sequence, self.head * self.phase.queries, self.phase.queries)
-        own = Heads(self.m, self.phase, self.iteration, self.sequence, self.head, 1)
+        first, count = self.head * self.phase.queries, self.phase.queries
+        queries = Heads(self.m, self.phase, self.iteration, sequence=self.sequence, first=first, count=count)
+        own = Heads(self.m, self.phase, self.iteration, sequence=self.sequence, first=self.head)
         wanted = [(queries, head_leaves(self.m, inputs[:1])), (own, head_leaves(self.m, inputs[1:]))]
         queries.prepare(inputs[:1])
         own.prepare(inputs[1:])
@@ -90,17 +93,41 @@ class Item:
         half = shape[1]
         keys = [self.m.load(Request(self.ref("new"), (0,), None, (pl.ds(h * half, half),), layout.reduce(0))) for h in range(2)]
         products = [a.astype(bf16).astype(f32) * spread(b.astype(f32), shape, 1, layout) for a, b in zip(q, keys, strict=True)]
-        self.ref("score")[pl.ds(0, self.phase.queries)] = jnp.sum(products[0] + products[1], axis=1)
+        self._store_scores(jnp.sum(products[0] + products[1], axis=1), layout)
         return self.m.load(Request(self.ref("score"), (), None, (pl.ds(0, self.columns),), ACC.reduce(0)))
+
+    def _store_scores(self, scores: jax.Array, layout: Layout) -> None:
+        """Of each query, a row of `layout`."""
+        if self.m.interpret:
+            self.ref("score")[pl.ds(0, self.phase.queries)] = scores
+        else:
+            store_vectors([scores], self.ref("score"), [(0,)], layout=layout.reduce(1))
 
     def first_carry(self, scores: jax.Array) -> tuple[jax.Array, jax.Array, jax.Array]:
         """(m, z, acc) of share 0: the own token alone; of others: nothing. Past the cache everything becomes NaN."""
-        mine = (self.share == 0).astype(f32)
-        inside = jnp.where(self.m.refs["pos"][self.sequence] < self.phase.context, 0.0, jnp.nan).astype(f32)
+        mine = ((self.share == 0) & self._attends_itself()).astype(f32)
+        attended = self.m.address(positions(self.m, self.phase).attended, self.sequence)
+        inside = jnp.where((attended >= 0) & (attended < self.phase.context), 0.0, jnp.nan).astype(f32)
         own = self.op.score(scores) * mine + (MASKED * (1.0 - mine) + inside)
         value = self.m.load(Request(self.ref("new"), (1,), None, (pl.ds(0, self.phase.head_dim),), ACC.reduce(1))).astype(f32)
         z = plgpu.layout_cast(jnp.full((self.columns,), 1.0, f32), ACC.reduce(0)) * mine
         return own, z, spread(value * mine, self.shape, 0, ACC)
+
+    def _attends_itself(self) -> Index:
+        """Whether the token attends to its own key: always, unless it is appended elsewhere than where it attends up to."""
+        at = positions(self.m, self.phase)
+        if at.same:
+            return True
+        own, attended = (self.m.address(id, self.sequence) for id in (at.appended, at.attended))
+        seen = (own >= 0) & (own <= attended)
+        return seen if self.phase.window is None else seen & (own > attended - self.phase.window)
+
+    def _keep(self, at: jax.Array) -> jax.Array:
+        """Which of these positions of the cache count. Where the token's own is appended lies what was there before, if not half of it."""
+        nodes, window = positions(self.m, self.phase), self.phase.window
+        attended = self.m.address(nodes.attended, self.sequence)
+        keep = at < attended if nodes.same else (at <= attended) & (at != self.m.address(nodes.appended, self.sequence))
+        return keep if window is None else keep & (at > attended - window)
 
     def fold_block(self, j: Index, carry: Carry) -> Any:
         """A block of keys and the same positions' values, a unit each: scores, online softmax, weighted values."""
@@ -133,14 +160,12 @@ class Item:
 
     def _scores(self, slot: Index, queries: jax.Array, start: Index, block: int) -> list[jax.Array]:
         """[64 positions, columns] each, masked by position."""
-        pos = self.m.refs["pos"][self.sequence]
         out = []
         for b in range(block // 64):
             keys = self._stage(slot, 64 * b, transpose=False)
             s = self.op.score(self.m.mma(zeros((64, self.columns), ACC), keys, queries))
             at = iota(self.m, (64, self.columns), 0, ACC) + (start + 64 * b)
-            keep = at < pos if self.phase.window is None else (at < pos) & (at > pos - self.phase.window)
-            out.append(jnp.where(keep, s, MASKED))
+            out.append(jnp.where(self._keep(at), s, MASKED))
         return out
 
     def _stage(self, slot: Index, row: int, *, transpose: bool) -> jax.Array:
@@ -158,10 +183,10 @@ class Item:
     def append(self) -> None:
         """Writes the token's key and value to the cache, if it is this share's turn and there is room."""
         m, plan = self.m, self.plan
-        pos = m.refs["pos"][self.sequence]
+        pos = m.address(positions(m, self.phase).appended, self.sequence)
         turn = lax.rem(lax.div(pos, plan.block), plan.splits * plan.cluster) == self.share
 
-        @pl.when(turn & (pos < self.phase.context))
+        @pl.when(turn & (pos >= 0) & (pos < self.phase.context))
         def _() -> None:
             for row, cache in enumerate(caches(m, self.phase)):
                 new = m.load(Request(self.ref("new"), (row,), None, (pl.ds(0, self.phase.head_dim),), ACC.reduce(1)))
@@ -195,7 +220,7 @@ class Item:
         top = functools.reduce(jnp.maximum, lse)
         weights = [jnp.exp(e - top) for e in lse]
         total = functools.reduce(jnp.add, weights)
-        self.ref("score")[heads] = top + jnp.log(total)
+        self._store_scores(top + jnp.log(total), layout)
         values = [self._received(s, (pl.ds(0, self.phase.head_dim), heads), layout, transposed=True) for s in sets]
         shape = self.phase.queries, self.phase.head_dim
         return functools.reduce(jnp.add, [v * spread(w / total, shape, 0, layout) for v, w in zip(values, weights, strict=True)])

@@ -13,7 +13,8 @@ from jax.experimental import pallas as pl
 from mkdsl.graph import FoldPhase
 from mkdsl.lower._machine import Machine, Request, i32, zeros
 from mkdsl.lower._types import Carry, Index
-from mkdsl.lower.evaluate._frames import Rows, fetch
+from mkdsl.lower.evaluate._evaluator import fetch
+from mkdsl.lower.evaluate._frames import Rows
 from mkdsl.schedule import EPILOGUE_VALUES, FoldPlan
 
 

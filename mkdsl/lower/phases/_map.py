@@ -7,7 +7,8 @@ from mkdsl.lower._events import wait
 from mkdsl.lower._machine import Machine, i32
 from mkdsl.lower._tile import Tile
 from mkdsl.lower._types import Carry, Index
-from mkdsl.lower.evaluate._frames import Rows, fetch
+from mkdsl.lower.evaluate._evaluator import fetch
+from mkdsl.lower.evaluate._frames import Rows
 from mkdsl.lower.phases._epilogue import row_leaves, store
 from mkdsl.lower.phases._prologue import Prologue
 from mkdsl.schedule import MapPlan

@@ -13,7 +13,8 @@ from mkdsl.graph import Code, Phase, depth
 from mkdsl.lower._machine import Machine, Request, bf16, f32, i32, spread
 from mkdsl.lower._tile import Tile
 from mkdsl.lower._types import Carry, Index
-from mkdsl.lower.evaluate._frames import COMBINE, Cell, fetch
+from mkdsl.lower.evaluate._evaluator import COMBINE, fetch
+from mkdsl.lower.evaluate._frames import Cell
 from mkdsl.lower.mosaic import _copies
 from mkdsl.lower.mosaic._layouts import THREADS, grid
 from mkdsl.lower.mosaic._stores import store_blocks, store_vectors

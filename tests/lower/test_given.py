@@ -1,0 +1,106 @@
+"""Interpreted kernels of decode steps that use more of JAX than a transformer's layers need: positions in arithmetic, numbers, constants."""
+
+from typing import Any
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+import pytest
+import tiny_decoders as tiny
+from elementwise import FUNCTIONS
+from interpreted import SMALL, arguments, check
+
+import mkdsl as mk
+
+pytestmark = [pytest.mark.medium, pytest.mark.usefixtures("race_detector")]
+
+
+def layer(x: jax.Array, p: Any, kv: Any, pos: jax.Array, *, window: int | None = None, at: Any = None, up_to: Any = None) -> Any:
+    """Attention and a residual; keys and values are appended `at` a position, queries attend `up_to` one."""
+    at, up_to = pos if at is None else at, pos if up_to is None else up_to
+    h = mk.rms_norm(x)
+    q, k, v = (mk.heads(mk.linear(p[f"w{n}"], h), count) for n, count in (("q", 2), ("k", 2), ("v", 2)))
+    kv = mk.append(kv, mk.rope(k, pos), v, at)
+    return x + mk.linear(p["wo"], mk.attention(mk.rope(q, pos), kv, up_to, window=window)), kv
+
+
+def decoder(step: Any, layers: int = 1, **more: Any) -> tiny.Decoder:
+    shapes = {"wq": (layers, 128, 128), "wk": (layers, 128, 128), "wv": (layers, 128, 128), "wo": (layers, 128, 128)}
+    params: dict[str, Any] = tiny.drawn({"embed": (192, 128)}, 2)
+    return tiny.Decoder(step, params | {"layers": tiny.drawn(shapes, 3)} | more, (layers, 2, 64))
+
+
+def run(d: tiny.Decoder, batch: int, args: Any = None) -> None:
+    args = args or arguments(d, batch)
+    check(d, args, mk.jit(d.step, batch=batch, target=SMALL, interpret=True)(*args))
+
+
+def step_of(body: Any = layer, before: Any = lambda x, params, token, pos: x, after: Any = lambda y, params, token, pos: y) -> Any:
+    def step(params: Any, kv: Any, token: jax.Array, pos: jax.Array) -> Any:
+        x = before(mk.embed(params["embed"], token), params, token, pos)
+        x, kv = mk.layers(body, x, params["layers"], kv, pos)
+        logits = after(mk.linear(params["embed"], mk.rms_norm(x)), params, token, pos)
+        return mk.argmax(logits), logits, kv
+
+    return step
+
+
+def temperature(y: jax.Array, params: Any, token: jax.Array, pos: jax.Array) -> jax.Array:
+    return y * jnp.log1p(pos.astype(jnp.float32)) / params["temperature"] + jnp.where(pos > 50, 1.0, -0.5)
+
+
+def alternating(x: jax.Array, params: Any, token: jax.Array, pos: jax.Array) -> jax.Array:
+    return x * jnp.where(jnp.arange(128) % 2 == 0, 1.5, 0.5) + 0.01 * pos.astype(jnp.float32)
+
+
+@pytest.mark.parametrize("batch", [pytest.param(1, marks=pytest.mark.slow), 3, pytest.param(16, marks=pytest.mark.slow)])
+def test_positions_and_scalars_in_arithmetic(batch):
+    d = decoder(step_of(before=alternating, after=temperature), temperature=jnp.float32(1.7))
+    run(d, batch)
+
+
+@pytest.mark.parametrize("batch", [1, pytest.param(3, marks=pytest.mark.slow)])
+def test_a_scalar_of_each_layer(batch):
+    def body(x, p, kv, pos):
+        y, kv = layer(x, p, kv, pos)
+        return x + p["gain"] * (y - x), kv
+
+    d = decoder(step_of(body), layers=2)
+    d.params["layers"]["gain"] = jnp.asarray([0.5, 2.0], jnp.float32)
+    run(d, batch)
+
+
+def test_a_cache_that_is_a_ring():
+    """The last 64 positions, the newest over the oldest."""
+    body = lambda x, p, kv, pos: layer(x, p, kv, pos, at=pos % 64, up_to=jnp.minimum(pos, 63))  # noqa: E731
+    d = decoder(step_of(body))
+    params, kv, token, _ = arguments(d, 4)
+    kv = jax.tree.map(lambda a: a[:, :, :, :64], kv)
+    run(d, 4, (params, kv, token, np.asarray([0, 63, 64, 1000], np.int32)))
+
+
+@pytest.mark.parametrize("batch", [pytest.param(1, marks=pytest.mark.slow), 3])
+def test_rotations_by_a_computed_position(batch):
+    def body(x, p, kv, pos):
+        h = mk.rms_norm(x)
+        q, k, v = (mk.heads(mk.linear(p[f"w{n}"], h), 2) for n in "qkv")
+        kv = mk.append(kv, mk.rope(k, pos // 2), v, pos)
+        return x + mk.linear(p["wo"], mk.attention(mk.rope(q, pos // 2), kv, pos)), kv
+
+    run(decoder(step_of(body)), batch)
+
+
+NAMES = sorted(FUNCTIONS)
+
+
+@pytest.mark.parametrize("names", [NAMES[i::5] for i in range(5)], ids=" ".join)
+def test_elementwise_functions(names):
+    """In the epilogue of a single fold."""
+
+    def step(params, kv, token, pos):
+        y = mk.linear(params["embed"], mk.rms_norm(mk.embed(params["embed"], token)))
+        logits = y + sum(FUNCTIONS[n](0.25 * y) for n in names)
+        return mk.argmax(logits), logits, kv
+
+    d = tiny.Decoder(step, tiny.drawn({"embed": (192, 128)}, 2), ())
+    run(d, 1, (d.params, (), np.asarray([3]), np.asarray([70])))
