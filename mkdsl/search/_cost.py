@@ -49,10 +49,20 @@ class Ring:
 
 def advance(cost: Cost, ahead: float, capacity: float) -> tuple[float, float]:
     """(duration, microseconds of stream ahead afterwards) of one phase that starts with `ahead` microseconds of stream in the ring."""
-    room = max(capacity * cost.filled, capacity - cost.empty)
+    room = _room(cost, capacity)
     there = min(ahead + cost.latency, room)
     folding = max(cost.stream - there, cost.compute)
     return cost.latency + folding, min(there + folding - cost.stream, capacity)
+
+
+def _room(cost: Cost, capacity: float) -> float:
+    """Microseconds of a phase's stream that the ring holds."""
+    return max(capacity * cost.filled, capacity - cost.empty)
+
+
+def no_worse(a: Cost, b: Cost, capacity: float) -> bool:
+    """Whether a phase that costs `a` never ends later than one that costs `b`, nor less far ahead than by waiting as long."""
+    return a.latency <= b.latency and a.stream <= b.stream and a.compute <= b.compute and _room(a, capacity) >= _room(b, capacity)
 
 
 class Model:

@@ -84,7 +84,7 @@ def other_handoffs(graph: OpGraph, schedule: Schedule) -> Iterator[tuple[str, Sc
     """(tensor, the schedule in which it is handed over the other way), with waits and fences as they were: fit to be simulated only."""
     for tensor in schedule.tensors:
         if not graph.tensors[tensor.name].output:
-            yield tensor.name, _handed_over(schedule, tensor.name, tensor.handoff.other)
+            yield tensor.name, handed_over(schedule, tensor.name, tensor.handoff.other)
 
 
 def made_safe(graph: OpGraph, schedule: Schedule) -> Schedule | None:
@@ -94,13 +94,14 @@ def made_safe(graph: OpGraph, schedule: Schedule) -> Schedule | None:
         return safe if safe.tensors == schedule.tensors else None
 
 
-def _handed_over(schedule: Schedule, name: str, handoff: Handoff) -> Schedule:
+def handed_over(schedule: Schedule, name: str, handoff: Handoff) -> Schedule:
+    """The schedule in which one tensor is handed over so."""
     tensors = tuple(dataclasses.replace(t, handoff=handoff) if t.name == name else t for t in schedule.tensors)
     return dataclasses.replace(schedule, tensors=tensors)
 
 
 def _released(schedule: Schedule, name: str) -> Schedule:
-    changed = _handed_over(schedule, name, Handoff.RELEASE_ACQUIRE)
+    changed = handed_over(schedule, name, Handoff.RELEASE_ACQUIRE)
     if changed == schedule:
         raise ScheduleError(Rule.FENCE, f"neither waits nor a fence nor release-acquire make the hand-off of {name} safe")
     return changed

@@ -9,12 +9,14 @@ A loop runs in steady state: an iteration starts as far ahead as the one before 
 that ends less far ahead than it started is charged with waiting for the difference.
 """
 
+import collections
+import functools
 from collections.abc import Callable, Container
 from typing import Any, NamedTuple
 
 from mkdsl.graph import AttentionPhase, OpGraph, Phase
 from mkdsl.search._candidates import Candidate
-from mkdsl.search._cost import Cost, advance
+from mkdsl.search._cost import Cost, advance, no_worse
 
 STARTS = (0.0, 0.25, 0.5, 0.75, 1.0)  # of the ring's capacity
 Splits = tuple[tuple[str, int], ...]  # attention tensors that later phases read, and their splits
@@ -26,6 +28,14 @@ class Label(NamedTuple):
     time: float
     ahead: float
     chain: Chain | None
+
+
+class Move(NamedTuple):
+    """A candidate of the next phase. splits: as they are after it."""
+
+    candidate: Candidate
+    cost: Cost
+    splits: Splits
 
 
 class Found(NamedTuple):
@@ -43,14 +53,14 @@ def shortest_path(graph: OpGraph, choices: dict[str, list[tuple[int, Candidate]]
       capacity: microseconds of stream that a full ring holds.
     """
     states: dict[Splits, tuple[float, Chain | None]] = {(): (0.0, None)}
+    moves = functools.cache(functools.partial(_moves, graph, choices, price, capacity))
     for segment in graph.segments:
-        phases = [graph.phase(name) for name in segment.phases]
         after: dict[Splits, tuple[float, Chain | None]] = {}
         for splits, (base, chain) in states.items():
             for start in STARTS if segment.repeats > 1 else STARTS[:1]:
                 labels = {splits: [Label(0.0, start * capacity, chain)]}
-                for phase in phases:
-                    labels = _extend(graph, phase, choices[phase.name], price, capacity, labels)
+                for name in segment.phases:
+                    labels = _extend(functools.partial(moves, name), capacity, labels)
                 for end, label in ((end, label) for end, found in labels.items() for label in found):
                     total = base + segment.repeats * (label.time + max(0.0, start * capacity - label.ahead))
                     if end not in after or total < after[end][0]:
@@ -62,18 +72,27 @@ def shortest_path(graph: OpGraph, choices: dict[str, list[tuple[int, Candidate]]
     return Found(cost, _unchain(chain))
 
 
-def _extend(
-    graph: OpGraph, phase: Phase, choices: list[tuple[int, Candidate]], price: Price, capacity: float, labels: dict[Splits, list[Label]]
-) -> dict[Splits, list[Label]]:
-    out: dict[Splits, list[Label]] = {}
-    later = {name for p in graph.phases[graph.order[phase.name] + 1 :] for name in p.reads}
+def _moves(
+    graph: OpGraph, choices: dict[str, list[tuple[int, Candidate]]], price: Price, capacity: float, name: str, splits: Splits
+) -> list[Move]:
+    """A phase's candidates with what they cost and the splits after them, but for those than which another one is no worse in anything."""
+    phase, out = graph.phase(name), collections.defaultdict(list)
+    later = {t for p in graph.phases[graph.order[name] + 1 :] for t in p.reads}
+    for number, candidate in choices[name]:
+        move = Move(candidate, price(phase, number, candidate, splits), _splits_after(phase, candidate, splits, later))
+        kept = out[move.splits]
+        if not any(no_worse(old.cost, move.cost, capacity) for old in kept):
+            kept.append(move)
+    return [move for kept in out.values() for move in kept]
+
+
+def _extend(moves: Callable[[Splits], list[Move]], capacity: float, labels: dict[Splits, list[Label]]) -> dict[Splits, list[Label]]:
+    out: dict[Splits, list[Label]] = collections.defaultdict(list)
     for splits, before in labels.items():
-        for number, candidate in choices:
-            cost = price(phase, number, candidate, splits)
-            fresh = out.setdefault(_splits_after(phase, candidate, splits, later), [])
+        for candidate, cost, after in moves(splits):
             for label in before:
                 took, ahead = advance(cost, label.ahead, capacity)
-                _insert(fresh, Label(label.time + took, ahead, (label.chain, candidate)))
+                _insert(out[after], Label(label.time + took, ahead, (label.chain, candidate)))
     return out
 
 

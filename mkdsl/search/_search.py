@@ -13,7 +13,7 @@ from mkdsl.search._cost import Model, Ring
 from mkdsl.search._draft import draft, rough, timed
 from mkdsl.search._handoffs import with_handoffs
 from mkdsl.search._path import shortest_path
-from mkdsl.search._refine import with_best_handoffs
+from mkdsl.search._refine import refined
 from mkdsl.search._rings import RINGS, Choice, Prices, cheapest, numbered
 
 FINALISTS = 2  # depths of each ring
@@ -59,8 +59,7 @@ def find(graph: OpGraph, batch: int, gpu: Profile, handoff: Handoff) -> Schedule
     """Searches, without a cache: of the finalists of all orders of phases the one that the simulator predicts to be the fastest."""
     found = (s for g in (graph, *graph.others) for s in _closest(g, batch, gpu, handoff))
     best = min(found, key=lambda s: s.predicted_us * (IDLE if s.workers < gpu.workers else 1.0))
-    if handoff.self_validating:
-        best = with_best_handoffs(graph.in_order(best.order), best, gpu)
+    best = refined(graph.in_order(best.order), best, gpu, handoffs=handoff.self_validating)
     verify_schedule(graph, best, gpu)
     return best
 
@@ -116,7 +115,7 @@ def without_k_split(graph: OpGraph, schedule: Schedule, gpu: Profile) -> tuple[S
         raise ScheduleError(Rule.ROOM, _no_room(graph, schedule.batch, lifted))
     whole = draft(graph, schedule.batch, Handoff.SENTINEL, Choice(lifted, ring, schedule.num_stages, best))
     whole = timed(graph, with_handoffs(graph, whole), lifted)
-    return (with_best_handoffs(graph, whole, lifted) if any(t.handoff.self_validating for t in schedule.tensors) else whole), lifted
+    return refined(graph, whole, lifted, handoffs=any(t.handoff.self_validating for t in schedule.tensors)), lifted
 
 
 def _unsplit(plan: PhasePlan) -> bool:

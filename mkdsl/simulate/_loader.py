@@ -54,11 +54,8 @@ class Loader:
         if self.source.stretch:
             return
         while (in_flight := self.issued - self.landed) < self.max_in_flight:
-            if not self._unissued:
-                self._stream = next(self._streams, None)
-                if self._stream is None:
-                    return
-                self._unissued = self._stream.work.units
+            if (stream := self._next_stream()) is None:
+                return
             ahead = self.issued - self.folded
             free = self._freed[ahead] if ahead < self.num_stages else math.inf
             if free > self.queue.now:
@@ -68,9 +65,15 @@ class Loader:
                 return
             self.issued += 1
             self._unissued -= 1
-            stream = self._stream
             self.memory.fetch(self.source, stream.work.streamed_bytes, stream.speed, stream.latencies[in_flight], self._landed)
         self._foresee()
+
+    def _next_stream(self) -> Stream | None:
+        """The stream that the next unit is of; None after the last."""
+        if not self._unissued:
+            self._stream = next(self._streams, None)
+            self._unissued = self._stream.work.units if self._stream else 0
+        return self._stream
 
     def _landed(self) -> None:
         self.landed += 1

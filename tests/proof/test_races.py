@@ -108,7 +108,7 @@ def _mutated(draw: Any, schedule: Schedule) -> Schedule:
     return with_tensor(schedule, tensor.name, handoff=tensor.handoff.other)
 
 
-@settings(max_examples=150, deadline=None, suppress_health_check=list(HealthCheck))
+@settings(max_examples=100, deadline=None, suppress_health_check=list(HealthCheck))
 @given(st.data(), graphs(), st.integers(1, 5), st.integers(1, 2), st.sampled_from(Handoff))
 def test_accepted_schedules_neither_race_nor_hang(data: Any, graph: OpGraph, workers: int, batch: int, handoff: Handoff) -> None:
     gpu = with_workers(workers)

@@ -50,13 +50,6 @@ def test_steps_come_in_program_order_and_only_where_there_are_items(graph: OpGra
         assert steps == [(name, i) for name, i in program if any(schedule.plan(name).folded(cohort.workers[0]))]
 
 
-def test_units_belong_to_their_steps_in_order(graph: OpGraph, schedule: Schedule):
-    for cohort in everybody(graph, schedule):
-        places = [at for _, at in cohort.units]
-        assert places == sorted(places)
-        assert [places.count(at) for at in range(len(cohort.steps))] == [step.work.units for step in cohort.steps]
-
-
 def test_which_events_a_step_waits_for(graph: OpGraph, schedule: Schedule):
     """`wq+wk+wv` waits for what comes before the loop in the first iteration, and for the end of the one before in each other."""
     waits = {"wq+wk+wv": ("map", "wd"), "attention": ("wq+wk+wv",), "embed": ("wd",)}
