@@ -73,7 +73,7 @@ def test_twice_the_phases_are_twice_the_candidates(work: Work):
     for what in ("candidates", "costs", "labels"):
         assert work[what] == pytest.approx(2 * once[what], rel=0.15)
     assert (work["paths"], work["orders"]) == (once["paths"], once["orders"])
-    assert work["simulations"] - once["simulations"] == 10
+    assert work["simulations"] - once["simulations"] <= 10
     assert work["events"] <= 4 * once["events"]
 
 
