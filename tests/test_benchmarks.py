@@ -23,6 +23,7 @@ def test_benchmark_says_what_it_does(path, monkeypatch, capsys):
     assert "usage:" in capsys.readouterr().out
 
 
+@pytest.mark.medium
 @pytest.mark.parametrize(("instruction", "store"), [("mma", None), ("mma", "again"), ("wgmma", "once")])
 def test_kernels_of_units_assemble(instruction, store, monkeypatch):
     monkeypatch.setattr(jax, "devices", lambda: [types.SimpleNamespace(core_count=132)])

@@ -36,6 +36,7 @@ def test_the_error_is_relative_to_the_reference(checkpoint):
     assert error([3.0, 4.0], [3.0, 5.0]) == pytest.approx(1 / 34**0.5)
 
 
+@pytest.mark.medium
 @pytest.mark.parametrize(("seconds", "layers"), [(1.0, 30), (110.0, 2), (1e6, 1)])
 def test_layers_that_the_time_allows(seconds, layers):
     assert affordable(SMOLLM2, seconds) == layers

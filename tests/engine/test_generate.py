@@ -87,6 +87,7 @@ def test_stops_at_the_end_token(model, scripted):
     assert len(steps) <= 4  # one ahead
 
 
+@pytest.mark.medium
 @pytest.mark.parametrize("eos", [(6,), (9, 6)])
 def test_any_of_several_end_tokens(model, scripted, eos):
     model, _ = scripted(dataclasses.replace(model, config=dataclasses.replace(model.config, eos=eos)), [5, 6])
@@ -159,6 +160,7 @@ def test_another_models_tokenizer(model):
         generate(model, [1, 260])
 
 
+@pytest.mark.medium
 @pytest.mark.parametrize("value", [np.nan, np.inf, -np.inf])
 @pytest.mark.parametrize("tokens", [0, 3])
 def test_logits_that_are_no_numbers_end_it(model, scripted, value, tokens):

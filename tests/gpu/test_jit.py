@@ -93,6 +93,7 @@ def test_wrong_batch_axis():
         mk.jit(step, batch=3).trace(params, kv, np.zeros(3, int), np.zeros(3, int))
 
 
+@pytest.mark.medium
 def test_wrong_shape_or_dtype_after_compiling():
     params, kv, token, pos = arguments()
     compiled = mk.jit(step, target=SMALL, interpret=True).lower(params, kv, token, pos).compile()

@@ -109,6 +109,7 @@ def pretend(monkeypatch):
     return wrong
 
 
+@pytest.mark.medium
 def test_probing(pretend):
     said = []
     made = probe(dataclasses.replace(H200, workers=3), report=said.append)
@@ -118,6 +119,7 @@ def test_probing(pretend):
     assert made.l2_rate == pytest.approx(1024 / 40e-9, rel=1e-3)
 
 
+@pytest.mark.medium
 @pytest.mark.parametrize(
     ("what", "message"),
     [
@@ -162,6 +164,7 @@ def test_kernels_lower(name):
     jax.export.export(jax.jit(KERNELS[name]()), platforms=["cuda"])(*ARGUMENTS)
 
 
+@pytest.mark.medium
 @pytest.mark.parametrize("name", KERNELS)
 def test_kernels_assemble(name):
     (kernel,) = assemble(KERNELS[name](), *ARGUMENTS)

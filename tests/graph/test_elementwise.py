@@ -15,6 +15,7 @@ def test_each_primitive_has_a_function_here():
     assert set(elementwise.FUNCTIONS) == KNOWN | IDENTITIES | set(COMPOSED)
 
 
+@pytest.mark.medium
 @pytest.mark.parametrize("name", sorted(COMPOSED))
 def test_what_is_composed_is_what_jax_computes(name):
     equation = next(e for e in jax.make_jaxpr(elementwise.FUNCTIONS[name])(AT).eqns if e.primitive.name == name)

@@ -52,6 +52,7 @@ def test_bf16_stays_near_float32(tmp_path, raw):
     assert error.max() < 0.1  # logits are of order one
 
 
+@pytest.mark.medium
 @pytest.mark.parametrize("raw", [LLAMA, QWEN3], ids=["llama", "qwen3"])
 def test_prefill_equals_stepwise(tmp_path, raw):
     config, params = models.load(write(tmp_path, raw, random_tensors(raw)))

@@ -34,6 +34,7 @@ def test_operators_run_eagerly_too():
     np.testing.assert_allclose(mk.attention(mk.rope(x[None], 0), kv, 0), 2 * x, rtol=1e-5)
 
 
+@pytest.mark.medium
 @few
 @given(rows=sizes, k=sizes, bias=st.booleans(), seed=seeds)
 def test_linear(rows, k, bias, seed):
@@ -184,6 +185,7 @@ def test_append_rounds_to_the_cache_and_keeps_its_structure():
     assert k[0, 1, 0] == jnp.bfloat16(1.003)
 
 
+@pytest.mark.medium
 @few
 @given(rows=sizes, width=sizes, data=st.data())
 def test_embed(rows, width, data):

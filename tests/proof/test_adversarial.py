@@ -22,6 +22,8 @@ from mkdsl.proof import Rule, ScheduleError, _verify, verify_schedule
 from mkdsl.schedule import Schedule
 from mkdsl.search._draft import with_memory
 
+pytestmark = pytest.mark.medium
+
 FEW, MANY = {"decoders": 40, "random": 100}, {"decoders": 200, "random": 330}  # mutants of each kind
 SIZES = [pytest.param(FEW, id="few"), pytest.param(MANY, id="many", marks=pytest.mark.slow)]
 COLUMNS = ("mutants", "refused", "accepted", "accepted, run", "of refused, run", "of these failed")

@@ -20,6 +20,8 @@ from mkdsl.search import search
 from mkdsl.search._draft import with_memory
 from mkdsl.search._handoffs import tensor_plans, with_handoffs
 
+pytestmark = pytest.mark.medium
+
 ON_ARRAYS = {Pairs: ("late",), VectorClock: ("joined", "event"), WorkerClasses: ("row_pairs",)}
 
 

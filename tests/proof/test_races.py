@@ -111,6 +111,7 @@ def _mutated(draw: Any, schedule: Schedule) -> Schedule:
     return with_tensor(schedule, tensor.name, handoff=tensor.handoff.other)
 
 
+@pytest.mark.medium
 @settings(max_examples=100, deadline=None, suppress_health_check=list(HealthCheck))
 @given(st.data(), graphs(), st.integers(1, 5), st.integers(1, 2), st.sampled_from(Handoff))
 def test_accepted_schedules_neither_race_nor_hang(data: Any, graph: OpGraph, workers: int, batch: int, handoff: Handoff) -> None:
@@ -125,6 +126,7 @@ def test_accepted_schedules_neither_race_nor_hang(data: Any, graph: OpGraph, wor
     simulate(graph, schedule, 4)
 
 
+@pytest.mark.medium
 @pytest.mark.parametrize("graph", [tiny, parallel, sandwich], ids=["tiny", "parallel", "sandwich"])
 @pytest.mark.parametrize("handoff", Handoff)
 def test_decoders_survive_simulation(graph: Any, handoff: Handoff) -> None:

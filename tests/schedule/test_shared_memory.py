@@ -133,6 +133,7 @@ def test_of_equal_peaks_the_first():
     assert SharedMemory((Extent("a", 5, phase="p"), Extent("a", 5, phase="q")), ("p", "q")).peak == "p"
 
 
+@pytest.mark.medium
 @pytest.mark.parametrize(("model", "batch", "name"), [(tiny, 1, "h200"), (llama_1b, 1, "h200"), (tiny, 16, "l20")])
 def test_of_schedules_that_are_found(model: Callable[[], OpGraph], batch: int, name: str):
     graph, gpu = model(), profile(name)

@@ -55,6 +55,7 @@ DAMAGES: dict[str, Callable[[bytes], bytes]] = {
 }
 
 
+@pytest.mark.medium
 @pytest.mark.parametrize("damage", DAMAGES.values(), ids=DAMAGES)
 def test_what_is_damaged_is_searched_again(kept: pathlib.Path, damage: Callable[[bytes], bytes]):
     schedule = search(tiny(), batch=1, target="h200")

@@ -46,6 +46,7 @@ def test_clusters_are_chosen_where_reading_is_slow_and_there_are_any(good: Sched
     assert not shared(found(tiny(), 8, dataclasses.replace(SLOW, exchange_us=1000.0)))
 
 
+@pytest.mark.medium
 def test_fours_where_a_profile_has_them():
     """Of 8 SMs, two of which they leave idle: one cluster of 4, in a launch of its own; unless pairs are as good."""
     gpu = dataclasses.replace(SLOW, workers=8, clusters=((2, 0, 1.0), (4, 2, 1.0)))

@@ -64,6 +64,7 @@ def test_state_that_is_read_while_it_is_written_has_three_slots(model: Callable[
         assert (plans["attention"].splits, plans["attention"].dtype, plans["wq"].splits) == (2, "float32", 1)
 
 
+@pytest.mark.medium
 @settings(LAW, max_examples=20)
 @given(graphs(), st.integers(2, 6), st.sampled_from(Handoff))
 def test_nothing_can_be_spared_and_nothing_is_missing(graph: OpGraph, workers: int, handoff: Handoff):
@@ -99,6 +100,7 @@ def test_no_more_fences_than_are_needed(needed: tuple[int, ...]):
     assert set(_fewest_fences(graph, schedule, known, [known])) == want
 
 
+@pytest.mark.medium
 def test_one_fence_suffices_where_all_workers_take_part():
     assert [p.name for p in found(llama_1b(), 1, H200).phases if p.fence] == ["wg·wu"]
     assert not any(p.fence for p in found(llama_1b(), 1, H200, Handoff.RELEASE_ACQUIRE).phases)
@@ -131,6 +133,7 @@ def test_a_change_that_no_wait_makes_safe_is_given_up():
     verify_schedule(tiny(), safe, H200)
 
 
+@pytest.mark.medium
 @settings(LAW, max_examples=20)
 @given(graphs(), st.integers(1, 12), st.integers(1, 8))
 def test_no_other_hand_off_of_one_tensor_is_predicted_faster(graph: OpGraph, workers: int, batch: int):

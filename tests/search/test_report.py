@@ -71,6 +71,7 @@ def test_without_alternatives(text: str):
     assert "what came second" not in short and len(short) < len(text)
 
 
+@pytest.mark.medium
 @settings(LAW, max_examples=20)
 @given(graphs(), st.integers(1, 12), st.integers(1, 8), st.sampled_from(Handoff))
 def test_of_any_graph(graph: OpGraph, workers: int, batch: int, handoff: Handoff):

@@ -51,6 +51,7 @@ def check_against_brute_force(graph: OpGraph, batch: int, gpu: Profile) -> None:
 even = st.integers(2, 20).map(lambda n: 2 * n)  # pairs leave no worker idle, as on any GPU
 
 
+@pytest.mark.medium
 @settings(LAW, max_examples=30)
 @given(graphs(max_phases=2, scale=16), even, st.sampled_from([1, 4]), st.integers(70, 160))
 def test_equals_brute_force(graph: OpGraph, workers: int, batch: int, kib: int):

@@ -23,6 +23,7 @@ from mkdsl.search._search import finalists, find
 H200 = profile("h200")
 
 
+@pytest.mark.medium
 @pytest.mark.parametrize("name", sorted(PROFILES))
 @pytest.mark.parametrize("batch", [1, 4])
 @pytest.mark.parametrize("model", [tiny, pytest.param(llama_1b, marks=pytest.mark.slow)])
@@ -31,6 +32,7 @@ def test_every_profile_has_a_feasible_schedule(model: Callable[[], OpGraph], bat
     assert schedule.target == name and schedule.smem_bytes <= PROFILES[name].smem_bytes
 
 
+@pytest.mark.medium
 @pytest.mark.parametrize("model", [parallel, sandwich])
 @pytest.mark.parametrize("handoff", Handoff)
 def test_other_layer_shapes(model: Callable[[], OpGraph], handoff: Handoff):
@@ -39,6 +41,7 @@ def test_other_layer_shapes(model: Callable[[], OpGraph], handoff: Handoff):
     assert schedule.tensor("x").incarnations == 3  # the phase that writes it reads it too
 
 
+@pytest.mark.medium
 @settings(LAW, max_examples=40)
 @given(graphs(), st.integers(1, 12), st.integers(1, 8), st.sampled_from(Handoff))
 def test_random_graphs_get_schedules_that_are_proven(graph: OpGraph, workers: int, batch: int, handoff: Handoff):
@@ -48,6 +51,7 @@ def test_random_graphs_get_schedules_that_are_proven(graph: OpGraph, workers: in
     assert Schedule.from_json(json.loads(json.dumps(schedule.to_json()))) == schedule
 
 
+@pytest.mark.medium
 def test_same_arguments_same_schedule():
     first, second = (find(tiny(), 2, H200, Handoff.SENTINEL) for _ in range(2))
     assert first == second and str(first) == str(second)
@@ -60,6 +64,7 @@ def tiles(schedule: Schedule) -> list[PhasePlan]:
     return [dataclasses.replace(p, waits=(), fence=False) for p in schedule.phases]
 
 
+@pytest.mark.medium
 def test_the_finalist_that_is_predicted_to_be_the_fastest_wins():
     graph, schedule = llama_1b(), found(llama_1b(), 1, H200)
     drafts = [timed(graph, draft(graph, 1, Handoff.SENTINEL, c), H200) for c in finalists(graph, 1, H200, Handoff.SENTINEL)]
@@ -75,6 +80,7 @@ def test_a_step_takes_as_long_as_its_phases():
     assert total == pytest.approx(schedule.predicted_us, rel=0.01)
 
 
+@pytest.mark.medium
 @pytest.mark.parametrize("batch", [1, 8])
 def test_of_all_orders_the_one_that_is_predicted_to_be_the_fastest_wins(batch: int):
     graph = parallel()
@@ -85,6 +91,7 @@ def test_of_all_orders_the_one_that_is_predicted_to_be_the_fastest_wins(batch: i
     assert best == alone[best.order]
 
 
+@pytest.mark.medium
 def test_folds_multiply_by_wgmma_where_columns_are_many():
     """Qwen3-0.6B: at batch 1 units past 8 columns are as quick by `mma`."""
     graph = llama(hidden=1024, layers=28, heads=16, kv_heads=8, head_dim=128, inner=3072, vocab=151936, context=512)
@@ -104,6 +111,7 @@ def test_splits_of_heads_that_no_tile_divides():
 # Without K-splitting.
 
 
+@pytest.mark.medium
 @pytest.mark.parametrize(("model", "batch"), [(tiny, 1), (llama_1b, 16)])
 def test_without_k_splitting_every_resident_is_whole(model: Callable[[], OpGraph], batch: int):
     gpu = PROFILES["l20"]

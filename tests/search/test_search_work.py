@@ -57,6 +57,7 @@ def test_more_layers_are_no_more_work(work: Work):
     assert more == pytest.approx(events, rel=0.1)  # of other finalists, if the loop counts for more
 
 
+@pytest.mark.medium
 def test_a_longer_context_is_hardly_more_work(work: Work):
     """32 times the blocks of the cache: a few more ways to split them."""
     work.search(llama(context=512))
@@ -77,6 +78,7 @@ def test_twice_the_phases_are_twice_the_candidates(work: Work):
     assert work["events"] <= 4 * once["events"]
 
 
+@pytest.mark.medium
 @pytest.mark.parametrize("batch", [pytest.param(1, marks=pytest.mark.slow), 8])
 def test_large_models(work: Work, batch: int):
     """Llama-3.1-8B: at most half as much again as it takes today; and the ring has room."""

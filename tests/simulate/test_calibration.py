@@ -82,6 +82,7 @@ def test_the_chain_of_a_layers_timeline():
 MEASURED = {(32, 2): 669.9, (16, 3): 658.4, (16, 4): 679.5, (24, 2): 724.7, (28, 2): 740.7, (36, 2): 701.7}
 
 
+@pytest.mark.medium
 def test_the_generated_kernels_candidates_are_ranked_as_measured():
     """The best of each (KiB of a stage, units in flight) that the search looks at."""
 

@@ -22,6 +22,7 @@ H200 = profile("h200")
 FEW = with_workers(8)
 
 
+@pytest.mark.medium
 @settings(LAW, max_examples=40)
 @given(graphs(), st.integers(1, 8), st.integers(1, 4), st.sampled_from(Handoff))
 def test_every_step_of_every_worker_ends_after_what_it_waits_for(graph: OpGraph, workers: int, batch: int, handoff: Handoff):
@@ -119,6 +120,7 @@ def test_without_drift_a_third_of_the_cohorts():
     assert drifting.events > together.events
 
 
+@pytest.mark.medium
 @pytest.mark.parametrize(("model", "batch"), [(llama_1b, 1), (llama_1b, 8), (tiny, 1)])
 def test_events_of_a_unit_and_of_a_step(model: Callable[[], OpGraph], batch: int):
     """At most, where no stretch can be foreseen: a unit is served, lands, and its stage is free. A step waits, knows, reads, begins, pauses and
@@ -132,6 +134,7 @@ def test_events_of_a_unit_and_of_a_step(model: Callable[[], OpGraph], batch: int
     assert simulate(graph, schedule, H200).events <= 3 * units + steps
 
 
+@pytest.mark.medium
 @pytest.mark.parametrize("batch", [1, 8])
 @pytest.mark.parametrize("card", ["h200", "l20"])
 def test_a_stretch_is_what_its_units_would_have_been(card: str, batch: int, monkeypatch: pytest.MonkeyPatch):
@@ -147,6 +150,7 @@ def test_a_stretch_is_what_its_units_would_have_been(card: str, batch: int, monk
         assert one.signalled == pytest.approx(other.signalled, abs=1e-3)
 
 
+@pytest.mark.medium
 @settings(LAW, max_examples=40, suppress_health_check=[HealthCheck.function_scoped_fixture])
 @given(graphs(), st.integers(1, 8), st.integers(1, 4))
 def test_stretches_of_any_graph(monkeypatch: pytest.MonkeyPatch, graph: OpGraph, workers: int, batch: int):
