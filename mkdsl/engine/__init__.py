@@ -4,14 +4,15 @@ import sys
 
 from mkdsl.engine._decoder import Decoder, default_decoder
 from mkdsl.engine._generate import Generation, LogitsError, Model, Report, generate, load_model
+from mkdsl.engine._sampling import SamplingError, SamplingParams
 from mkdsl.engine._smollm2 import fetch_smollm2
 from mkdsl.engine._tokenizer import PromptError, Tokenizer, load_tokenizer
 from mkdsl.gpu import ContextError
 from mkdsl.models import MissingExtra, extra
 
 __all__ = [
-    "ContextError", "Decoder", "Generation", "LogitsError", "Model", "PromptError", "Report", "Tokenizer", "default_decoder",
-    "fetch_smollm2", "generate", "load_model", "load_tokenizer", "main",
+    "ContextError", "Decoder", "Generation", "LogitsError", "Model", "PromptError", "Report", "SamplingError", "SamplingParams",
+    "Tokenizer", "default_decoder", "fetch_smollm2", "generate", "load_model", "load_tokenizer", "main",
 ]  # fmt: skip
 
 

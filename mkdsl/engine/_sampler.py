@@ -1,0 +1,120 @@
+"""The next token of each sequence of a batch, chosen on the device from its logits, its own parameters and its own key.
+
+Nothing here crosses from one sequence to another, and what a sequence does not ask for changes nothing of it, though it be computed for its
+neighbour. What nobody asks for is not computed. Nothing is sorted: top-k and top-p find the logit of the last token kept bit by bit.
+"""
+
+import dataclasses
+
+import jax
+import jax.numpy as jnp
+from jax import lax
+
+from mkdsl.engine._sampling import MOST_LOGPROBS
+from mkdsl.engine._slots import Knobs, Slots
+
+NOT_FINITE = -1  # no token: what stands for one whose logits are not numbers
+COLDEST = 1e-6  # a lower temperature is this one: on a GPU much smaller numbers are zero
+
+
+@jax.tree_util.register_dataclass
+@dataclasses.dataclass(frozen=True, kw_only=True)
+class Sampled:
+    """A token of each sequence.
+
+    Attributes:
+      token: [b] int32; NOT_FINITE where a logit is NaN or infinite.
+      logprob: [b] float32, its log-probability. Of the model itself: before penalties, bias and temperature.
+      top_tokens: [b, min(20, vocab)] int32, the most likely tokens, in this order.
+      top_logprobs: the same of their log-probabilities, float32. Where no sequence asks for them, the last three are zero.
+    """
+
+    token: jax.Array
+    logprob: jax.Array
+    top_tokens: jax.Array
+    top_logprobs: jax.Array
+
+
+def sample(logits: jax.Array, slots: Slots, rows: jax.Array, index: jax.Array) -> Sampled:
+    """Chooses a token for each sequence.
+
+    Args:
+      logits: [b, vocab] float32.
+      slots: of all sequences.
+      rows: [b] int32, each one's slot.
+      index: [b] int32, the place of this token in each one's answer. It and the seed make the key, and nothing else does.
+
+    Returns:
+      The tokens.
+    """
+    knobs = jax.tree.map(lambda a: a[rows], slots.knobs)
+    changes = (knobs.repetition != 1) | (knobs.presence != 0) | (knobs.frequency != 0) | knobs.biased
+    scores = lax.cond(changes.any(), lambda: _penalised(logits, knobs, slots, rows), lambda: logits)
+    likeliest = jnp.argmax(scores, axis=1).astype(jnp.int32)
+    draws = knobs.temperature > 0
+    token = lax.cond(draws.any(), lambda: jnp.where(draws, _draw(scores, knobs, index), likeliest), lambda: likeliest)
+    token = jnp.where(jnp.isfinite(logits).all(axis=1), token, NOT_FINITE)
+    asked = lax.cond(knobs.logprobs.any(), lambda: _logprobs(logits, token), lambda: _no_logprobs(logits))
+    return Sampled(token=token, logprob=asked[0], top_tokens=asked[1], top_logprobs=asked[2])
+
+
+def _penalised(logits: jax.Array, knobs: Knobs, slots: Slots, rows: jax.Array) -> jax.Array:
+    generated, repetition = slots.generated[rows], knobs.repetition[:, None]
+    said = generated > 0
+    repeated = jnp.where(logits > 0, logits / repetition, logits * repetition)
+    scores = jnp.where(said | slots.in_prompt[rows], repeated, logits)
+    return scores - knobs.frequency[:, None] * generated - knobs.presence[:, None] * said + slots.bias[rows]
+
+
+def _draw(scores: jax.Array, knobs: Knobs, index: jax.Array) -> jax.Array:
+    """A token by its probability among those that count: the largest logit after Gumbel noise is just that, and needs no sum."""
+    scores = (scores - scores.max(axis=1, keepdims=True)) / jnp.maximum(knobs.temperature, COLDEST)[:, None]
+    scores = _only(scores >= jnp.log(knobs.min_p)[:, None], scores)
+    vocab = scores.shape[1]
+    scores = lax.cond((knobs.top_k < vocab).any(), lambda: _only(_top_k(scores, knobs.top_k), scores), lambda: scores)
+    scores = lax.cond((knobs.top_p < 1).any(), lambda: _only(_top_p(scores, knobs.top_p), scores), lambda: scores)
+
+    def noise(key: jax.Array, i: jax.Array) -> jax.Array:  # "high": of 100,000 tokens the largest noise would else often be cut off
+        return jax.random.gumbel(jax.random.fold_in(jax.random.wrap_key_data(key, impl="threefry2x32"), i), (vocab,), mode="high")
+
+    return jnp.argmax(scores + jax.vmap(noise)(knobs.key, index), axis=1).astype(jnp.int32)
+
+
+def _only(keep: jax.Array, scores: jax.Array) -> jax.Array:
+    return jnp.where(keep, scores, -jnp.inf)
+
+
+def _top_k(scores: jax.Array, k: jax.Array) -> jax.Array:
+    return _largest(scores, jnp.ones_like(scores), k.astype(jnp.float32))
+
+
+def _top_p(scores: jax.Array, p: jax.Array) -> jax.Array:
+    """The sum rounds, so at p = 1 it may be reached too early or never: then all tokens count."""
+    weights = jnp.exp(scores)
+    return _largest(scores, weights, p * weights.sum(axis=1)) | (p >= 1)[:, None]
+
+
+def _largest(scores: jax.Array, weights: jax.Array, enough: jax.Array) -> jax.Array:
+    """Which scores are among the largest whose weights sum to `enough` [b], ties with the last of them included.
+
+    The smallest score kept is found from its highest bit down, as an integer that is ordered as the numbers are: 32 sums instead of a sort.
+    """
+    bits = lax.bitcast_convert_type(scores, jnp.uint32)
+    keys = jnp.where(bits >> 31 == 1, ~bits, bits | jnp.uint32(1 << 31))
+
+    def narrow(i: jax.Array, least: jax.Array) -> jax.Array:
+        higher = least | (jnp.uint32(1 << 31) >> i.astype(jnp.uint32))
+        return jnp.where(jnp.where(keys >= higher[:, None], weights, 0).sum(axis=1) >= enough, higher, least)
+
+    return keys >= lax.fori_loop(0, 32, narrow, jnp.zeros(scores.shape[0], jnp.uint32))[:, None]
+
+
+def _logprobs(logits: jax.Array, token: jax.Array) -> tuple[jax.Array, jax.Array, jax.Array]:
+    logprobs = jax.nn.log_softmax(logits, axis=1)
+    top, tokens = lax.top_k(logprobs, min(MOST_LOGPROBS, logits.shape[1]))
+    return jnp.take_along_axis(logprobs, token[:, None], axis=1)[:, 0], tokens, top
+
+
+def _no_logprobs(logits: jax.Array) -> tuple[jax.Array, jax.Array, jax.Array]:
+    batch, top = logits.shape[0], min(MOST_LOGPROBS, logits.shape[1])
+    return jnp.zeros(batch), jnp.zeros((batch, top), jnp.int32), jnp.zeros((batch, top))

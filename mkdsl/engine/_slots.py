@@ -1,0 +1,125 @@
+"""What the device knows of each sequence in the batch besides its cache: how its tokens are chosen, which it has seen, which end it.
+
+A sequence has one slot from when it is admitted until it ends, so these arrays have one row for each slot and never move.
+"""
+
+import dataclasses
+import functools
+from collections.abc import Iterable, Sequence
+from typing import Any
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+
+from mkdsl.engine._sampling import SEEDS, SamplingParams
+
+
+@jax.tree_util.register_dataclass
+@dataclasses.dataclass(frozen=True, kw_only=True)
+class Knobs:
+    """The numbers of `SamplingParams`, as arrays over slots; key [slots, 2] uint32 is the seed, and thereby a threefry key."""
+
+    key: jax.Array
+    temperature: jax.Array
+    top_k: jax.Array
+    top_p: jax.Array
+    min_p: jax.Array
+    repetition: jax.Array
+    presence: jax.Array
+    frequency: jax.Array
+    biased: jax.Array
+    logprobs: jax.Array
+
+
+@jax.tree_util.register_dataclass
+@dataclasses.dataclass(frozen=True, kw_only=True)
+class Slots:
+    """The rows of all slots.
+
+    Attributes:
+      knobs: arrays of [slots].
+      in_prompt: [slots, vocab] bool, the tokens of the prompt.
+      generated: [slots, vocab] int32, how often each token is in the answer.
+      bias: [slots, vocab] float32, added to the logits.
+      ends: [slots, vocab] bool, the tokens that end the answer.
+    """
+
+    knobs: Knobs
+    in_prompt: jax.Array
+    generated: jax.Array
+    bias: jax.Array
+    ends: jax.Array
+
+
+def empty_slots(count: int, vocab: int) -> Slots:
+    """Slots of no sequence."""
+    knobs = jax.tree.map(lambda a: jnp.zeros((count, *a.shape), a.dtype), _knobs(SamplingParams(), 0, vocab))
+    in_prompt, ends = jnp.zeros((count, vocab), bool), jnp.zeros((count, vocab), bool)  # two arrays: each is donated
+    generated, bias = jnp.zeros((count, vocab), jnp.int32), jnp.zeros((count, vocab), jnp.float32)
+    return Slots(knobs=knobs, in_prompt=in_prompt, generated=generated, bias=bias, ends=ends)
+
+
+def occupy(slots: Slots, row: int, *, params: SamplingParams, seed: int, prompt: Sequence[int], ends: Iterable[int]) -> Slots:
+    """The slots with a new sequence in one of them.
+
+    Args:
+      slots: all slots, donated.
+      row: which of them.
+      params: how tokens are chosen.
+      seed: instead of `params.seed`, which may be None.
+      prompt: token ids, those of the answer not among them.
+      ends: all token ids that end the answer.
+
+    Returns:
+      The slots.
+    """
+    vocab = slots.bias.shape[1]
+    marks = (_padded(tuple(tokens), np.int32, vocab) for tokens in (prompt, ends, params.logit_bias))
+    bias = _padded(tuple(params.logit_bias.values()), np.float32, 0)
+    return _occupy(slots, np.int32(row), _knobs(params, seed, vocab), *marks, bias)
+
+
+def count(slots: Slots, rows: jax.Array, tokens: jax.Array) -> Slots:
+    """The slots after each of these rows [b] has said one of these tokens [b]; a row past the slots counts nothing."""
+    return dataclasses.replace(slots, generated=slots.generated.at[rows, tokens].add(1, mode="drop"))
+
+
+def _knobs(params: SamplingParams, seed: int, vocab: int) -> Knobs:
+    """One slot's."""
+    seed %= SEEDS
+    values: dict[str, Any] = {
+        "key": np.array([seed >> 32, seed & 0xFFFFFFFF], np.uint32),
+        "temperature": np.float32(params.temperature),
+        "top_k": np.int32(min(params.top_k or vocab, vocab)),
+        "top_p": np.float32(params.top_p),
+        "min_p": np.float32(params.min_p),
+        "repetition": np.float32(params.repetition_penalty),
+        "presence": np.float32(params.presence_penalty),
+        "frequency": np.float32(params.frequency_penalty),
+        "biased": np.bool_(bool(params.logit_bias)),
+        "logprobs": np.bool_(params.logprobs is not None),
+    }
+    return Knobs(**values)
+
+
+def _padded(values: tuple, dtype: type, fill: int) -> np.ndarray:
+    """To a power of two, so that few lengths are ever compiled."""
+    return np.array(values + (fill,) * ((1 << max(len(values) - 1, 0).bit_length()) - len(values)), dtype)
+
+
+@functools.partial(jax.jit, donate_argnums=0)
+def _occupy(slots: Slots, row: jax.Array, knobs: Knobs, prompt: jax.Array, ends: jax.Array, at: jax.Array, bias: jax.Array) -> Slots:
+    """Pads are tokens past the vocabulary, which set nothing."""
+
+    def marked(tokens: jax.Array) -> jax.Array:
+        return jnp.zeros(slots.bias.shape[1], bool).at[tokens].set(True, mode="drop")
+
+    new = Slots(
+        knobs=knobs,
+        in_prompt=marked(prompt),
+        generated=jnp.zeros_like(slots.generated[0]),
+        bias=jnp.zeros_like(slots.bias[0]).at[at].set(bias, mode="drop"),
+        ends=marked(ends),
+    )
+    return jax.tree.map(lambda rows, one: rows.at[row].set(one), slots, new)
