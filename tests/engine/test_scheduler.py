@@ -1,0 +1,312 @@
+"""The scheduler against a device of plain Python, whose memory holds for each position all tokens up to it."""
+
+import zlib
+
+import pytest
+from hypothesis import settings
+from hypothesis import strategies as st
+from hypothesis.stateful import RuleBasedStateMachine, invariant, precondition, rule
+
+from mkdsl.engine._pages import PagePool
+from mkdsl.engine._scheduler import BATCHES, Decode, PagesError, Prefill, Scheduler
+from mkdsl.engine._sequence import State
+
+END = 9
+
+
+def following(tokens):
+    """The next token of the device's model, which remembers everything; about one in ten ends the answer."""
+    return zlib.crc32(bytes(tokens)) % (END + 1)
+
+
+def alone(prompt, max_tokens):
+    """The answer that a request has when it is decoded alone."""
+    tokens = list(prompt)
+    while len(tokens) < len(prompt) + max_tokens and (len(tokens) == len(prompt) or tokens[-1] != END):
+        tokens.append(following(tokens))
+    return tokens[len(prompt) :]
+
+
+class Device:
+    """Does what the scheduler says, and checks what it reads and writes."""
+
+    def __init__(self, scheduler):
+        self.scheduler, self.pool, self.memory = scheduler, scheduler.pool, {}
+        self.fed, self.prefilled_in_a_row = 0, 0
+
+    def do(self, step):
+        if isinstance(step, Prefill):
+            self.prefill(step)
+        else:
+            self.decode(step)
+
+    def prefill(self, step):
+        running = bool(self.scheduler.running)
+        self.prefilled_in_a_row = self.prefilled_in_a_row + 1 if running else 0
+        assert self.prefilled_in_a_row <= 1, "a running sequence waits for one piece at most"
+        for position in range(step.start, step.stop):
+            self.feed(step.sequence, step.sequence.prompt[: position + 1])
+        self.scheduler.prefilled(step)
+
+    def decode(self, step):
+        self.prefilled_in_a_row = 0
+        self.check_shape(step)
+        said, ended = {sequence: [] for sequence in step.sequences}, set()
+        for _ in range(step.steps):
+            for sequence in set(step.sequences) - ended:
+                tokens = [*sequence.prompt, *sequence.answer, *said[sequence]]
+                self.feed(sequence, tokens[: sequence.written + len(said[sequence]) + 1])
+                said[sequence].append(following(tokens))
+                ended |= {sequence} if said[sequence][-1] == END else set()
+            if len(ended) == len(step.sequences) or (ended and step.until_one_ends):
+                break
+        for sequence, tokens in said.items():
+            self.scheduler.decoded(sequence, tokens, ended=sequence in ended)
+
+    def check_shape(self, step):
+        assert step.batch == min(size for size in BATCHES if size >= len(step.sequences))
+        assert 1 <= step.steps <= min(sequence.remaining for sequence in step.sequences)
+        assert step.steps == 1 or not self.scheduler.prefilling
+        assert step.until_one_ends == bool(self.scheduler.waiting)
+
+    def feed(self, sequence, tokens):
+        """Writes the last of these tokens' position, then reads them all."""
+        position, size = len(tokens) - 1, self.pool.size
+        assert self.pool.may_write(sequence.pages[position // size]), "a page is never written while it is shared"
+        self.memory[sequence.pages[position // size], position % size] = tuple(tokens)
+        self.fed += 1
+        for at in range(position + 1):
+            assert self.memory[sequence.pages[at // size], at % size] == tuple(tokens[: at + 1])
+
+
+def made(*, count=12, size=3, max_batch=4, piece=4, max_steps=4):
+    scheduler = Scheduler(PagePool(count=count, size=size), max_batch=max_batch, piece=piece, max_steps=max_steps)
+    return scheduler, Device(scheduler)
+
+
+def drain(scheduler, device, most=10_000):
+    steps = []
+    while (step := scheduler.next()) is not None:
+        device.do(step)
+        steps.append(step)
+        assert len(steps) <= most
+    return steps
+
+
+class Arrivals(RuleBasedStateMachine):
+    """Requests arrive and are cancelled, in between the device works."""
+
+    def __init__(self):
+        super().__init__()
+        self.scheduler, self.device = made()
+        self.requests, self.cancelled, self.started = [], set(), []
+
+    @rule(
+        prefix=st.sampled_from([(), (1, 2, 3), (1, 2, 3, 4, 5, 6), (1, 2, 3, 4, 5, 6, 7, 8), (5,) * 12]),
+        rest=st.lists(st.integers(0, 3), min_size=1, max_size=8),
+        max_tokens=st.integers(1, 14),
+    )
+    def arrive(self, prefix, rest, max_tokens):
+        self.requests.append(self.scheduler.submit((*prefix, *rest), max_tokens))
+
+    @rule()
+    def work(self):
+        if (step := self.scheduler.next()) is not None:
+            self.note_who_started()
+            self.device.do(step)
+
+    @precondition(lambda self: self.requests)
+    @rule(data=st.data())
+    def cancel(self, data):
+        sequence = data.draw(st.sampled_from(self.requests))
+        if sequence.state is not State.FINISHED:
+            self.cancelled.add(sequence)
+        self.scheduler.cancel(sequence)
+
+    @rule()
+    def lose(self):
+        self.device.memory.clear()
+        self.cancelled |= set(self.scheduler.lost())
+
+    def note_who_started(self):
+        self.started += [r for r in self.requests if r.slot is not None and r not in self.started]
+
+    @property
+    def admitted(self):
+        return [r for r in self.requests if r.state in (State.PREFILLING, State.RUNNING)]
+
+    @invariant()
+    def every_page_is_in_one_place(self):
+        pool = self.scheduler.pool
+        held = [page for request in self.admitted for page in request.pages]
+        assert [pool.holders(page) for page in range(pool.count)] == [held.count(page) for page in range(pool.count)]
+        places = [*pool._free, *pool._kept, *set(held)]
+        assert sorted(places) == list(range(pool.count))
+
+    @invariant()
+    def promises_can_be_kept(self):
+        pool = self.scheduler.pool
+        assert pool.promised == sum(request.promised for request in self.admitted) <= pool.available
+
+    @invariant()
+    def who_has_ended_holds_nothing(self):
+        slots = [request.slot for request in self.requests if request.slot is not None]
+        assert len(set(slots)) == len(slots) == len(self.admitted)
+        assert all(not r.pages and not r.promised for r in self.requests if r.slot is None)
+
+    @invariant()
+    def no_token_is_lost_or_doubled(self):
+        for request in self.requests:
+            expected = alone(request.prompt, request.max_tokens)
+            assert request.answer == (expected if request.state is State.FINISHED else expected[: len(request.answer)])
+
+    @invariant()
+    def first_come_first_served(self):
+        places = [self.requests.index(request) for request in self.started]
+        assert places == sorted(places)
+
+    def teardown(self):
+        """Everybody's turn comes, and what is done in one step is bounded: so nobody starves."""
+        work = sum(r.unfilled + r.remaining for r in self.requests)
+        while (step := self.scheduler.next()) is not None:
+            self.note_who_started()
+            self.device.do(step)
+            work -= 1
+            assert work >= 0
+        assert all(r.state is (State.CANCELLED if r in self.cancelled else State.FINISHED) for r in self.requests)
+        self.no_token_is_lost_or_doubled()
+        self.every_page_is_in_one_place()
+        assert self.scheduler.pool.available == self.scheduler.pool.count
+        assert self.scheduler.pool.promised == 0
+
+
+Arrivals.TestCase.settings = settings(max_examples=150, stateful_step_count=40, deadline=None)
+TestArrivals = pytest.mark.medium(Arrivals.TestCase)
+
+
+def test_a_prefix_is_prefilled_once():
+    scheduler, device = made()
+    prompts = [(1, 2, 3, 4, 5, 6, 7, last) for last in range(4)]
+    sequences = [scheduler.submit(prompt, 1) for prompt in prompts]
+    drain(scheduler, device)
+    assert [sequence.shared for sequence in sequences] == [0, 6, 6, 6]
+    assert device.fed == 8 + 3 * 2
+    assert all(sequence.answer == alone(sequence.prompt, 1) for sequence in sequences)
+
+
+def test_an_answer_is_a_prefix_too():
+    """Of the conversation's next turn."""
+    scheduler, device = made()
+    prompt = (1, 3)
+    first = scheduler.submit(prompt, 8)
+    drain(scheduler, device)
+    assert len(first.answer) >= 5
+    second = scheduler.submit((*prompt, *first.answer, 4, 4), 2)
+    drain(scheduler, device)
+    assert second.shared == (len(prompt) + len(first.answer) - 1) // 3 * 3
+
+
+def test_the_whole_prompt_is_never_shared():
+    """Its last token is fed to a decode step, which writes."""
+    scheduler, device = made()
+    for _ in range(2):
+        sequence = scheduler.submit((1, 2, 3, 4, 5, 6), 1)
+        drain(scheduler, device)
+    assert sequence.shared == 3
+
+
+def test_a_prefix_that_was_evicted_is_prefilled_again():
+    scheduler, device = made(count=4)
+    for prompt in ((1,) * 9, (2,) * 9, (1,) * 9):
+        sequence = scheduler.submit(prompt, 3)
+        drain(scheduler, device)
+        assert sequence.shared == 0
+        assert sequence.answer == alone(prompt, 3)
+
+
+def test_pieces_and_steps_take_turns():
+    scheduler, device = made()
+    scheduler.submit((1,), 12)
+    scheduler.submit((3,) * 12, 2)
+    steps = drain(scheduler, device)
+    assert [type(step) for step in steps[:5]] == [Prefill, Decode, Prefill, Decode, Prefill]
+    assert [step.stop - step.start for step in steps[0:5:2]] == [4, 4, 3]
+    assert {step.steps for step in steps[1:5:2]} == {1}
+
+
+def test_many_steps_where_nobody_waits():
+    scheduler, _ = made(max_steps=6)
+    scheduler.submit((1,), 20)
+    step = scheduler.next()
+    assert (step.steps, step.until_one_ends) == (6, False)
+
+
+def test_no_more_steps_than_the_first_may_take():
+    scheduler, _ = made(max_steps=6)
+    for max_tokens in (20, 3):
+        scheduler.submit((1,), max_tokens)
+    assert scheduler.next().steps == 3
+
+
+def test_who_waits_for_a_place_gets_the_first_one():
+    scheduler, _ = made(max_batch=1, max_steps=6)
+    scheduler.submit((1,), 20)
+    scheduler.submit((2,), 20)
+    step = scheduler.next()
+    assert (len(step.sequences), step.steps, step.until_one_ends) == (1, 6, True)
+
+
+@pytest.mark.parametrize(("sequences", "batch"), [(1, 1), (2, 2), (3, 4), (5, 8), (9, 16), (16, 16)])
+def test_the_smallest_batch_that_holds_all(sequences, batch):
+    scheduler, _ = made(count=99, max_batch=16)
+    for _ in range(sequences):
+        scheduler.submit((1,), 4)
+    assert scheduler.next().batch == batch
+
+
+def test_who_does_not_fit_now_waits_and_is_not_overtaken():
+    scheduler, device = made(count=5)
+    first, large, small = scheduler.submit((1,), 9), scheduler.submit((2,), 12), scheduler.submit((3,), 3)
+    scheduler.next()
+    assert [s.state for s in (first, large, small)] == [State.RUNNING, State.WAITING, State.WAITING]
+    drain(scheduler, device)
+    assert [s.answer for s in (first, large, small)] == [alone(s.prompt, s.max_tokens) for s in (first, large, small)]
+
+
+def test_what_never_fits_is_refused():
+    scheduler, _ = made(count=4)
+    with pytest.raises(
+        PagesError,
+        match=r"a prompt of 10 tokens with max_tokens=4 takes 5 pages of 3 positions, and there are 4 in all; "
+        r"prompt and answer together may have 13 tokens: shorten them, or give the engine more pages",
+    ):
+        scheduler.submit((1,) * 10, 4)
+    assert not scheduler.waiting
+    scheduler.submit((1,) * 10, 3)
+    assert scheduler.next() is not None
+
+
+@pytest.mark.parametrize("max_batch", [0, 3, 32])
+def test_batches_that_there_are_not(max_batch):
+    with pytest.raises(ValueError, match=f"{max_batch=}; it is one of 1, 2, 4, 8, 16"):
+        made(max_batch=max_batch)
+
+
+def test_cancelled_while_it_waits():
+    scheduler, device = made()
+    sequence = scheduler.submit((1,), 4)
+    scheduler.cancel(sequence)
+    assert sequence.state is State.CANCELLED
+    assert not drain(scheduler, device)
+    scheduler.cancel(sequence)
+
+
+def test_a_stop_in_the_middle_of_a_dispatch():
+    """The host may find an end that the device does not know: of what was written past it nothing is found."""
+    scheduler, _ = made(max_steps=6)
+    sequence = scheduler.submit((1, 2), 20)
+    scheduler.prefilled(scheduler.next())
+    assert scheduler.next().steps == 6
+    scheduler.decoded(sequence, [4, 4], ended=True)
+    assert (sequence.state, sequence.answer, sequence.written) == (State.FINISHED, [4, 4], 3)
+    assert scheduler.pool.published == 1
