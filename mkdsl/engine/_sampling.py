@@ -85,7 +85,7 @@ RANGES: dict[str, tuple[Callable[[Any], bool], str]] = {
     ),
     "seed": (lambda v: v is None or _integer(v, 0, SEEDS - 1), "None, or an integer from 0 to 2**64 - 1"),
     "max_tokens": (lambda v: v is None or _integer(v, 1), "None, or an integer of at least 1"),
-    "stop": (lambda v: _several(v, lambda s: isinstance(s, str) and s), "a tuple of strings, none of them empty"),
+    "stop": (lambda v: _several(v, lambda s: isinstance(s, str) and s != ""), "a tuple of strings, none of them empty"),
     "stop_tokens": (lambda v: _several(v, lambda t: _integer(t, 0)), "a tuple of token ids"),
     "logprobs": (lambda v: v is None or _integer(v, 0, MOST_LOGPROBS), f"None, or an integer from 0 to {MOST_LOGPROBS}"),
     "n": (lambda v: _integer(v, 1), "an integer of at least 1"),

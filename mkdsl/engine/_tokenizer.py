@@ -5,12 +5,11 @@ import pathlib
 from collections.abc import Iterable, Iterator, Mapping, Sequence
 from typing import TYPE_CHECKING, Any
 
+from mkdsl.engine._text import Detokenizer
 from mkdsl.models import CheckpointError, extra, read_json, read_text
 
 if TYPE_CHECKING:
     import tokenizers
-
-UNFINISHED = "\ufffd"  # what the first bytes of a character decode to while the rest is missing
 
 
 class PromptError(ValueError):
@@ -61,24 +60,15 @@ class Tokenizer:
         return self.model.encode(text, add_special_tokens=special).ids
 
     def stream(self, tokens: Iterable[int]) -> Iterator[str]:
-        """Text as its tokens arrive, never half a character. Special tokens show as nothing.
-
-        A token may hold part of a character, and may decode differently after its neighbour (a leading space): so the tokens not yet
-        shown are decoded after those shown last, and held back while they end in the middle of a character.
-        """
-        shown: list[int] = []
-        waiting: list[int] = []
-        for token in tokens:
-            waiting.append(token)
-            piece = self._after(shown, waiting)
-            if piece and not piece.endswith(UNFINISHED):
-                yield piece
-                shown, waiting = waiting, []
-        if rest := self._after(shown, waiting):
+        """Text as its tokens arrive, never half a character. Special tokens show as nothing."""
+        text = Detokenizer(self.model.decode)
+        yield from filter(None, (text.feed([token]) for token in tokens))
+        if rest := text.finish():
             yield rest
 
-    def _after(self, shown: list[int], waiting: list[int]) -> str:
-        return self.model.decode(shown + waiting)[len(self.model.decode(shown)) :]
+    def text_after(self, prompt: Sequence[int]) -> Detokenizer:
+        """The text of an answer, as its tokens arrive: what prompt and answer together have beyond the prompt."""
+        return Detokenizer(self.model.decode, after=prompt)
 
 
 def load_tokenizer(directory: str | pathlib.Path) -> Tokenizer:

@@ -15,7 +15,7 @@ from mkdsl.engine._sampler import NOT_FINITE, sample
 from mkdsl.engine._slots import count, empty_slots, occupy
 
 VOCAB, DRAWS = 24, 20_000
-LOGITS = np.random.default_rng(3).normal(size=VOCAB).astype(np.float32) * 1.5
+LOGITS = np.random.default_rng(3).normal(size=VOCAB).astype(np.float32)
 PROMPT, ANSWER = (1, 2, 2, 5), (5, 5, 7, 9)
 KINDS = {
     "plain": SamplingParams(),
@@ -35,6 +35,7 @@ KINDS = {
     ),
 }  # fmt: skip
 
+pytestmark = pytest.mark.medium
 choose = jax.jit(sample)
 
 
@@ -120,7 +121,6 @@ def test_a_token_is_its_seeds_and_its_places_alone():
     assert (draws(params, total=60)[20:] == draws(params, first=20, total=40)).all()
 
 
-@pytest.mark.medium
 @pytest.mark.parametrize("batch", [1, 2, 4, 8, 16])
 def test_a_token_is_independent_of_the_batch(batch):
     """Whoever else there is, of whatever kind, and in whichever place."""
@@ -155,7 +155,7 @@ def test_next_to_no_temperature(temperature):
 
 def test_ties_with_the_last_one_kept_are_kept():
     logits = np.float32([3, 1, 1, 1] + [0] * (VOCAB - 4))
-    for params in (SamplingParams(top_k=2), SamplingParams(top_p=0.5)):  # the first alone has 0.36, the first two 0.41
+    for params in (SamplingParams(top_k=2), SamplingParams(top_p=0.5)):  # the first alone has 0.42, the first two 0.47
         assert set(draws(params, total=3_000, logits=logits).tolist()) == {0, 1, 2, 3}
 
 
