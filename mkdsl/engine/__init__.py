@@ -2,17 +2,22 @@
 
 import sys
 
+from mkdsl.engine._answers import Answer, Delta, Logprob
 from mkdsl.engine._decoder import Decoder, default_decoder
+from mkdsl.engine._engine import Engine
 from mkdsl.engine._generate import Generation, LogitsError, Model, Report, generate, load_model
+from mkdsl.engine._loop import EngineError
 from mkdsl.engine._sampling import SamplingError, SamplingParams
+from mkdsl.engine._scheduler import PagesError
 from mkdsl.engine._smollm2 import fetch_smollm2
 from mkdsl.engine._tokenizer import PromptError, Tokenizer, load_tokenizer
 from mkdsl.gpu import ContextError
 from mkdsl.models import MissingExtra, extra
 
 __all__ = [
-    "ContextError", "Decoder", "Generation", "LogitsError", "Model", "PromptError", "Report", "SamplingError", "SamplingParams",
-    "Tokenizer", "default_decoder", "fetch_smollm2", "generate", "load_model", "load_tokenizer", "main",
+    "Answer", "ContextError", "Decoder", "Delta", "Engine", "EngineError", "Generation", "LogitsError", "Logprob", "Model", "PagesError",
+    "PromptError", "Report", "SamplingError", "SamplingParams", "Tokenizer", "default_decoder", "fetch_smollm2", "generate", "load_model",
+    "load_tokenizer", "main",
 ]  # fmt: skip
 
 

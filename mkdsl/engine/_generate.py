@@ -12,12 +12,12 @@ import numpy as np
 
 from mkdsl.engine._decoder import Decoder, check_context, default_decoder
 from mkdsl.engine._prefill import compile_fill, fill
+from mkdsl.engine._sampler import NOT_FINITE
 from mkdsl.engine._tokenizer import Tokenizer, load_tokenizer
 from mkdsl.gpu import ContextError
 from mkdsl.models import CheckpointError, DecoderConfig, init_cache, load, read_config
 
 DAMAGED = "a weight is no number, or one so large that sums overflow: download the checkpoint again"
-NOT_FINITE = -1  # no token: what stands for one whose logits are not numbers
 DEFAULT_CONTEXT = 2048  # a kernel is made for one context, and its cache is allocated whole: not every model's 131072 positions unasked
 TILE = 64  # positions: a kernel's context is a multiple
 

@@ -8,7 +8,7 @@ import dataclasses
 from collections.abc import Sequence as Many
 
 from mkdsl.engine._pages import PagePool
-from mkdsl.engine._sequence import Sequence, State
+from mkdsl.engine._sequence import Sequence, State, pages_at_most
 
 BATCHES = (1, 2, 4, 8, 16)  # a decode step is compiled for each
 
@@ -75,6 +75,19 @@ class Scheduler:
         self._piece, self._max_steps = piece, max_steps
         self._decode_is_due = False
 
+    def check(self, prompt: int, max_tokens: int) -> None:
+        """Refuses what would wait for ever. It reads what never changes, and so may be called from any thread.
+
+        Raises:
+          PagesError: a prompt of so many tokens and max_tokens of an answer need more pages than there are.
+        """
+        pages, pool = pages_at_most(prompt, max_tokens, self.pool.size), self.pool
+        if pages > pool.count:
+            raise PagesError(
+                f"a prompt of {prompt} tokens with {max_tokens=} takes {pages} pages of {pool.size} positions, and there are {pool.count} in all; "
+                f"prompt and answer together may have {pool.count * pool.size + 1} tokens: shorten them, or give the engine more pages"
+            )
+
     def submit(self, prompt: Many[int], max_tokens: int) -> Sequence:
         """A new request, which waits from now on.
 
@@ -86,16 +99,10 @@ class Scheduler:
           Its sequence.
 
         Raises:
-          PagesError: it needs more pages than there are, and would wait for ever.
+          PagesError: see `check`.
         """
+        self.check(len(prompt), max_tokens)
         sequence = Sequence(prompt=tuple(prompt), max_tokens=max_tokens)
-        pages, size = sequence.pages_at_most(self.pool.size), self.pool.size
-        if pages > self.pool.count:
-            most = self.pool.count * size + 1
-            raise PagesError(
-                f"a prompt of {len(prompt)} tokens with {max_tokens=} takes {pages} pages of {size} positions, and there are {self.pool.count} "
-                f"in all; prompt and answer together may have {most} tokens: shorten them, or give the engine more pages"
-            )
         self.waiting.append(sequence)
         return sequence
 

@@ -17,6 +17,11 @@ class State(enum.Enum):
     CANCELLED = "cancelled"
 
 
+def pages_at_most(prompt: int, max_tokens: int, size: int) -> int:
+    """Pages of a sequence's whole life. The last token of the answer is never fed, and takes no position."""
+    return -(-(prompt + max_tokens - 1) // size)
+
+
 @dataclasses.dataclass(eq=False, kw_only=True)
 class Sequence:
     """Only the scheduler changes it.
@@ -59,15 +64,11 @@ class Sequence:
         """The token to be fed next."""
         return self.prompt[self.written] if self.written < len(self.prompt) else self.answer[self.written - len(self.prompt)]
 
-    def pages_at_most(self, size: int) -> int:
-        """Pages for its whole life. The last token of the answer is never fed, and takes no position."""
-        return -(-(len(self.prompt) + self.max_tokens - 1) // size)
-
     def claim(self, pool: PagePool) -> bool:
         """Gets hold of the longest prefix that is there, and is promised all pages it may need beside; or neither, where there are too few."""
         self._digests = list(digests(self.prompt[:-1], pool.size))  # the last token is fed, so its page is written
         shared = pool.find(self._digests)
-        more = self.pages_at_most(pool.size) - len(shared)
+        more = pages_at_most(len(self.prompt), self.max_tokens, pool.size) - len(shared)
         if not pool.claim(shared, more):
             return False
         self.pages, self.promised = shared, more

@@ -34,6 +34,11 @@ TEMPLATE = """{{ bos_token }}{% for m in messages %}
 
 
 @pytest.fixture(scope="session")
+def shape():
+    return SHAPE
+
+
+@pytest.fixture(scope="session")
 def byte_tokenizer():
     alphabet = sorted(pre_tokenizers.ByteLevel.alphabet())
     tokenizer = Tokenizer(BPE(vocab={c: i for i, c in enumerate(alphabet)}, merges=[]))

@@ -1,0 +1,103 @@
+"""Answers: what a caller gets of them, all at once or bit by bit, and how tokens become that."""
+
+import dataclasses
+from collections.abc import Sequence
+from typing import Literal
+
+from mkdsl.engine._sampler import NOT_FINITE, Sampled
+from mkdsl.engine._sampling import SamplingParams
+from mkdsl.engine._text import Detokenizer, StopStrings
+
+Finish = Literal["stop", "length"]  # an end token or stop string; max_tokens or the context
+
+
+@dataclasses.dataclass(frozen=True, kw_only=True)
+class Logprob:
+    """A token's log-probability, and those of the most likely tokens in its place, the likeliest first."""
+
+    token: int
+    logprob: float
+    top: tuple[tuple[int, float], ...]
+
+
+@dataclasses.dataclass(frozen=True, kw_only=True)
+class Delta:
+    """What an answer has more than before.
+
+    Attributes:
+      choice: which of the n answers.
+      text: may be empty, where tokens have not made a character or may begin a stop string.
+      tokens: ids, without the end token. Those of a stop string are among them.
+      logprobs: one for each of the tokens, where they were asked for.
+      finish: why the answer ends here, if it does.
+    """
+
+    choice: int
+    text: str
+    tokens: tuple[int, ...]
+    logprobs: tuple[Logprob, ...]
+    finish: Finish | None
+
+
+@dataclasses.dataclass(frozen=True, kw_only=True)
+class Answer:
+    """A whole answer: see `Delta`."""
+
+    text: str
+    tokens: tuple[int, ...]
+    logprobs: tuple[Logprob, ...]
+    finish: Finish
+
+
+def joined(deltas: Sequence[Delta]) -> Answer:
+    """The answer that these make, the last of which ends it."""
+    assert deltas[-1].finish is not None
+    return Answer(
+        text="".join(delta.text for delta in deltas),
+        tokens=tuple(token for delta in deltas for token in delta.tokens),
+        logprobs=tuple(logprob for delta in deltas for logprob in delta.logprobs),
+        finish=deltas[-1].finish,
+    )
+
+
+class Writer:
+    """Makes deltas of one answer's tokens."""
+
+    def __init__(self, choice: int, params: SamplingParams, text: Detokenizer) -> None:
+        self._choice, self._params, self._text, self._stops = choice, params, text, StopStrings(params.stop)
+
+    def write(self, tokens: Sequence[int], sampled: Sampled | None, *, ended: bool, last: bool) -> tuple[Delta, int]:
+        """The next delta.
+
+        Args:
+          tokens: the next ones, all of them finite.
+          sampled: as they came from the device, where log-probabilities are wanted.
+          ended: whether the last one is an end token, which is not shown.
+          last: whether max_tokens are reached.
+
+        Returns:
+          The delta, and how many of the tokens it took: not all where a stop string comes before.
+        """
+        text, taken, shown = "", 0, len(tokens) - ended
+        while taken < shown and not self._stops.found:
+            text += self._stops.feed(self._text.feed(tokens[taken : taken + 1]))
+            taken += 1
+        if (ended or last) and not self._stops.found:
+            text += self._stops.feed(self._text.finish())
+            text += self._stops.finish()
+        said = tuple(tokens[:taken])
+        stopped = self._stops.found or ended
+        logprobs = () if sampled is None else self._logprobs(said, sampled)
+        finish = "stop" if stopped else "length" if last else None
+        delta = Delta(choice=self._choice, text=text, tokens=said, logprobs=logprobs, finish=finish)
+        return delta, taken if self._stops.found else len(tokens)
+
+    def _logprobs(self, tokens: Sequence[int], sampled: Sampled) -> tuple[Logprob, ...]:
+        columns = zip(tokens, sampled.logprob.tolist(), sampled.top_tokens.tolist(), sampled.top_logprobs.tolist(), strict=False)
+        most = self._params.logprobs or 0
+        return tuple(Logprob(token=t, logprob=p, top=tuple(zip(ids[:most], of[:most], strict=True))) for t, p, ids, of in columns)
+
+
+def is_broken(tokens: Sequence[int]) -> bool:
+    """Whether no token followed from the logits."""
+    return bool(tokens) and tokens[-1] == NOT_FINITE

@@ -1,0 +1,209 @@
+"""What the engine has on the device, and the two things it does there: write a piece of a prompt, and run decode steps.
+
+Decode steps run in one executable that loops on the device: paged step, sampling, end tokens. The host hears of it when all are done.
+"""
+
+import dataclasses
+import functools
+from collections.abc import Iterable, Sequence
+from typing import Any
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+from jax import lax
+from jax.typing import DTypeLike
+
+from mkdsl.engine._paged import empty_pages, paged_fill, paged_step
+from mkdsl.engine._sampler import NOT_FINITE, Sampled, sample
+from mkdsl.engine._sampling import SamplingParams
+from mkdsl.engine._slots import Slots, count, empty_slots, occupy
+from mkdsl.models import DecoderConfig
+
+SMALLEST = 16  # tokens of a prompt in a piece: pieces are powers of two from here on, each compiled once
+
+
+@dataclasses.dataclass(frozen=True, kw_only=True)
+class Lane:
+    """One sequence's part in some decode steps.
+
+    Attributes:
+      slot: its slot.
+      pages: its pages; they hold all positions that will be written.
+      token: the one to feed.
+      position: where it goes.
+      index: how many tokens its answer has.
+      logprobs: whether log-probabilities are wanted.
+    """
+
+    slot: int
+    pages: Sequence[int]
+    token: int
+    position: int
+    index: int
+    logprobs: bool
+
+
+@dataclasses.dataclass(frozen=True, kw_only=True)
+class Said:
+    """What one sequence said in some decode steps: up to its end token, if it came.
+
+    Attributes:
+      tokens: NOT_FINITE is the last of them if logits were NaN or infinite.
+      sampled: as they came, where log-probabilities are asked for; arrays over tokens.
+      ended: whether the last is an end token.
+    """
+
+    tokens: list[int]
+    sampled: Sampled | None
+    ended: bool
+
+
+@jax.tree_util.register_dataclass
+@dataclasses.dataclass(frozen=True, kw_only=True)
+class _Lanes:
+    """All of them as arrays over the batch, int32; tables [b, width]."""
+
+    rows: Any
+    tables: Any
+    tokens: Any
+    positions: Any
+    index: Any
+
+
+class Backend:
+    """A model on JAX's default device. What is said of sequences (`occupy`, and which pages are theirs) is the scheduler's business."""
+
+    def __init__(
+        self, config: DecoderConfig, params: Any, *, pages: int, page_size: int, context: int, max_batch: int, max_steps: int,
+        cache_dtype: DTypeLike = jnp.bfloat16,
+    ) -> None:  # fmt: skip
+        """Sets up the device.
+
+        Args:
+          config: the model's shape.
+          params: its parameters, on the device.
+          pages: how many there are.
+          page_size: positions in each.
+          context: positions a sequence has at most.
+          max_batch: sequences that are admitted at the same time at most.
+          max_steps: decode steps in one dispatch at most.
+          cache_dtype: of the pages.
+        """
+        self.config, self._params = config, params
+        self._width, self._page_size, self._max_steps = -(-context // page_size), page_size, max_steps
+        self._empty_pages = functools.partial(empty_pages, config, count=pages, size=page_size, dtype=cache_dtype)
+        self._empty_slots = functools.partial(empty_slots, max_batch, config.vocab)
+        self.reset()
+
+    def reset(self) -> None:
+        """Begins anew, with empty pages and slots: after a step that failed, nothing is known of the old ones."""
+        self._pages, self._slots = self._empty_pages(), self._empty_slots()
+
+    def occupy(self, slot: int, *, params: SamplingParams, seed: int, prompt: Sequence[int], ends: Iterable[int]) -> None:
+        """A new sequence has this slot: see `occupy` of the slots."""
+        self._slots = occupy(self._slots, slot, params=params, seed=seed, prompt=prompt, ends=ends)
+
+    def prefill(self, tokens: Sequence[int], *, start: int, pages: Sequence[int]) -> None:
+        """Writes tokens of a prompt at the positions from `start` on, all of which lie in these pages."""
+        padding = (0, max(SMALLEST, 1 << (len(tokens) - 1).bit_length()) - len(tokens))
+        positions = np.arange(start, start + len(tokens), dtype=np.int32)
+        past = self._width * self._page_size
+        self._pages = _fill(
+            self._params, self._pages, self._table(pages), np.pad(np.asarray(tokens, np.int32), padding),
+            np.pad(positions, padding, constant_values=past), config=self.config,
+        )  # fmt: skip
+
+    def decode(self, lanes: Sequence[Lane], *, batch: int, steps: int, until_one_ends: bool) -> list[Said]:
+        """Runs decode steps, each sequence until its end token.
+
+        Args:
+          lanes: the sequences.
+          batch: as many sequences are compiled for; what lies past the lanes does nothing.
+          steps: at most max_steps.
+          until_one_ends: stop as soon as one sequence has ended; else when all have.
+
+        Returns:
+          What each has said.
+        """
+        self._pages, self._slots, said, ended, taken = _decode(
+            self._params, self._pages, self._slots, self._lanes(lanes, batch), np.int32(steps), np.bool_(until_one_ends),
+            config=self.config, max_steps=self._max_steps,
+        )  # fmt: skip
+        tokens, ended, taken = jax.device_get((said.token, ended, taken))
+        said = jax.device_get(said) if any(lane.logprobs for lane in lanes) else None
+
+        def of(i: int, n: int) -> Said:
+            sampled = jax.tree.map(lambda a: a[:n, i], said) if lanes[i].logprobs else None
+            return Said(tokens=tokens[:n, i].tolist(), sampled=sampled, ended=bool(ended[i]))
+
+        return [of(i, int(taken[i])) for i in range(len(lanes))]
+
+    def _table(self, pages: Sequence[int]) -> np.ndarray:
+        return np.pad(np.asarray(pages, np.int32), (0, self._width - len(pages)))
+
+    def _lanes(self, lanes: Sequence[Lane], batch: int) -> _Lanes:
+        """Lanes that nobody has are past their table, and of the first one's slot: so they ask for nothing that nobody asks for."""
+        nobody = Lane(slot=lanes[0].slot, pages=(), token=0, position=self._width * self._page_size, index=0, logprobs=False)
+        lanes = [*lanes, *[nobody] * (batch - len(lanes))]
+        return _Lanes(
+            rows=np.array([lane.slot for lane in lanes], np.int32),
+            tables=np.stack([self._table(lane.pages) for lane in lanes]),
+            tokens=np.array([lane.token for lane in lanes], np.int32),
+            positions=np.array([lane.position for lane in lanes], np.int32),
+            index=np.array([lane.index for lane in lanes], np.int32),
+        )
+
+
+@functools.partial(jax.jit, static_argnames="config", donate_argnames="pages")
+def _fill(params: Any, pages: Any, table: jax.Array, tokens: jax.Array, positions: jax.Array, *, config: DecoderConfig) -> Any:
+    return paged_fill(config)(params, pages, table, tokens, positions)
+
+
+@jax.tree_util.register_dataclass
+@dataclasses.dataclass(frozen=True, kw_only=True)
+class _Run:
+    """Decode steps under way: said over steps and lanes; live and taken (tokens so far) over lanes."""
+
+    step: jax.Array
+    pages: Any
+    slots: Slots
+    token: jax.Array
+    live: jax.Array
+    taken: jax.Array
+    said: Sampled
+
+
+@functools.partial(jax.jit, static_argnames=("config", "max_steps"), donate_argnames=("pages", "slots"))
+def _decode(
+    params: Any, pages: Any, slots: Slots, lanes: _Lanes, steps: jax.Array, until_one_ends: jax.Array,
+    *, config: DecoderConfig, max_steps: int,
+) -> tuple[Any, Slots, Sampled, jax.Array, jax.Array]:  # fmt: skip
+    """Returns pages, slots, what was said, and over lanes whether each ended and how many tokens it took."""
+    capacity = lanes.tables.shape[1] * pages["k"].shape[3]
+    exists = lanes.positions < capacity
+
+    def go_on(run: _Run) -> jax.Array:
+        return (run.step < steps) & run.live.any() & ~(until_one_ends & (exists & ~run.live).any())
+
+    def step(run: _Run) -> _Run:
+        positions = jnp.where(run.live, lanes.positions + run.step, capacity)
+        logits, pages = paged_step(config)(params, run.pages, lanes.tables, run.token, positions)
+        sampled = sample(logits, run.slots, lanes.rows, lanes.index + run.step)
+        ends = run.slots.ends[lanes.rows, sampled.token] | (sampled.token == NOT_FINITE)
+        return _Run(
+            step=run.step + 1,
+            pages=pages,
+            slots=count(run.slots, jnp.where(run.live, lanes.rows, slots.bias.shape[0]), sampled.token),
+            token=sampled.token,
+            live=run.live & ~ends,
+            taken=run.taken + run.live,
+            said=jax.tree.map(lambda all, one: all.at[run.step].set(one), run.said, sampled),
+        )
+
+    sampled = jax.eval_shape(sample, jax.ShapeDtypeStruct((exists.size, config.vocab), jnp.float32), slots, lanes.rows, lanes.index)
+    said = jax.tree.map(lambda a: jnp.zeros((max_steps, *a.shape), a.dtype), sampled)
+    taken = jnp.zeros(exists.shape, jnp.int32)
+    run = _Run(step=jnp.int32(0), pages=pages, slots=slots, token=lanes.tokens, live=exists, taken=taken, said=said)
+    run = lax.while_loop(go_on, step, run)
+    return run.pages, run.slots, run.said, exists & ~run.live, run.taken

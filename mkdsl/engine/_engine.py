@@ -1,0 +1,183 @@
+"""The engine: a model that answers many requests at once, each as if it were alone."""
+
+import asyncio
+import contextlib
+import logging
+import pathlib
+import queue
+import secrets
+import weakref
+from collections.abc import AsyncGenerator, Sequence
+from typing import Self
+
+import jax
+
+from mkdsl.engine._answers import Answer, Delta, Writer, joined
+from mkdsl.engine._backend import Backend
+from mkdsl.engine._generate import check_prompt, positions
+from mkdsl.engine._loop import Job, Loop
+from mkdsl.engine._paged import pages_that_fit
+from mkdsl.engine._pages import PagePool
+from mkdsl.engine._sampling import SamplingError, SamplingParams
+from mkdsl.engine._scheduler import Scheduler
+from mkdsl.engine._tokenizer import Tokenizer, load_tokenizer
+from mkdsl.models import DecoderConfig, load, read_config
+
+PAGE = 64  # positions: a block of the kernel's attention
+PIECE = 512  # positions of a prompt written at once: as long as a running stream may have to wait
+STEPS = 16  # decode steps in one dispatch: of what the host costs, a token bears a sixteenth
+Prompt = str | Sequence[int]
+
+log = logging.getLogger("mkdsl")
+
+
+class Engine:
+    """A model that answers many requests at once. Its methods may be called from any thread.
+
+    Attributes:
+      config: the model's shape.
+      tokenizer: its tokenizer; `encode_chat` makes a prompt of a conversation.
+      context: tokens that a prompt and its answer may have together.
+    """
+
+    def __init__(self, *, config: DecoderConfig, tokenizer: Tokenizer, context: int, scheduler: Scheduler, backend: Backend) -> None:
+        """Puts an engine together; `Engine.load` does that for a checkpoint. Scheduler and backend are its own from here on."""
+        self.config, self.tokenizer, self.context = config, tokenizer, context
+        self._scheduler, self._loop = scheduler, Loop(scheduler, backend)
+        self._close = weakref.finalize(self, self._loop.close)  # at the latest when nobody has the engine, or Python ends
+
+    @classmethod
+    def load(cls, directory: str | pathlib.Path, *, max_batch: int = 16, context: int | None = None) -> Self:
+        """Loads a Hugging Face checkpoint.
+
+        Args:
+          directory: the checkpoint.
+          max_batch: sequences decoded together at most: 1, 2, 4, 8 or 16. Others wait.
+          context: positions in each one's cache; by default 2048, or the whole tiles of what the model has been made for if that is less.
+
+        Returns:
+          The engine, running.
+
+        Raises:
+          CheckpointError: the checkpoint cannot be used.
+          ContextError: the model has not been made for so long a context.
+          PagesError: the device's memory does not hold the cache of one sequence.
+          ValueError: max_batch is another number.
+          MissingExtra: safetensors or tokenizers is not installed.
+        """
+        context = positions(read_config(directory), context)
+        tokenizer = load_tokenizer(directory)
+        config, params = load(directory)
+        pages = pages_that_fit(config, size=PAGE, context=context, max_batch=max_batch, free=_free_bytes())
+        log.info("%d pages of %d positions: %.1f sequences of %d", pages, PAGE, pages * PAGE / context, context)
+        scheduler = Scheduler(PagePool(count=pages, size=PAGE), max_batch=max_batch, piece=PIECE, max_steps=STEPS)
+        backend = Backend(config, params, pages=pages, page_size=PAGE, context=context, max_batch=max_batch, max_steps=STEPS)
+        return cls(config=config, tokenizer=tokenizer, context=context, scheduler=scheduler, backend=backend)
+
+    def close(self) -> None:
+        """Ends it after the step that is under way; answers that are not complete fail with EngineError."""
+        self._close()
+
+    def __enter__(self) -> Self:
+        return self
+
+    def __exit__(self, *_: object) -> None:
+        self.close()
+
+    def generate(
+        self, prompts: Sequence[Prompt], sampling: SamplingParams | Sequence[SamplingParams] | None = None
+    ) -> list[tuple[Answer, ...]]:
+        """Answers all of some prompts.
+
+        Args:
+          prompts: text, or token ids. Text gets the model's beginning-of-sequence token.
+          sampling: for all of them, or one for each; None for `SamplingParams()`.
+
+        Returns:
+          The n answers of each prompt.
+
+        Raises:
+          ContextError, CheckpointError, SamplingError, PromptError, PagesError: a prompt or its sampling cannot be; nothing has begun then.
+          LogitsError, EngineError: an answer could not be completed; the others are cancelled then.
+        """
+        several = sampling if isinstance(sampling, Sequence) else [sampling or SamplingParams()] * len(prompts)
+        work = [self._jobs(prompt, params) for prompt, params in zip(prompts, several, strict=True)]
+        said: queue.SimpleQueue[tuple[int, Delta | Exception]] = queue.SimpleQueue()
+        deltas: list[list[list[Delta]]] = [[[] for _ in jobs] for jobs in work]
+        try:
+            for number, jobs in enumerate(work):
+                self._loop.submit(jobs, lambda delta, number=number: said.put((number, delta)))
+            missing = sum(map(len, work))
+            while missing:
+                number, delta = said.get()
+                if isinstance(delta, Exception):
+                    raise delta
+                deltas[number][delta.choice].append(delta)
+                missing -= delta.finish is not None
+        finally:
+            self._loop.cancel([job for jobs in work for job in jobs])
+        return [tuple(map(joined, choices)) for choices in deltas]
+
+    def stream(self, prompt: Prompt, sampling: SamplingParams | None = None) -> AsyncGenerator[Delta]:
+        """Answers a prompt bit by bit.
+
+        Args:
+          prompt: text, or token ids.
+          sampling: None for `SamplingParams()`.
+
+        Returns:
+          An asynchronous iterator of deltas; each of the n answers has one with a `finish` as its last. Closing it, or cancelling the task
+          that iterates, ends the answers. Nothing has begun before the first is asked for.
+
+        Raises:
+          As `generate`; what cannot be is raised here, and what could not be completed by the iterator.
+        """
+        return self._stream(self._jobs(prompt, sampling or SamplingParams()))
+
+    async def _stream(self, jobs: Sequence[Job]) -> AsyncGenerator[Delta]:
+        loop, said = asyncio.get_running_loop(), asyncio.Queue()
+
+        def emit(delta: Delta | Exception) -> None:
+            with contextlib.suppress(RuntimeError):  # the event loop is closed, and nobody listens
+                loop.call_soon_threadsafe(said.put_nowait, delta)
+
+        try:
+            self._loop.submit(jobs, emit)
+            missing = len(jobs)
+            while missing:
+                delta = await said.get()
+                if isinstance(delta, Exception):
+                    raise delta
+                missing -= delta.finish is not None
+                yield delta
+        finally:
+            self._loop.cancel(jobs)
+
+    def _jobs(self, prompt: Prompt, params: SamplingParams) -> list[Job]:
+        """One for each of n answers. What cannot be is refused here, in the caller's thread."""
+        tokens = tuple(self.tokenizer.encode(prompt) if isinstance(prompt, str) else prompt)
+        check_prompt(self.config, self.context, tokens, params.max_tokens)
+        self._check_vocabulary(params)
+        max_tokens = params.max_tokens or self.context - len(tokens)
+        self._scheduler.check(len(tokens), max_tokens)
+        seed = secrets.randbits(64) if params.seed is None else params.seed
+        ends = (*self.config.eos, *params.stop_tokens)
+
+        def job(choice: int) -> Job:
+            writer = Writer(choice, params, self.tokenizer.text_after(tokens))
+            return Job(prompt=tokens, max_tokens=max_tokens, params=params, seed=seed + choice, ends=ends, writer=writer)
+
+        return [job(choice) for choice in range(params.n)]
+
+    def _check_vocabulary(self, params: SamplingParams) -> None:
+        for name, tokens in {"logit_bias": params.logit_bias, "stop_tokens": params.stop_tokens}.items():
+            if past := [token for token in tokens if token >= self.config.vocab]:
+                raise SamplingError(
+                    f"{name} names token {past[0]}, past the vocabulary of {self.config.vocab}; the token is another model's"
+                )
+
+
+def _free_bytes() -> int | None:
+    """Of the device's memory; None where it does not say, as a CPU."""
+    stats = jax.local_devices()[0].memory_stats()
+    return stats["bytes_limit"] - stats["bytes_in_use"] if stats else None
