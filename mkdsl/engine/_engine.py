@@ -20,7 +20,7 @@ from mkdsl.engine._paged import pages_that_fit
 from mkdsl.engine._pages import PagePool
 from mkdsl.engine._sampling import SamplingError, SamplingParams
 from mkdsl.engine._scheduler import Scheduler
-from mkdsl.engine._tokenizer import Tokenizer, load_tokenizer
+from mkdsl.engine._tokenizer import PromptError, Tokenizer, load_tokenizer
 from mkdsl.models import DecoderConfig, load, read_config
 
 PAGE = 64  # positions: a block of the kernel's attention
@@ -100,7 +100,11 @@ class Engine:
           ContextError, CheckpointError, SamplingError, PromptError, PagesError: a prompt or its sampling cannot be; nothing has begun then.
           LogitsError, EngineError: an answer could not be completed; the others are cancelled then.
         """
+        if isinstance(prompts, str) or any(isinstance(prompt, int) for prompt in prompts):
+            raise PromptError("generate takes several prompts; put the one into a list: generate([prompt])")
         several = sampling if isinstance(sampling, Sequence) else [sampling or SamplingParams()] * len(prompts)
+        if len(several) != len(prompts):
+            raise SamplingError(f"{len(prompts)} prompts and {len(several)} SamplingParams; give one for each, or one for all")
         work = [self._jobs(prompt, params) for prompt, params in zip(prompts, several, strict=True)]
         said: queue.SimpleQueue[tuple[int, Delta | Exception]] = queue.SimpleQueue()
         deltas: list[list[list[Delta]]] = [[[] for _ in jobs] for jobs in work]
@@ -156,6 +160,8 @@ class Engine:
     def _jobs(self, prompt: Prompt, params: SamplingParams) -> list[Job]:
         """One for each of n answers. What cannot be is refused here, in the caller's thread."""
         tokens = tuple(self.tokenizer.encode(prompt) if isinstance(prompt, str) else prompt)
+        if negative := [token for token in tokens if token < 0]:
+            raise PromptError(f"the prompt has the token {negative[0]}; token ids are 0 to {self.config.vocab - 1}")
         check_prompt(self.config, self.context, tokens, params.max_tokens)
         self._check_vocabulary(params)
         max_tokens = params.max_tokens or self.context - len(tokens)

@@ -76,10 +76,12 @@ class Sequence:
         return True
 
     def take_until(self, pool: PagePool, position: int) -> None:
-        """Takes pages so that all positions before this one lie in one."""
+        """Takes pages so that all positions before this one lie in one, and those not yet written in pages that it may write."""
         while len(self.pages) * pool.size < position:
             self.pages.append(pool.take())
             self.promised -= 1
+        if not all(map(pool.may_write, self.pages[self.written // pool.size :])):
+            raise AssertionError("a page would be written that is shared: this is a mistake of mkdsl's scheduler")
 
     def wrote(self, pool: PagePool, tokens: Many[int], count: int) -> None:
         """The answer goes on with tokens, and `count` more positions are written; pages that are full now are published."""

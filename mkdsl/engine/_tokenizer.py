@@ -13,7 +13,7 @@ if TYPE_CHECKING:
 
 
 class PromptError(ValueError):
-    """A prompt is no text."""
+    """A prompt is neither text nor token ids."""
 
 
 @dataclasses.dataclass(frozen=True, kw_only=True)

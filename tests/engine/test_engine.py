@@ -17,6 +17,7 @@ from mkdsl.engine import (
     EngineError,
     LogitsError,
     PagesError,
+    PromptError,
     SamplingError,
     SamplingParams,
     _engine,
@@ -382,6 +383,7 @@ def test_nobody_has_it_any_more(checkpoint):
         ((), {"max_tokens": 1}, ContextError, "the prompt has no tokens"),
         ((1,) * 90, {"max_tokens": 7}, ContextError, "takes 90 tokens of a context of 96, and 7 more are asked for; ask for at most 6"),
         ((260,), {"max_tokens": 1}, CheckpointError, "token 260 lies past the vocabulary of 260"),
+        ((1, -1), {"max_tokens": 1}, PromptError, "the prompt has the token -1; token ids are 0 to 259"),
         ((1,), {"logit_bias": {260: 1.0}}, SamplingError, "logit_bias names token 260, past the vocabulary of 260"),
         ((1,), {"stop_tokens": (999,)}, SamplingError, "stop_tokens names token 999, past the vocabulary of 260"),
         ((1,) * 60, {}, PagesError, r"a prompt of 60 tokens with max_tokens=36 takes 6 pages of 16 positions, and there are 5 in all"),
@@ -397,6 +399,17 @@ def test_what_cannot_be_is_refused_before_anything_begins(make, prompt, params, 
             ask()
     settle(engine)
     assert not engine._loop._work
+
+
+@pytest.mark.parametrize("prompts", ["hello", (1, 2, 3)])
+def test_one_prompt_that_is_no_list(make, prompts):
+    with pytest.raises(PromptError, match=r"generate takes several prompts; put the one into a list: generate\(\[prompt\]\)"):
+        make().generate(prompts)
+
+
+def test_as_many_sampling_parameters_as_prompts(make):
+    with pytest.raises(SamplingError, match="3 prompts and 2 SamplingParams; give one for each, or one for all"):
+        make().generate(PROMPTS[:3], [GREEDY] * 2)
 
 
 def test_as_many_tokens_as_the_context_holds(make):

@@ -1,5 +1,6 @@
 """The scheduler against a device of plain Python, whose memory holds for each position all tokens up to it."""
 
+import collections
 import zlib
 
 import pytest
@@ -32,7 +33,7 @@ class Device:
 
     def __init__(self, scheduler):
         self.scheduler, self.pool, self.memory = scheduler, scheduler.pool, {}
-        self.fed, self.prefilled_in_a_row = 0, 0
+        self.fed, self.stalled = 0, collections.Counter()
 
     def do(self, step):
         if isinstance(step, Prefill):
@@ -41,15 +42,14 @@ class Device:
             self.decode(step)
 
     def prefill(self, step):
-        running = bool(self.scheduler.running)
-        self.prefilled_in_a_row = self.prefilled_in_a_row + 1 if running else 0
-        assert self.prefilled_in_a_row <= 1, "a running sequence waits for one piece at most"
+        self.stalled.update(self.scheduler.running)
+        assert all(self.stalled[sequence] <= 1 for sequence in self.scheduler.running), "a running sequence waits for one piece at most"
         for position in range(step.start, step.stop):
             self.feed(step.sequence, step.sequence.prompt[: position + 1])
         self.scheduler.prefilled(step)
 
     def decode(self, step):
-        self.prefilled_in_a_row = 0
+        self.stalled.clear()
         self.check_shape(step)
         said, ended = {sequence: [] for sequence in step.sequences}, set()
         for _ in range(step.steps):
