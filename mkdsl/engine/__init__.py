@@ -4,7 +4,7 @@ import sys
 
 from mkdsl.engine._answers import Answer, Delta, Logprob
 from mkdsl.engine._decoder import Decoder, default_decoder
-from mkdsl.engine._engine import Engine
+from mkdsl.engine._engine import Engine, Stats
 from mkdsl.engine._generate import Generation, LogitsError, Model, Report, generate, load_model
 from mkdsl.engine._loop import EngineError
 from mkdsl.engine._sampling import SamplingError, SamplingParams
@@ -16,7 +16,7 @@ from mkdsl.models import MissingExtra, extra
 
 __all__ = [
     "Answer", "ContextError", "Decoder", "Delta", "Engine", "EngineError", "Generation", "LogitsError", "Logprob", "Model", "PagesError",
-    "PromptError", "Report", "SamplingError", "SamplingParams", "Tokenizer", "default_decoder", "fetch_smollm2", "generate", "load_model",
+    "PromptError", "Report", "SamplingError", "SamplingParams", "Stats", "Tokenizer", "default_decoder", "fetch_smollm2", "generate", "load_model",
     "load_tokenizer", "main",
 ]  # fmt: skip
 

@@ -25,13 +25,15 @@ class Delta:
     """What an answer has more than before.
 
     Attributes:
-      choice: which of the n answers.
+      prompt: which of the prompts it answers.
+      choice: which of its n answers.
       text: may be empty, where tokens have not made a character or may begin a stop string.
       tokens: ids, without the end token. Those of a stop string are among them.
       logprobs: one for each of the tokens, where they were asked for.
       finish: why the answer ends here, if it does.
     """
 
+    prompt: int
     choice: int
     text: str
     tokens: tuple[int, ...]
@@ -63,8 +65,9 @@ def joined(deltas: Sequence[Delta]) -> Answer:
 class Writer:
     """Makes deltas of one answer's tokens."""
 
-    def __init__(self, choice: int, params: SamplingParams, text: Detokenizer) -> None:
-        self._choice, self._params, self._text, self._stops = choice, params, text, StopStrings(params.stop)
+    def __init__(self, prompt: int, choice: int, params: SamplingParams, text: Detokenizer) -> None:
+        self._prompt, self._choice, self._params, self._text = prompt, choice, params, text
+        self._stops = StopStrings(params.stop)
 
     def write(self, tokens: Sequence[int], sampled: Sampled | None, *, ended: bool, last: bool) -> tuple[Delta, int]:
         """The next delta.
@@ -89,7 +92,7 @@ class Writer:
         stopped = self._stops.found or ended
         logprobs = () if sampled is None else self._logprobs(said, sampled)
         finish = "stop" if stopped else "length" if last else None
-        delta = Delta(choice=self._choice, text=text, tokens=said, logprobs=logprobs, finish=finish)
+        delta = Delta(prompt=self._prompt, choice=self._choice, text=text, tokens=said, logprobs=logprobs, finish=finish)
         return delta, taken if self._stops.found else len(tokens)
 
     def _logprobs(self, tokens: Sequence[int], sampled: Sampled) -> tuple[Logprob, ...]:

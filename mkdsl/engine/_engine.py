@@ -1,7 +1,9 @@
 """The engine: a model that answers many requests at once, each as if it were alone."""
 
 import asyncio
+import collections
 import contextlib
+import dataclasses
 import logging
 import pathlib
 import queue
@@ -29,6 +31,25 @@ STEPS = 16  # decode steps in one dispatch: of what the host costs, a token bear
 Prompt = str | Sequence[int]
 
 log = logging.getLogger("mkdsl")
+
+
+@dataclasses.dataclass(frozen=True, kw_only=True)
+class Stats:
+    """How busy an engine is.
+
+    Attributes:
+      waiting: answers that have not begun.
+      running: answers that prefill or decode.
+      pages: there are in all.
+      free: pages that nobody holds; the content of some may be kept.
+      published: pages whose content is found by its prefix.
+    """
+
+    waiting: int
+    running: int
+    pages: int
+    free: int
+    published: int
 
 
 class Engine:
@@ -100,27 +121,21 @@ class Engine:
           ContextError, CheckpointError, SamplingError, PromptError, PagesError: a prompt or its sampling cannot be; nothing has begun then.
           LogitsError, EngineError: an answer could not be completed; the others are cancelled then.
         """
-        if isinstance(prompts, str) or any(isinstance(prompt, int) for prompt in prompts):
-            raise PromptError("generate takes several prompts; put the one into a list: generate([prompt])")
-        several = sampling if isinstance(sampling, Sequence) else [sampling or SamplingParams()] * len(prompts)
-        if len(several) != len(prompts):
-            raise SamplingError(f"{len(prompts)} prompts and {len(several)} SamplingParams; give one for each, or one for all")
-        work = [self._jobs(prompt, params) for prompt, params in zip(prompts, several, strict=True)]
-        said: queue.SimpleQueue[tuple[int, Delta | Exception]] = queue.SimpleQueue()
-        deltas: list[list[list[Delta]]] = [[[] for _ in jobs] for jobs in work]
+        jobs = self._jobs(prompts, sampling)
+        said: queue.SimpleQueue[Delta | Exception] = queue.SimpleQueue()
+        deltas = collections.defaultdict[int, dict[int, list[Delta]]](lambda: collections.defaultdict(list))
         try:
-            for number, jobs in enumerate(work):
-                self._loop.submit(jobs, lambda delta, number=number: said.put((number, delta)))
-            missing = sum(map(len, work))
+            self._loop.submit(jobs, said.put)
+            missing = len(jobs)
             while missing:
-                number, delta = said.get()
+                delta = said.get()
                 if isinstance(delta, Exception):
                     raise delta
-                deltas[number][delta.choice].append(delta)
+                deltas[delta.prompt][delta.choice].append(delta)
                 missing -= delta.finish is not None
         finally:
-            self._loop.cancel([job for jobs in work for job in jobs])
-        return [tuple(map(joined, choices)) for choices in deltas]
+            self._loop.cancel(jobs)
+        return [tuple(joined(said) for _, said in sorted(choices.items())) for _, choices in sorted(deltas.items())]
 
     def stream(self, prompt: Prompt, sampling: SamplingParams | None = None) -> AsyncGenerator[Delta]:
         """Answers a prompt bit by bit.
@@ -136,7 +151,19 @@ class Engine:
         Raises:
           As `generate`; what cannot be is raised here, and what could not be completed by the iterator.
         """
-        return self._stream(self._jobs(prompt, sampling or SamplingParams()))
+        return self.stream_all([prompt], sampling)
+
+    def stream_all(
+        self, prompts: Sequence[Prompt], sampling: SamplingParams | Sequence[SamplingParams] | None = None
+    ) -> AsyncGenerator[Delta]:
+        """Answers some prompts bit by bit, as they come: arguments are those of `generate`, and the rest is as for `stream`."""
+        return self._stream(self._jobs(prompts, sampling))
+
+    def stats(self) -> Stats:
+        """How busy it is now."""
+        scheduler, pool = self._scheduler, self._scheduler.pool
+        running = len(scheduler.running) + (scheduler.prefilling is not None)
+        return Stats(waiting=len(scheduler.waiting), running=running, pages=pool.count, free=pool.available, published=pool.published)
 
     async def _stream(self, jobs: Sequence[Job]) -> AsyncGenerator[Delta]:
         loop, said = asyncio.get_running_loop(), asyncio.Queue()
@@ -157,8 +184,16 @@ class Engine:
         finally:
             self._loop.cancel(jobs)
 
-    def _jobs(self, prompt: Prompt, params: SamplingParams) -> list[Job]:
-        """One for each of n answers. What cannot be is refused here, in the caller's thread."""
+    def _jobs(self, prompts: Sequence[Prompt], sampling: SamplingParams | Sequence[SamplingParams] | None) -> list[Job]:
+        """One for each of n answers to each prompt. What cannot be is refused here, in the caller's thread."""
+        if isinstance(prompts, str) or any(isinstance(prompt, int) for prompt in prompts):
+            raise PromptError("generate takes several prompts; put the one into a list: generate([prompt])")
+        several = sampling if isinstance(sampling, Sequence) else [sampling or SamplingParams()] * len(prompts)
+        if len(several) != len(prompts):
+            raise SamplingError(f"{len(prompts)} prompts and {len(several)} SamplingParams; give one for each, or one for all")
+        return [job for number, (p, s) in enumerate(zip(prompts, several, strict=True)) for job in self._jobs_of(number, p, s)]
+
+    def _jobs_of(self, number: int, prompt: Prompt, params: SamplingParams) -> list[Job]:
         tokens = tuple(self.tokenizer.encode(prompt) if isinstance(prompt, str) else prompt)
         if negative := [token for token in tokens if token < 0]:
             raise PromptError(f"the prompt has the token {negative[0]}; token ids are 0 to {self.config.vocab - 1}")
@@ -170,7 +205,7 @@ class Engine:
         ends = (*self.config.eos, *params.stop_tokens)
 
         def job(choice: int) -> Job:
-            writer = Writer(choice, params, self.tokenizer.text_after(tokens))
+            writer = Writer(number, choice, params, self.tokenizer.text_after(tokens))
             return Job(prompt=tokens, max_tokens=max_tokens, params=params, seed=seed + choice, ends=ends, writer=writer)
 
         return [job(choice) for choice in range(params.n)]

@@ -281,6 +281,29 @@ def test_streams_of_several_answers(make):
         assert tuple(token for delta in deltas if delta.choice == choice for token in delta.tokens) == answer.tokens
 
 
+def test_streams_of_several_prompts(make):
+    engine = make()
+    deltas = asyncio.run(collected(engine.stream_all(PROMPTS, SAMPLED)))
+    for number, (answer,) in enumerate(engine.generate(PROMPTS, SAMPLED)):
+        assert "".join(delta.text for delta in deltas if delta.prompt == number) == answer.text
+
+
+def test_how_busy_it_is(make):
+    engine, seen = make(max_batch=2), []
+
+    async def look():
+        async for delta in engine.stream_all(PROMPTS[:4], dataclasses.replace(GREEDY, max_tokens=30)):
+            seen.append((delta.prompt, engine.stats()))
+
+    asyncio.run(look())
+    settle(engine)
+    assert (max(s.waiting for _, s in seen), max(s.running for _, s in seen)) == (2, 2)
+    assert min(s.free for _, s in seen) < 24
+    after = engine.stats()
+    assert (after.waiting, after.running, after.pages, after.free) == (0, 0, 24, 24)
+    assert after.published > 0
+
+
 def test_who_stops_listening_frees_their_place(make, alone):
     engine = make(max_batch=1)
 
