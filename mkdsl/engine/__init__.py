@@ -1,8 +1,9 @@
 """Generation from a checkpoint: prefill through XLA, decode through one kernel; and the command line."""
 
 import sys
+from collections.abc import Callable
 
-from mkdsl.engine._answers import Answer, Delta, Logprob
+from mkdsl.engine._answers import Answer, Delta, Logprob, answers
 from mkdsl.engine._decoder import Decoder, default_decoder
 from mkdsl.engine._engine import Engine, Stats
 from mkdsl.engine._generate import Generation, LogitsError, Model, Report, generate, load_model
@@ -16,16 +17,18 @@ from mkdsl.models import MissingExtra, extra
 
 __all__ = [
     "Answer", "ContextError", "Decoder", "Delta", "Engine", "EngineError", "Generation", "LogitsError", "Logprob", "Model", "PagesError",
-    "PromptError", "Report", "SamplingError", "SamplingParams", "Stats", "Tokenizer", "default_decoder", "fetch_smollm2", "generate", "load_model",
+    "PromptError", "Report", "SamplingError", "SamplingParams", "Stats", "Tokenizer", "answers", "default_decoder", "fetch_smollm2", "generate", "load_model",
     "load_tokenizer", "main",
 ]  # fmt: skip
 
 
-def main() -> None:
-    """The `mkdsl` command."""
+def main(*more: Callable[[], Callable[..., None]]) -> None:
+    """The `mkdsl` command. Each of `more` imports and returns one more command: packages above this one have their own."""
     try:
         with extra("hf"):
             from mkdsl.engine._cli import app
+        for command in more:
+            app.command()(command())
     except MissingExtra as missing:
         sys.exit(f"mkdsl: {missing}")
     app()

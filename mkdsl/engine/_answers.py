@@ -1,7 +1,8 @@
 """Answers: what a caller gets of them, all at once or bit by bit, and how tokens become that."""
 
 import dataclasses
-from collections.abc import Sequence
+import itertools
+from collections.abc import Iterable, Sequence
 from typing import Literal
 
 from mkdsl.engine._sampler import NOT_FINITE, Sampled
@@ -51,8 +52,16 @@ class Answer:
     finish: Finish
 
 
-def joined(deltas: Sequence[Delta]) -> Answer:
-    """The answer that these make, the last of which ends it."""
+def answers(deltas: Iterable[Delta]) -> list[tuple[Answer, ...]]:
+    """The whole answers that deltas make, for each prompt its n. All have ended."""
+    every: dict[tuple[int, int], list[Delta]] = {}
+    for delta in deltas:
+        every.setdefault((delta.prompt, delta.choice), []).append(delta)
+    by_prompt = itertools.groupby(sorted(every), key=lambda at: at[0])
+    return [tuple(_joined(every[at]) for at in group) for _, group in by_prompt]
+
+
+def _joined(deltas: Sequence[Delta]) -> Answer:
     assert deltas[-1].finish is not None
     return Answer(
         text="".join(delta.text for delta in deltas),

@@ -1,7 +1,6 @@
 """The engine: a model that answers many requests at once, each as if it were alone."""
 
 import asyncio
-import collections
 import contextlib
 import dataclasses
 import logging
@@ -14,7 +13,7 @@ from typing import Self
 
 import jax
 
-from mkdsl.engine._answers import Answer, Delta, Writer, joined
+from mkdsl.engine._answers import Answer, Delta, Writer, answers
 from mkdsl.engine._backend import Backend
 from mkdsl.engine._generate import check_prompt, positions
 from mkdsl.engine._loop import Job, Loop
@@ -123,7 +122,7 @@ class Engine:
         """
         jobs = self._jobs(prompts, sampling)
         said: queue.SimpleQueue[Delta | Exception] = queue.SimpleQueue()
-        deltas = collections.defaultdict[int, dict[int, list[Delta]]](lambda: collections.defaultdict(list))
+        deltas: list[Delta] = []
         try:
             self._loop.submit(jobs, said.put)
             missing = len(jobs)
@@ -131,11 +130,11 @@ class Engine:
                 delta = said.get()
                 if isinstance(delta, Exception):
                     raise delta
-                deltas[delta.prompt][delta.choice].append(delta)
+                deltas.append(delta)
                 missing -= delta.finish is not None
         finally:
             self._loop.cancel(jobs)
-        return [tuple(joined(said) for _, said in sorted(choices.items())) for _, choices in sorted(deltas.items())]
+        return answers(deltas)
 
     def stream(self, prompt: Prompt, sampling: SamplingParams | None = None) -> AsyncGenerator[Delta]:
         """Answers a prompt bit by bit.

@@ -3,7 +3,10 @@
 import contextlib
 from collections.abc import Iterator
 
-EXTRAS = {"hf": ("safetensors", "tokenizers", "jinja2", "rich", "typer", "gguf")}
+EXTRAS = {
+    "hf": ("safetensors", "tokenizers", "jinja2", "rich", "typer", "gguf"),
+    "serve": ("fastapi", "prometheus_client", "pydantic", "starlette", "uvicorn"),
+}
 
 
 class CheckpointError(ValueError):

@@ -1,0 +1,92 @@
+"""The application: paths, keys, and errors of all kinds in OpenAI's form."""
+
+import functools
+import secrets
+from collections.abc import Callable
+from typing import Any
+
+from fastapi import Depends, FastAPI, Request
+from fastapi.exceptions import RequestValidationError
+from fastapi.responses import JSONResponse, Response
+from starlette.exceptions import HTTPException
+from starlette.types import ASGIApp, Message, Receive, Scope, Send
+
+from mkdsl.engine import Engine
+from mkdsl.serve._errors import ApiError, invalid
+from mkdsl.serve._metrics import Metrics
+from mkdsl.serve._service import Service
+
+PATHS = {"/v1/completions", "/v1/chat/completions", "/v1/models", "/metrics", "/health"}
+
+
+def create_app(engine: Engine, *, model: str, api_key: str | None, max_open: int) -> FastAPI:
+    """The server as an ASGI application.
+
+    Args:
+      engine: answers; closing it is the caller's business.
+      model: the name that it is known by.
+      api_key: asked for by all paths but /health; None for no key.
+      max_open: answers that are under way or wait at most; beyond, requests get 429.
+
+    Returns:
+      The application.
+    """
+    service = Service(engine, model=model, max_open=max_open)
+    app = FastAPI(title="mkdsl", docs_url=None, redoc_url=None, openapi_url=None)
+    keyed = [Depends(_key_check(api_key))]
+    app.add_api_route("/v1/completions", service.completions, methods=["POST"], dependencies=keyed, response_model=None)
+    app.add_api_route("/v1/chat/completions", service.chat, methods=["POST"], dependencies=keyed, response_model=None)
+    app.add_api_route("/v1/models", lambda: {"object": "list", "data": [_model(model, model)]}, dependencies=keyed)
+    app.add_api_route("/v1/models/{name:path}", functools.partial(_model, model), dependencies=keyed)
+    app.add_api_route("/metrics", lambda: Response(service.metrics.text(), media_type="text/plain; version=0.0.4"), dependencies=keyed)
+    app.add_api_route("/health", lambda: Response())
+    _handle_errors(app)
+    app.add_middleware(Counted, metrics=service.metrics)
+    return app
+
+
+def _key_check(api_key: str | None) -> Callable[[Request], None]:
+    def check(request: Request) -> None:
+        said = request.headers.get("authorization", "")
+        if api_key is not None and not secrets.compare_digest(said.encode(), f"Bearer {api_key}".encode()):
+            wrong = "the API key is wrong" if said else "no API key"
+            raise ApiError(401, f"{wrong}; give this server's as Authorization: Bearer KEY", code="invalid_api_key")
+
+    return check
+
+
+def _model(served: str, name: str) -> dict[str, Any]:
+    if name != served:
+        raise ApiError(404, f"there is no model {name!r} here; the one served is {served!r}", param="model", code="model_not_found")
+    return {"id": served, "object": "model", "created": 0, "owned_by": "mkdsl"}
+
+
+def _handle_errors(app: FastAPI) -> None:
+    def shown(_: Request, error: Exception) -> Response:
+        if isinstance(error, RequestValidationError):
+            error = invalid(error)
+        elif isinstance(error, HTTPException):
+            error = ApiError(error.status_code, f"{error.detail}: see docs/serve.md for what there is")
+        elif not isinstance(error, ApiError):
+            error = ApiError(500, f"the server failed ({type(error).__name__}: {error})")
+        headers = {} if error.retry_after is None else {"Retry-After": str(error.retry_after)}
+        return JSONResponse(error.body, error.status, headers)
+
+    for kind in (ApiError, RequestValidationError, HTTPException, Exception):
+        app.add_exception_handler(kind, shown)
+
+
+class Counted:
+    """Counts requests by path and status. Paths that there are not are one: else anybody could make up as many as memory holds."""
+
+    def __init__(self, app: ASGIApp, metrics: Metrics) -> None:
+        self._app, self._metrics = app, metrics
+
+    async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
+        async def counted(message: Message) -> None:
+            if message["type"] == "http.response.start":
+                path = scope["path"] if scope["path"] in PATHS else "other"
+                self._metrics.requests.labels(path, str(message["status"])).inc()
+            await send(message)
+
+        await self._app(scope, receive, counted)

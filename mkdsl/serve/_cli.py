@@ -1,0 +1,56 @@
+"""`mkdsl serve`: a checkpoint behind HTTP."""
+
+import ipaddress
+import pathlib
+from typing import Annotated
+
+import rich.console
+import typer
+
+from mkdsl.engine import Engine
+from mkdsl.models import extra
+
+KEY = "MKDSL_API_KEY"
+
+
+def serve(
+    directory: Annotated[pathlib.Path, typer.Argument(help="A Hugging Face checkpoint: config.json, safetensors, tokenizer.json.")],
+    host: Annotated[str, typer.Option(help="The address to listen at. Another than this machine's own asks for a key.")] = "127.0.0.1",
+    port: Annotated[int, typer.Option(min=0, max=65535, help="The port to listen at.")] = 8000,
+    api_key: Annotated[str | None, typer.Option(envvar=KEY, help="What clients must give as their key.")] = None,
+    name: Annotated[str | None, typer.Option(help="The model's name in requests.", show_default="the directory's")] = None,
+    max_batch: Annotated[int, typer.Option(min=1, max=16, help="Answers decoded together: 1, 2, 4, 8 or 16.")] = 16,
+    context: Annotated[int | None, typer.Option(min=1, help="Tokens of a prompt and its answer.", show_default="2048")] = None,
+    max_queue: Annotated[int, typer.Option(min=0, help="Answers that may wait; who comes then is told to try again.")] = 64,
+) -> None:
+    """Serve a model by OpenAI's interface."""
+    _check_host(host, api_key)
+    with extra("serve"):
+        import uvicorn
+
+        from mkdsl.serve._app import create_app
+    console, name = rich.console.Console(stderr=True), name or directory.resolve().name
+    with console.status(f"loading {directory}"):
+        engine = Engine.load(directory, max_batch=max_batch, context=context)
+    with engine:
+        app = create_app(engine, model=name, api_key=api_key, max_open=max_batch + max_queue)
+        where = f"http://{host}:{port}/v1"
+        console.print(
+            f"{name} at {where}: up to {max_batch} answers at once, of {engine.context} tokens with their prompts", highlight=False
+        )
+        uvicorn.run(app, host=host, port=port, log_level="warning")
+
+
+def _check_host(host: str, api_key: str | None) -> None:
+    if not api_key and not _is_local(host):
+        raise typer.BadParameter(
+            f"{host} can be reached from other machines; give --api-key (or {KEY}), or listen at 127.0.0.1", param_hint="--host"
+        )
+
+
+def _is_local(host: str) -> bool:
+    """Of a name, only localhost: what another resolves to is not this machine's to say."""
+    try:
+        return ipaddress.ip_address(host).is_loopback
+    except ValueError:
+        return host == "localhost"
