@@ -13,13 +13,16 @@ PYTHON ?= $(shell for p in python3.12 python3 python3.13 python3.14; do \
 EXTRAS = $(shell nvidia-smi >/dev/null 2>&1 && echo dev,cuda13 || echo dev)
 
 .DEFAULT_GOAL := help
-.PHONY: help demo test test-fast lint format clean setup
+.PHONY: help demo serve-demo test test-fast lint format clean setup
 
 help: ## list the targets
-	@sed -n 's/^\([a-z-]*\):.*## /\1 /p' $(MAKEFILE_LIST) | while read -r target what; do printf '  make %-10s %s\n' "$$target" "$$what"; done
+	@sed -n 's/^\([a-z-]*\):.*## /\1 /p' $(MAKEFILE_LIST) | while read -r target what; do printf '  make %-11s %s\n' "$$target" "$$what"; done
 
 demo: $(STAMP) ## the main job: SmolLM2 answers a question, and its decode step becomes one kernel
 	@$(BIN)/mkdsl demo
+
+serve-demo: $(STAMP) ## SmolLM2 behind OpenAI's interface, at http://127.0.0.1:8000/v1
+	@$(BIN)/mkdsl serve "$$($(BIN)/python -c 'from mkdsl.engine import fetch_smollm2; print(fetch_smollm2())')" --name smollm2
 
 test: lint $(AOT) ## lint, types and all tests but the slow ones
 	@$(BIN)/pytest -n $(JOBS)

@@ -18,6 +18,7 @@ BELOW = {  # what each package may import
     "lower": {"ops", "graph", "schedule", "proof"},
     "gpu": {"ops", "graph", "schedule", "proof", "simulate", "search", "lower"},
     "engine": {"ops", "models", "graph", "schedule", "proof", "simulate", "search", "lower", "gpu"},
+    "serve": {"models", "engine"},
 }
 
 

@@ -9,14 +9,14 @@ from mkdsl.engine._engine import Engine, Stats
 from mkdsl.engine._generate import Generation, LogitsError, Model, Report, generate, load_model
 from mkdsl.engine._loop import EngineError
 from mkdsl.engine._sampling import SamplingError, SamplingParams
-from mkdsl.engine._scheduler import PagesError
+from mkdsl.engine._scheduler import BATCHES, PagesError
 from mkdsl.engine._smollm2 import fetch_smollm2
 from mkdsl.engine._tokenizer import PromptError, Tokenizer, load_tokenizer
 from mkdsl.gpu import ContextError
 from mkdsl.models import MissingExtra, extra
 
 __all__ = [
-    "Answer", "ContextError", "Decoder", "Delta", "Engine", "EngineError", "Generation", "LogitsError", "Logprob", "Model", "PagesError",
+    "BATCHES", "Answer", "ContextError", "Decoder", "Delta", "Engine", "EngineError", "Generation", "LogitsError", "Logprob", "Model", "PagesError",
     "PromptError", "Report", "SamplingError", "SamplingParams", "Stats", "Tokenizer", "answers", "default_decoder", "fetch_smollm2", "generate", "load_model",
     "load_tokenizer", "main",
 ]  # fmt: skip

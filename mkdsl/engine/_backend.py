@@ -100,6 +100,15 @@ class Backend:
         """Begins anew, with empty pages and slots: after a step that failed, nothing is known of the old ones."""
         self._pages, self._slots = self._empty_pages(), self._empty_slots()
 
+    def compile(self, batches: Iterable[int], piece: int) -> None:
+        """Compiles decode steps of these batches, and prefill of pieces of up to so many tokens; else each is compiled when it is first needed."""
+        for batch in batches:
+            self.decode([self._nobody()], batch=batch, steps=1, until_one_ends=False)
+        length = SMALLEST
+        while length <= piece:
+            self.prefill([0] * length, start=self._past, pages=())
+            length *= 2
+
     def occupy(self, slot: int, *, params: SamplingParams, seed: int, prompt: Sequence[int], ends: Iterable[int]) -> None:
         """A new sequence has this slot: see `occupy` of the slots."""
         self._slots = occupy(self._slots, slot, params=params, seed=seed, prompt=prompt, ends=ends)
@@ -108,10 +117,9 @@ class Backend:
         """Writes tokens of a prompt at the positions from `start` on, all of which lie in these pages."""
         padding = (0, max(SMALLEST, 1 << (len(tokens) - 1).bit_length()) - len(tokens))
         positions = np.arange(start, start + len(tokens), dtype=np.int32)
-        past = self._width * self._page_size
         self._pages = _fill(
             self._params, self._pages, self._table(pages), np.pad(np.asarray(tokens, np.int32), padding),
-            np.pad(positions, padding, constant_values=past), config=self.config,
+            np.pad(positions, padding, constant_values=self._past), config=self.config,
         )  # fmt: skip
 
     def decode(self, lanes: Sequence[Lane], *, batch: int, steps: int, until_one_ends: bool) -> list[Said]:
@@ -139,13 +147,20 @@ class Backend:
 
         return [of(i, int(taken[i])) for i in range(len(lanes))]
 
+    @property
+    def _past(self) -> int:
+        """The first position past a table: nothing is written from there on."""
+        return self._width * self._page_size
+
+    def _nobody(self, slot: int = 0) -> Lane:
+        return Lane(slot=slot, pages=(), token=0, position=self._past, index=0, logprobs=False)
+
     def _table(self, pages: Sequence[int]) -> np.ndarray:
         return np.pad(np.asarray(pages, np.int32), (0, self._width - len(pages)))
 
     def _lanes(self, lanes: Sequence[Lane], batch: int) -> _Lanes:
-        """Lanes that nobody has are past their table, and of the first one's slot: so they ask for nothing that nobody asks for."""
-        nobody = Lane(slot=lanes[0].slot, pages=(), token=0, position=self._width * self._page_size, index=0, logprobs=False)
-        lanes = [*lanes, *[nobody] * (batch - len(lanes))]
+        """Lanes that nobody has are of the first one's slot: so they ask for nothing that nobody asks for."""
+        lanes = [*lanes, *[self._nobody(lanes[0].slot)] * (batch - len(lanes))]
         return _Lanes(
             rows=np.array([lane.slot for lane in lanes], np.int32),
             tables=np.stack([self._table(lane.pages) for lane in lanes]),

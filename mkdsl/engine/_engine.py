@@ -20,13 +20,13 @@ from mkdsl.engine._loop import Job, Loop
 from mkdsl.engine._paged import pages_that_fit
 from mkdsl.engine._pages import PagePool
 from mkdsl.engine._sampling import SamplingError, SamplingParams
-from mkdsl.engine._scheduler import Scheduler
+from mkdsl.engine._scheduler import BATCHES, Scheduler
 from mkdsl.engine._tokenizer import PromptError, Tokenizer, load_tokenizer
 from mkdsl.models import DecoderConfig, load, read_config
 
 PAGE = 64  # positions: a block of the kernel's attention
 PIECE = 512  # positions of a prompt written at once: as long as a running stream may have to wait
-STEPS = 16  # decode steps in one dispatch: of what the host costs, a token bears a sixteenth
+STEPS = 16  # decode steps in one dispatch on a GPU, where the host costs as much as a step; on a CPU, where it costs next to nothing, one
 Prompt = str | Sequence[int]
 
 log = logging.getLogger("mkdsl")
@@ -67,13 +67,14 @@ class Engine:
         self._close = weakref.finalize(self, self._loop.close)  # at the latest when nobody has the engine, or Python ends
 
     @classmethod
-    def load(cls, directory: str | pathlib.Path, *, max_batch: int = 16, context: int | None = None) -> Self:
+    def load(cls, directory: str | pathlib.Path, *, max_batch: int = 16, context: int | None = None, ahead: bool = False) -> Self:
         """Loads a Hugging Face checkpoint.
 
         Args:
           directory: the checkpoint.
           max_batch: sequences decoded together at most: 1, 2, 4, 8 or 16. Others wait.
           context: positions in each one's cache; by default 2048, or the whole tiles of what the model has been made for if that is less.
+          ahead: compile everything now. Else each batch and each length of a piece is compiled when it is first needed, and all wait for it.
 
         Returns:
           The engine, running.
@@ -90,8 +91,11 @@ class Engine:
         config, params = load(directory)
         pages = pages_that_fit(config, size=PAGE, context=context, max_batch=max_batch, free=_free_bytes())
         log.info("%d pages of %d positions: %.1f sequences of %d", pages, PAGE, pages * PAGE / context, context)
-        scheduler = Scheduler(PagePool(count=pages, size=PAGE), max_batch=max_batch, piece=PIECE, max_steps=STEPS)
-        backend = Backend(config, params, pages=pages, page_size=PAGE, context=context, max_batch=max_batch, max_steps=STEPS)
+        steps = 1 if jax.default_backend() == "cpu" else STEPS
+        scheduler = Scheduler(PagePool(count=pages, size=PAGE), max_batch=max_batch, piece=PIECE, max_steps=steps)
+        backend = Backend(config, params, pages=pages, page_size=PAGE, context=context, max_batch=max_batch, max_steps=steps)
+        if ahead:
+            backend.compile([size for size in BATCHES if size <= max_batch], PIECE)
         return cls(config=config, tokenizer=tokenizer, context=context, scheduler=scheduler, backend=backend)
 
     def close(self) -> None:

@@ -63,17 +63,22 @@ def _model(served: str, name: str) -> dict[str, Any]:
 
 def _handle_errors(app: FastAPI) -> None:
     def shown(_: Request, error: Exception) -> Response:
-        if isinstance(error, RequestValidationError):
-            error = invalid(error)
-        elif isinstance(error, HTTPException):
-            error = ApiError(error.status_code, f"{error.detail}: see docs/serve.md for what there is")
-        elif not isinstance(error, ApiError):
-            error = ApiError(500, f"the server failed ({type(error).__name__}: {error})")
-        headers = {} if error.retry_after is None else {"Retry-After": str(error.retry_after)}
-        return JSONResponse(error.body, error.status, headers)
+        said = _as_api_error(error)
+        headers = {} if said.retry_after is None else {"Retry-After": str(said.retry_after)}
+        return JSONResponse(said.body, said.status, headers)
 
     for kind in (ApiError, RequestValidationError, HTTPException, Exception):
         app.add_exception_handler(kind, shown)
+
+
+def _as_api_error(error: Exception) -> ApiError:
+    if isinstance(error, ApiError):
+        return error
+    if isinstance(error, RequestValidationError):
+        return invalid(error)
+    if isinstance(error, HTTPException):
+        return ApiError(error.status_code, f"{error.detail}; there are {', '.join(sorted(PATHS))}")
+    return ApiError(500, f"the server failed ({type(error).__name__}: {error})")
 
 
 class Counted:

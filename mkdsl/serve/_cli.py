@@ -1,13 +1,17 @@
 """`mkdsl serve`: a checkpoint behind HTTP."""
 
 import ipaddress
+import json
 import pathlib
+import shlex
+import signal
+import sys
 from typing import Annotated
 
 import rich.console
 import typer
 
-from mkdsl.engine import Engine
+from mkdsl.engine import BATCHES, Engine
 from mkdsl.models import extra
 
 KEY = "MKDSL_API_KEY"
@@ -19,26 +23,42 @@ def serve(
     port: Annotated[int, typer.Option(min=0, max=65535, help="The port to listen at.")] = 8000,
     api_key: Annotated[str | None, typer.Option(envvar=KEY, help="What clients must give as their key.")] = None,
     name: Annotated[str | None, typer.Option(help="The model's name in requests.", show_default="the directory's")] = None,
-    max_batch: Annotated[int, typer.Option(min=1, max=16, help="Answers decoded together: 1, 2, 4, 8 or 16.")] = 16,
+    max_batch: Annotated[int, typer.Option(help="Answers decoded together: 1, 2, 4, 8 or 16.")] = 16,
     context: Annotated[int | None, typer.Option(min=1, help="Tokens of a prompt and its answer.", show_default="2048")] = None,
     max_queue: Annotated[int, typer.Option(min=0, help="Answers that may wait; who comes then is told to try again.")] = 64,
 ) -> None:
     """Serve a model by OpenAI's interface."""
     _check_host(host, api_key)
+    if max_batch not in BATCHES:
+        raise typer.BadParameter(f"{max_batch} is none of {', '.join(map(str, BATCHES))}", param_hint="--max-batch")
     with extra("serve"):
         import uvicorn
 
         from mkdsl.serve._app import create_app
     console, name = rich.console.Console(stderr=True), name or directory.resolve().name
-    with console.status(f"loading {directory}"):
-        engine = Engine.load(directory, max_batch=max_batch, context=context)
+    with console.status(f"loading {directory}, and compiling"):
+        engine = Engine.load(directory, max_batch=max_batch, context=context, ahead=True)
     with engine:
         app = create_app(engine, model=name, api_key=api_key, max_open=max_batch + max_queue)
-        where = f"http://{host}:{port}/v1"
+        server = uvicorn.Server(config := uvicorn.Config(app, host=host, port=port, log_level="warning"))
+        socket = config.bind_socket()
         console.print(
-            f"{name} at {where}: up to {max_batch} answers at once, of {engine.context} tokens with their prompts", highlight=False
+            f"{name}: {max_batch} answers at once, of {engine.context} tokens with their prompts. Ctrl-C ends it. Try",
+            style="dim",
+            soft_wrap=True,
         )
-        uvicorn.run(app, host=host, port=port, log_level="warning")
+        console.print(_curl(host, socket.getsockname()[1], name, api_key), highlight=False, soft_wrap=True)
+        for number in (signal.SIGINT, signal.SIGTERM):  # uvicorn raises them once more when all answers are complete
+            signal.signal(number, lambda *_: sys.exit(0))
+        server.run(sockets=[socket])
+
+
+def _curl(host: str, port: int, name: str, api_key: str | None) -> str:
+    """A command that asks the server something. The key itself is not shown."""
+    where = f"[{host}]" if ":" in host else host
+    key = f' -H "Authorization: Bearer ${KEY}"' if api_key else ""
+    body = json.dumps({"model": name, "messages": [{"role": "user", "content": "What is the capital of France?"}]})
+    return f"curl http://{where}:{port}/v1/chat/completions{key} -H 'Content-Type: application/json' -d {shlex.quote(body)}"
 
 
 def _check_host(host: str, api_key: str | None) -> None:

@@ -23,7 +23,7 @@ from mkdsl.engine import (
     _engine,
     load_tokenizer,
 )
-from mkdsl.engine._backend import Backend, _decode
+from mkdsl.engine._backend import Backend, _decode, _fill
 from mkdsl.engine._pages import PagePool
 from mkdsl.engine._scheduler import Scheduler
 from mkdsl.models import CheckpointError
@@ -448,6 +448,14 @@ def test_one_executable_for_each_batch(make, config):
         engine.generate(PROMPTS[:count], [dataclasses.replace(GREEDY, max_tokens=n + 1) for n in range(count)])
         engine.generate(PROMPTS[:count], SAMPLED[:count])
     assert _decode._cache_size() - before == 3  # of 1, 2 and 4
+
+
+def test_compiled_ahead(checkpoint, monkeypatch):
+    monkeypatch.setattr(_engine, "PIECE", 32)
+    with Engine.load(checkpoint, max_batch=2, context=80, ahead=True) as engine:
+        before = _decode._cache_size(), _fill._cache_size()
+        engine.generate([PROMPTS[1], PROMPTS[2], PROMPTS[3]], GREEDY)
+        assert (_decode._cache_size(), _fill._cache_size()) == before
 
 
 def test_a_checkpoint_is_loaded(checkpoint):
