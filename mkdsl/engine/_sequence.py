@@ -66,7 +66,7 @@ class Sequence:
 
     def claim(self, pool: PagePool) -> bool:
         """Gets hold of the longest prefix that is there, and is promised all pages it may need beside; or neither, where there are too few."""
-        self._digests = list(digests(self.prompt[:-1], pool.size))  # the last token is fed, so its page is written
+        self._digests = self._digests or list(digests(self.prompt[:-1], pool.size))  # the last token is fed, so its page is written
         shared = pool.find(self._digests)
         more = pages_at_most(len(self.prompt), self.max_tokens, pool.size) - len(shared)
         if not pool.claim(shared, more):

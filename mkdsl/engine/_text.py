@@ -24,6 +24,7 @@ class Detokenizer:
         self._decode = decode
         tails = (list(after[len(after) - n :]) for n in range(min(CONTEXT, len(after)), 0, -1))
         self._shown = next((tail for tail in tails if UNFINISHED not in decode(tail)), [])  # half a character would spoil what is beside it
+        self._before = decode(self._shown)  # kept: it is wanted for each token
         self._waiting: list[int] = []
 
     def feed(self, tokens: Iterable[int]) -> str:
@@ -41,10 +42,11 @@ class Detokenizer:
         if not piece or piece.endswith(UNFINISHED):
             return ""
         self._shown, self._waiting = self._waiting, []
+        self._before = self._decode(self._shown)
         return piece
 
     def _beyond(self) -> str:
-        return self._decode(self._shown + self._waiting)[len(self._decode(self._shown)) :]
+        return self._decode(self._shown + self._waiting)[len(self._before) :]
 
 
 class StopStrings:

@@ -45,9 +45,10 @@ def serve(
         console.print(
             f"{name}: {max_batch} answers at once, of {engine.context} tokens with their prompts. Ctrl-C ends it. Try",
             style="dim",
+            markup=False,
             soft_wrap=True,
         )
-        console.print(_curl(host, socket.getsockname()[1], name, api_key), highlight=False, soft_wrap=True)
+        console.print(_curl(host, socket.getsockname()[1], name, api_key), highlight=False, markup=False, soft_wrap=True)
         for number in (signal.SIGINT, signal.SIGTERM):  # uvicorn raises them once more when all answers are complete
             signal.signal(number, lambda *_: sys.exit(0))
         server.run(sockets=[socket])
