@@ -3,12 +3,18 @@
 import contextlib
 import threading
 
+import jax
+import jax.numpy as jnp
 import openai
 import pytest
 import uvicorn
 from engine.conftest import byte_tokenizer, checkpoint, shape  # noqa: F401 (fixtures)
 
-from mkdsl.engine import Engine
+from mkdsl import models
+from mkdsl.engine import Engine, load_tokenizer
+from mkdsl.engine._backend import Backend
+from mkdsl.engine._pages import PagePool
+from mkdsl.engine._scheduler import Scheduler
 from mkdsl.serve._app import create_app
 
 KEY = "a key"
@@ -38,7 +44,13 @@ def session_checkpoint(request, tmp_path_factory, byte_tokenizer):  # noqa: F811
 
 @pytest.fixture(scope="session")
 def engine(session_checkpoint):
-    with Engine.load(session_checkpoint, max_batch=4, context=256) as engine:
+    """In float32: what an answer is must not depend on how sums are rounded in batches of different sizes."""
+    config, params = models.load(session_checkpoint)
+    params = jax.tree.map(lambda a: a.astype(jnp.float32), params)
+    scheduler = Scheduler(PagePool(count=16, size=64), max_batch=4, piece=64, max_steps=4)
+    backend = Backend(config, params, pages=16, page_size=64, context=256, max_batch=4, max_steps=4, cache_dtype=jnp.float32)
+    tokenizer = load_tokenizer(session_checkpoint)
+    with Engine(config=config, tokenizer=tokenizer, context=256, scheduler=scheduler, backend=backend) as engine:
         yield engine
 
 
