@@ -2,12 +2,12 @@
 
 import dataclasses
 import functools
-from collections.abc import Callable, Container, Sequence
+from collections.abc import Callable, Container, Iterable, Sequence
 from typing import Any
 
 import networkx as nx
 
-from mkdsl.graph._phases import AttentionPhase, Phase, Segment, Tensor
+from mkdsl.graph._phases import AttentionPhase, Phase, Segment, Tensor, tiled
 
 
 class UnsupportedError(TypeError):
@@ -91,6 +91,11 @@ def depth(node: Callable[[int], Node], held: Container[int], id: int) -> int:
     return max((depth(node, held, i) + (node(i).kind == "reduce") for i in node(id).inputs), default=0)
 
 
+def head_dims(nodes: Iterable[Node]) -> frozenset[int]:
+    """The widths of attention's heads, of which vectors of several heads are whole numbers."""
+    return frozenset(node.shape[-1] for node in nodes if node.kind == "append")
+
+
 @dataclasses.dataclass(frozen=True, eq=False)
 class OpGraph:
     """A decode step as fused phases.
@@ -118,6 +123,18 @@ class OpGraph:
 
     def node(self, id: int) -> Node:
         return self.dag.nodes[id]["node"]
+
+    def tiled(self, width: int) -> int:
+        """The width that a vector of so many features is laid out with."""
+        return tiled(width, self._head_dims)
+
+    def reduced(self, phase: Phase) -> list[int]:
+        """The widths of the vectors that a phase's prologue reduces, as they are laid out."""
+        return [self.tiled(self.node(self.node(r).inputs[0]).width) for r in self.code[phase.name].stats]
+
+    @functools.cached_property
+    def _head_dims(self) -> frozenset[int]:
+        return head_dims(map(self.node, self.dag))
 
     def stored(self, id: int) -> str | None:
         """The tensor that is a value as it stands, but for its shape; None if it must be computed."""

@@ -3,6 +3,10 @@
 from mkdsl.graph._phases import AttentionPhase, FoldPhase, Phase
 from mkdsl.graph._types import OpGraph, UnsupportedError
 
+MMA_K = 16  # elements of the streamed axis that one mma takes
+HEAD_DIMS = 64, 256  # the least and the most: of rows of an mma, and of registers for its sums
+POSITIONS = 8  # of a cache in one block of shared memory
+
 
 def verify_graph(graph: OpGraph) -> None:
     """Checks that every tensor is written before it is read, once, and that every shape has a tile lowering.
@@ -73,7 +77,10 @@ def _check_address(graph: OpGraph, id: int) -> None:
 
 def _check_shapes(graph: OpGraph, phase: Phase) -> None:
     if isinstance(phase, FoldPhase):
-        _multiple_of_64(phase, "in", phase.k)
+        if not phase.parallel and phase.k % MMA_K:
+            raise UnsupportedError(
+                f"{phase.where}: {phase.name} folds k={phase.k} elements of each row with a step of its own; such a k is a multiple of {MMA_K}"
+            )
         for id in (f for folds, _ in graph.code[phase.name].parts for f in folds):
             weight = graph.node(graph.node(id).inputs[0])
             if weight.dtype != "bfloat16":
@@ -81,14 +88,20 @@ def _check_shapes(graph: OpGraph, phase: Phase) -> None:
                     f"{phase.where}: the weight {weight.op.path} is {weight.dtype}{list(weight.shape)}; kernels stream bfloat16: cast it once"
                 )
     if isinstance(phase, AttentionPhase):
-        _multiple_of_64(phase, "head_dim", phase.head_dim)
-        _multiple_of_64(phase, "context", phase.context)
+        low, high = HEAD_DIMS
+        if phase.head_dim % MMA_K or not low <= phase.head_dim <= high:
+            raise UnsupportedError(
+                f"{phase.where}: head_dim={phase.head_dim}; kernels have heads of {low} to {high} features, multiples of {MMA_K}"
+            )
+        if phase.context % POSITIONS:
+            raise UnsupportedError(
+                f"{phase.where}: a cache of context={phase.context} positions; make it one of {-(-phase.context // POSITIONS) * POSITIONS}: "
+                f"copies take {POSITIONS} positions at a time"
+            )
         caches = [graph.node(graph.node(i).inputs[0]) for i in graph.node(graph.code[phase.name].parts[0][0][0]).inputs[1:3]]
         if any(c.dtype != "bfloat16" for c in caches):
             raise UnsupportedError(f"{phase.where}: the cache is {caches[0].dtype}; kernels stream a bfloat16 cache")
         _check_heads(graph, phase)
-    for part in phase.parts:
-        _multiple_of_64(phase, f"out of {'·'.join(part.weights) or phase.name}", part.rows)
 
 
 def _check_heads(graph: OpGraph, phase: AttentionPhase) -> None:
@@ -104,10 +117,3 @@ def _check_heads(graph: OpGraph, phase: AttentionPhase) -> None:
                 f"{node.where}: {node.kind}{list(node.shape)} cannot be computed for attention's heads; apply it before the projection, or to each head"
             )
         stack += node.inputs
-
-
-def _multiple_of_64(phase: Phase, what: str, n: int) -> None:
-    if n % 64:
-        raise UnsupportedError(
-            f"{phase.where}: {phase.name} has {what}={n}; tiles need a multiple of 64: pad the weights with zero rows or columns"
-        )

@@ -1,6 +1,7 @@
 """What a kernel is handed: weights where they are, the cache, small tables, and the tensors that cross phases."""
 
 import dataclasses
+import math
 from collections.abc import Callable, Sequence
 
 import jax
@@ -8,7 +9,7 @@ import jax.numpy as jnp
 import numpy as np
 from jax import lax
 
-from mkdsl.graph import FoldPhase, Node, OpGraph, Tensor, given_value
+from mkdsl.graph import AttentionPhase, FoldPhase, Node, OpGraph, Tensor, given_value
 from mkdsl.lower._machine import i32
 from mkdsl.lower.mosaic._ptx import COUNTER_STRIDE
 from mkdsl.schedule import SHARING, Schedule
@@ -80,26 +81,46 @@ def _given(graph: OpGraph, schedule: Schedule) -> list[Operand]:
 
 
 def _weights(graph: OpGraph, schedule: Schedule) -> list[Operand]:
-    """Each streamed weight as [layers * rows, split_k, k / split_k]: pieces of one row apart, so that one copy fetches a tile. A free reshape."""
+    """Each streamed weight as [layers * rows, split_k, k / split_k]: pieces of one row apart, so that one copy fetches a tile. A free reshape
+    of all but those that no copy engine takes as they are."""
     out = []
     for phase in (p for p in graph.phases if isinstance(p, FoldPhase)):
         split_k = schedule.plan(phase.name).split_k
+        pieces = () if split_k == 1 else (split_k,)
         for fold in (f for folds, _ in graph.code[phase.name].parts for f in folds):
             leaf = graph.node(graph.node(fold).inputs[0]).op
-            shape = (-1, phase.k) if split_k == 1 else (-1, split_k, phase.k // split_k)
-            out.append(Operand(f"weight{fold}", lambda a, i=leaf.index, s=shape: a.params[i].reshape(s)))
+            whole = 8 // split_k, phase.k  # rows that lie in one block, columns
+
+            def build(a: Inputs, i: int = leaf.index, whole: tuple[int, int] = whole, pieces: tuple[int, ...] = pieces) -> jax.Array:
+                return _in_multiples(a.params[i].reshape(-1, a.params[i].shape[-1]), *whole).reshape(
+                    -1, *pieces, whole[1] // math.prod(pieces)
+                )
+
+            out.append(Operand(f"weight{fold}", build))
     return out
 
 
+def _in_multiples(x: jax.Array, *of: int) -> jax.Array:
+    """With zeros behind its last axes, up to multiples of these sizes; itself where it has them, which is nearly always."""
+    more = [-n % m for n, m in zip(x.shape[-len(of) :], of, strict=True)]
+    return jnp.pad(x, [(0, 0)] * (x.ndim - len(of)) + [(0, n) for n in more]) if any(more) else x
+
+
 def _small(graph: OpGraph) -> list[Operand]:
-    """Norm weights and biases as [layers, features], numbers as [layers], embedding tables as they are."""
+    """Norm weights and biases as [layers, features], numbers as [layers], embedding tables as they are; features in whole tiles."""
     out = []
     for node in (n for n in map(graph.node, graph.dag) if n.kind == "param"):
         users = [graph.node(u) for u in graph.dag.successors(node.id)]
         if all(u.kind == "fold" and u.inputs[0] == node.id for u in users):
             continue
         vector = not node.op.stacked and len(node.shape) == 1
-        out.append(Operand(f"param{node.op.index}", lambda a, i=node.op.index, v=vector: a.params[i][None] if v else a.params[i]))
+        by_features = len(node.shape) == 1 or any(u.kind == "embed" for u in users)
+        width = graph.tiled(node.shape[-1]) if by_features else 1
+
+        def build(a: Inputs, i: int = node.op.index, vector: bool = vector, width: int = width) -> jax.Array:
+            return _in_multiples(a.params[i][None] if vector else a.params[i], width)
+
+        out.append(Operand(f"param{node.op.index}", build))
     return out
 
 
@@ -113,19 +134,28 @@ def _caches(graph: OpGraph) -> list[Operand]:
 def _tensors(graph: OpGraph, schedule: Schedule) -> list[Operand]:
     out = []
     for tensor in graph.tensors.values():
-        out.append(
-            Operand(
-                tensor.name, lambda _, t=tensor: _empty(schedule, t, tensor_shape(schedule, t), schedule.tensor(t.name).dtype), written=True
-            )
-        )
+        shape, real = tensor_shape(schedule, tensor), _written(graph, schedule, tensor)
+        if tensor.output:
+            out.append(Operand(tensor.name, lambda _, s=shape: lax.empty(s, jnp.float32), written=True))
+            continue
+        dtype = schedule.tensor(tensor.name).dtype
+        out.append(Operand(tensor.name, lambda _, s=shape, r=real, d=dtype: _empty(s, r, d), written=True))
         if tensor.heads and schedule.tensor(tensor.name).splits > 1:
-            shape = (*tensor_shape(schedule, tensor)[:3], tensor.width // SHARING)
-            out.append(Operand(f"{tensor.name}.lse", lambda _, t=tensor, s=shape: _empty(schedule, t, s, "float32"), written=True))
+            lse = (*shape[:3], tensor.width // SHARING)
+            real = {axis: n * shape[-1] // SHARING if axis == 3 else n for axis, n in real.items()}
+            out.append(Operand(f"{tensor.name}.lse", lambda _, s=lse, r=real: _empty(s, r, "float32"), written=True))
     return out
 
 
+def _written(graph: OpGraph, schedule: Schedule, tensor: Tensor) -> dict[int, int]:
+    """By axis, how much of a tensor is ever written: not the sequences that only pad the batch, nor heads that only fill the last tile."""
+    real = {2 if tensor.heads else 1: schedule.batch}
+    writers = [p for p in graph.writers[tensor.name] if isinstance(p, AttentionPhase)]
+    return real | {3: writers[0].heads} if writers else real
+
+
 def tensor_shape(schedule: Schedule, tensor: Tensor) -> tuple[int, ...]:
-    """[incarnations, batch, width]; attention's result as [incarnations, splits, batch, heads, head_dim]."""
+    """[incarnations, batch, width]; attention's result as [incarnations, splits, batch, heads, head_dim], heads that fill the last tile included."""
     if tensor.output:
         return 1, schedule.padded_batch, tensor.width
     plan = schedule.tensor(tensor.name)
@@ -134,14 +164,11 @@ def tensor_shape(schedule: Schedule, tensor: Tensor) -> tuple[int, ...]:
     return plan.incarnations, schedule.padded_batch, tensor.width
 
 
-def _empty(schedule: Schedule, tensor: Tensor, shape: tuple[int, ...], dtype: str) -> jax.Array:
-    """Nothing yet: the sentinel in every word, and zeros for the sequences that only pad the batch."""
-    if tensor.output:
-        return lax.empty(shape, jnp.float32)
+def _empty(shape: tuple[int, ...], real: dict[int, int], dtype: str) -> jax.Array:
+    """Nothing yet: the sentinel in every word that will be written, and zeros in all others."""
     word = {"bfloat16": jnp.uint16, "float32": jnp.uint32}[dtype]
-    ones = lax.bitcast_convert_type(jnp.full(shape, jnp.iinfo(word).max, word), dtype)
-    if schedule.batch == schedule.padded_batch:
-        return ones
-    axis = 2 if tensor.heads else 1
-    real = lax.broadcasted_iota(i32, shape, axis) < schedule.batch
-    return jnp.where(real, ones, jnp.zeros(shape, dtype))
+    out = lax.bitcast_convert_type(jnp.full(shape, jnp.iinfo(word).max, word), dtype)
+    for axis, size in real.items():
+        if size < shape[axis]:
+            out = jnp.where(lax.broadcasted_iota(i32, shape, axis) < size, out, jnp.zeros(shape, dtype))
+    return out

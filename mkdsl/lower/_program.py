@@ -81,7 +81,7 @@ class Program:
     def _output(self, node: Node, refs: dict[str, Any], inputs: Inputs) -> jax.Array:
         batch = self.schedule.batch
         if node.id in self.graph.output_of:
-            return refs[self.graph.output_of[node.id]][0, :batch]
+            return refs[self.graph.output_of[node.id]][0, :batch, : node.width]
         if node.kind == "argmax":
             return jax.vmap(lambda x: Argmax().reference(x)[0])(self._output(self.graph.node(node.inputs[0]), refs, inputs))
         if node.kind == "append":

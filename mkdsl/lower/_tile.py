@@ -96,12 +96,15 @@ class Tile:
 
 def kv_view(num_stages: int, stage_bytes: int, head_dim: int) -> Buffer:
     """A stage as a block of keys or of values: [positions, head_dim]."""
-    return plgpu.SMEM((num_stages, stage_bytes // (ITEMSIZE * head_dim), head_dim), STORED, transforms=KV_WRITTEN)
+    return plgpu.SMEM((num_stages, stage_bytes // (ITEMSIZE * head_dim), head_dim), STORED, transforms=kv_written(head_dim))
+
+
+def kv_written(head_dim: int) -> tuple:
+    """The layout of a block of keys or of values: swizzled blocks as wide as whole ones fill a head."""
+    width = math.gcd(head_dim, 64)
+    return swizzled((8, width), ITEMSIZE * width)
 
 
 def swizzled(tiling: tuple[int, ...], bytes: int) -> tuple:
     """The layout of shared memory that TMA writes and the mma reads without bank conflicts."""
     return plgpu.TilingTransform(tiling), plgpu.SwizzleTransform(bytes)  # pyright: ignore[reportAbstractUsage]
-
-
-KV_WRITTEN = swizzled((8, 64), 128)

@@ -5,6 +5,7 @@ everything else is elementwise on each.
 """
 
 import dataclasses
+import math
 from collections.abc import Callable, Sequence
 from typing import Any, ClassVar, NamedTuple
 
@@ -54,10 +55,10 @@ class Heads(Evaluator):
         if tensor.heads:
             raise UnsupportedError(f"{self.phase.where}: attention reads another attention's result directly; project it first")
         inc = m.slot_read(name, self.phase, self.iteration)
-        return self._halves(m.refs[name], (inc, self.sequence), tensor.width)
+        return self._halves(m.refs[name], (inc, self.sequence))
 
-    def _halves(self, ref: Ref, lead: tuple[Any, ...], width: int) -> list[Request]:
-        view = (width // self.phase.head_dim, 2, self.half)
+    def _halves(self, ref: Ref, lead: tuple[Any, ...]) -> list[Request]:
+        view = (math.prod(ref.shape[len(lead) :]) // self.phase.head_dim, 2, self.half)
         return [Request(ref, lead, view, (pl.ds(self.first, self.count), h, pl.ds(0, self.half)), self.layout) for h in range(2)]
 
     def combine(self, id: int, loaded: list[jax.Array]) -> Halves:
@@ -99,7 +100,7 @@ class Heads(Evaluator):
             return Halves(*(spread(h, self.shape, 1, self.layout) for h in halves))
         if node.width % self.phase.head_dim:
             raise UnsupportedError(f"{node.where}: a weight of {list(node.shape)} meets heads of {self.phase.head_dim}")
-        return Halves(*map(self.m.load, self._halves(ref, lead, node.width)))
+        return Halves(*map(self.m.load, self._halves(ref, lead)))
 
     def prepare(self, roots: Sequence[int]) -> None:
         """Loads what does not depend on other workers: weights and rotary tables."""
