@@ -142,10 +142,7 @@ class Fuser:
         self._add(phase, Code(resident, stats, tuple((folds, tuple(id for id in ids for _ in written[id])) for folds, ids in parts)))
 
     def _aligned(self, folds: list[int]) -> int:
-        weights = [self.node(self.node(f).inputs[0]) for f in folds]
-        return math.gcd(
-            8, *(w.shape[0] * (self.repeats[self.node(f).segment] if w.op.stacked else 1) for f, w in zip(folds, weights, strict=True))
-        )
+        return math.gcd(8, *(self.node(f).width for f in folds))
 
     def _separable(self, resident: int, stats: tuple[int, ...]) -> bool:
         wide = all(self.node(self.node(r).inputs[0]).width == self.node(resident).width for r in stats)
@@ -237,7 +234,7 @@ class Fuser:
         stats = self._reductions(ids)
         phase = MapPhase(
             name=self._unique("map"), segment=segment, where=self.node(ids[0]).where, reads=self._tensors(stats),
-            row_reads=self._tensors(ids, stats), reductions=len(stats),
+            row_reads=self._tensors(ids, stats), reductions=len(stats), reduced=tuple(self._tiled(self.node(r).inputs[0]) for r in stats),
             parts=tuple(Part(weights=(), rows=self._tiled(i), writes=(t,)) for i, t in written),
         )  # fmt: skip
         self._add(phase, Code(None, stats, tuple(((), (i,)) for i in ids)))

@@ -88,7 +88,7 @@ class FoldPhase(Phase):
     """Weights [rows, k] streamed past a resident [k].
 
     k: in whole tiles, of which the weights fill the rest with zeros; of a fold that is not `parallel` as it is.
-    aligned: the rows of its weights, layers on top of each other, come in multiples of this power of two, at most 8.
+    aligned: the power of two, at most 8, of which all its weights' numbers of rows are multiples.
     dtype: of the weights. parallel: made of `mk.dot` alone, so that a tile may be cut along k; other folds take whole rows.
     separable: nothing that the prologue stages or reduces waits for another reduction, and all of it is k wide, so that several workers can
       stage some columns each.
@@ -102,8 +102,8 @@ class FoldPhase(Phase):
     separable: bool = True
 
     def in_place(self, split_k: int) -> bool:
-        """Whether a copy engine takes tiles of so many pieces of K from the weights where they are: it fetches blocks of 8 rows, each
-        a piece of a row, and counts whole blocks. Else the kernel is handed a copy with more rows."""
+        """Whether a copy engine takes tiles of so many pieces of K from the weights where they are: it counts whole blocks of 8 pieces, so
+        that a weight, of each layer, has whole ones. Else the kernel is handed a copy with more rows."""
         return self.aligned % (8 // split_k) == 0
 
     @property
@@ -169,9 +169,10 @@ class AttentionPhase(Phase):
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
 class MapPhase(Phase):
-    """Values computed row block by row block. It streams nothing."""
+    """Values computed row block by row block. It streams nothing. reduced: the widths of the vectors that its prologue reduces."""
 
     kind: ClassVar[str] = "map"
+    reduced: tuple[int, ...] = ()
 
     def streamed_bytes(self, batch: int) -> int:
         return 0

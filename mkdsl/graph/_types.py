@@ -128,10 +128,6 @@ class OpGraph:
         """The width that a vector of so many features is laid out with."""
         return tiled(width, self._head_dims)
 
-    def reduced(self, phase: Phase) -> list[int]:
-        """The widths of the vectors that a phase's prologue reduces, as they are laid out."""
-        return [self.tiled(self.node(self.node(r).inputs[0]).width) for r in self.code[phase.name].stats]
-
     @functools.cached_property
     def _head_dims(self) -> frozenset[int]:
         return head_dims(map(self.node, self.dag))

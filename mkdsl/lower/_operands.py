@@ -1,7 +1,6 @@
 """What a kernel is handed: weights where they are, the cache, small tables, and the tensors that cross phases."""
 
 import dataclasses
-import math
 from collections.abc import Callable, Sequence
 
 import jax
@@ -11,8 +10,9 @@ from jax import lax
 
 from mkdsl.graph import AttentionPhase, FoldPhase, Node, OpGraph, Tensor, given_value
 from mkdsl.lower._machine import i32
+from mkdsl.lower._tile import Tile
 from mkdsl.lower.mosaic._ptx import COUNTER_STRIDE
-from mkdsl.schedule import SHARING, Schedule
+from mkdsl.schedule import SHARING, FoldPlan, Schedule
 
 
 @dataclasses.dataclass(frozen=True)
@@ -85,16 +85,15 @@ def _weights(graph: OpGraph, schedule: Schedule) -> list[Operand]:
     of all but those that no copy engine takes as they are."""
     out = []
     for phase in (p for p in graph.phases if isinstance(p, FoldPhase)):
-        split_k = schedule.plan(phase.name).split_k
-        pieces = () if split_k == 1 else (split_k,)
+        plan = schedule.plan(phase.name)
+        assert isinstance(plan, FoldPlan)
+        tile = Tile.of(phase, plan, schedule.padded_batch)
+        shape = (-1, tile.k) if tile.split_k == 1 else (-1, tile.split_k, tile.k // tile.split_k)
         for fold in (f for folds, _ in graph.code[phase.name].parts for f in folds):
             leaf = graph.node(graph.node(fold).inputs[0]).op
-            whole = 8 // split_k, phase.k  # rows that lie in one block, columns
 
-            def build(a: Inputs, i: int = leaf.index, whole: tuple[int, int] = whole, pieces: tuple[int, ...] = pieces) -> jax.Array:
-                return _in_multiples(a.params[i].reshape(-1, a.params[i].shape[-1]), *whole).reshape(
-                    -1, *pieces, whole[1] // math.prod(pieces)
-                )
+            def build(a: Inputs, i: int = leaf.index, tile: Tile = tile, shape: tuple[int, ...] = shape) -> jax.Array:
+                return _in_multiples(a.params[i], tile.block_rows, tile.k).reshape(shape)
 
             out.append(Operand(f"weight{fold}", build))
     return out

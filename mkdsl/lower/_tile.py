@@ -42,6 +42,11 @@ class Tile:
         return math.gcd(self.tile_k, 64)
 
     @property
+    def block_rows(self) -> int:
+        """Rows of a weight in one swizzled block, which is 8 pieces of rows high."""
+        return 8 // self.split_k
+
+    @property
     def stage_k(self) -> int:
         """Elements of each mma row in one K stage of one worker."""
         return self.k // self.split_k // self.cluster // self.k_stages
@@ -72,7 +77,7 @@ class Tile:
     @property
     def written(self) -> tuple:
         """The layout of a stage [rows, split_k, tile_k], or [rows, tile_k] if split_k is 1: blocks of 8 rows of the mma."""
-        outer = (8,) if self.split_k in (1, 8) else (8 // self.split_k, self.split_k)
+        outer = (8,) if self.split_k in (1, 8) else (self.block_rows, self.split_k)
         return self.swizzle(*outer, self.width)
 
     def views(self, num_stages: int, stage_bytes: int) -> tuple[Buffer, Buffer]:

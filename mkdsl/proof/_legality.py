@@ -91,7 +91,7 @@ def _(phase: MapPhase, graph: OpGraph, schedule: Schedule, profile: Profile) -> 
     whole = p.rows >= 1 and p.rows % 64 == 0 and all(part.rows % p.rows == 0 for part in phase.parts)
     yield whole, Rule.TILE, f"rows={p.rows}: no multiple of 64 that divides {[part.rows for part in phase.parts]}"
     # What the prologue reduces is laid over rows as a fold's resident is.
-    widths = [*graph.reduced(phase), *(graph.tensors[name].width for name in phase.reads)]
+    widths = [*phase.reduced, *(graph.tensors[name].width for name in phase.reads)]
     even = p.split_k in SPLIT_K and all(width % (p.split_k * MMA_K) == 0 for width in widths)
     yield even, Rule.TILE, f"split_k={p.split_k} does not divide the {widths} that it reduces"
 

@@ -201,7 +201,7 @@ def _splits(blocks: int, heads: int, workers: int) -> list[int]:
 @_plans.register
 def _(phase: MapPhase, setting: Setting) -> Iterator[PhasePlan]:
     common = math.gcd(*(part.rows for part in phase.parts))
-    widths = [*setting.graph.reduced(phase), *(setting.graph.tensors[t].width for t in (*phase.reads, *phase.row_reads))]
+    widths = [*phase.reduced, *(setting.graph.tensors[t].width for t in (*phase.reads, *phase.row_reads))]
     split_k = 8 if all(w % (8 * MMA_K) == 0 for w in widths) else 1  # how a reduction's vector is laid over rows
     for rows in (64 << i for i in range(common.bit_length()) if common % (64 << i) == 0):
         yield MapPlan(name=phase.name, rows=rows, split_k=split_k, tasks=(), waits=())

@@ -25,10 +25,12 @@ PARAMS = {
     "stacked": leaf(3, H, H),
     "f32": leaf(H, H, dtype=jnp.float32),
     "f16": leaf(H, H, dtype=jnp.float16),
-    "out96": leaf(96, H),
-    "in96": leaf(H, 96),
+    "out100": leaf(100, H),
+    "in100": leaf(H, 100),
     "q": leaf(64, H),
     "o": leaf(H, 64),
+    "q32": leaf(32, H),
+    "o32": leaf(H, 32),
 }
 
 
@@ -120,6 +122,19 @@ def not_attended(x, p, kv, token, pos):
     return x, mk.append(kv, k, k, pos)
 
 
+def narrow_heads(x, p, kv, token, pos):
+    q, k, v = (mk.heads(mk.linear(p["q32"], x), 1) for _ in "qkv")
+    kv = mk.append(kv, k, v, pos)
+    return x + mk.linear(p["o32"], mk.attention(q, kv, pos)), kv
+
+
+def odd_fold(x, p, kv, token, pos):
+    def largest(carry, tile, y):
+        return jnp.maximum(carry, jnp.max(tile * y, axis=-1))
+
+    return x + mk.fold(largest, p["in100"], mk.linear(p["out100"], x), init=-jnp.inf, merge=jnp.maximum), kv
+
+
 def cache(context=64, head_dim=64, dtype=jnp.bfloat16):
     return {n: leaf(1, context, head_dim, dtype=dtype) for n in "kv"}
 
@@ -127,13 +142,13 @@ def cache(context=64, head_dim=64, dtype=jnp.bfloat16):
 OTHERS = {
     "float32 weight": (plain(lambda x, p, t, pos: mk.linear(p["f32"], x)), {}, r"the weight f32 is float32\[128, 128\]; kernels stream bfloat16"),
     "float16 weight": (plain(lambda x, p, t, pos: mk.linear(p["f16"], x)), {}, r"the weight f16 is float16\[128, 128\]; kernels stream bfloat16"),
-    "rows": (plain(lambda x, p, t, pos: mk.linear(p["out96"], x)), {"head": False}, "out of out96=96; tiles need a multiple of 64: pad the weights"),
-    "columns": (plain(lambda x, p, t, pos: mk.linear(p["in96"], mk.linear(p["out96"], x))), {}, "=96; tiles need a multiple of 64"),
     "computed weight": (plain(lambda x, p, t, pos: mk.linear(p["w"] * 2, x)), {}, r"the streamed array bfloat16\[128, 128\] is computed \(map\); stream a"),
     "no append": (not_appended, {}, r"attention over a cache that this token was not appended to; call kv = mk.append\(kv, k, v, pos\) first"),
     "computed position": (computed_position, {}, r"at a computed int32\[\] \(map\); an address is an int32 expression of the token, `pos`, constants"),
     "no attention": (not_attended, {}, "mk.append without mk.attention over the result; a kernel writes the cache as it attends"),
-    "context": (attend, {"kv": cache(context=100)}, "attention has context=100; tiles need a multiple of 64"),
+    "context": (attend, {"kv": cache(context=100)}, "a cache of context=100 positions; make it one of 104: copies take 8"),
+    "narrow heads": (narrow_heads, {"kv": cache(head_dim=32)}, "head_dim=32; kernels have heads of 64 to 256 features, multiples of 16"),
+    "a fold of rows": (odd_fold, {}, "folds k=100 elements of each row with a step of its own; such a k is a multiple of 16"),
     "float32 cache": (attend, {"kv": cache(dtype=jnp.float32)}, "the cache is float32; kernels stream a bfloat16 cache"),
     "integer loop": (plain(lambda x, p, t, pos: lax.fori_loop(0, 3, lambda i, x: 2 * x, x)), {}, r"the layers carry int32\[\]; they carry float32"),
     "no cache out": (

@@ -79,7 +79,8 @@ def _load_tiles(
     tile = Tile.of(phase, plan, m.batch)
     for fold in m.graph.code[phase.name].parts[part][0]:
         weight = m.graph.node(m.graph.node(fold).inputs[0])
-        top = m.layer(weight.op, iteration) * weight.shape[0] + first * tile.rows
+        rows = -(-weight.shape[0] // tile.block_rows) * tile.block_rows  # as the kernel is handed them
+        top = m.layer(weight.op, iteration) * rows + first * tile.rows
 
         def half(k: Index, i: Index, fold: int = fold, top: Index = top) -> Index:
             h, u = lax.rem(k, 2), lax.div(k, 2)
