@@ -19,7 +19,7 @@ FLOAT32_ONLY = frozenset(
 )
 DTYPES = ("float32", "bfloat16", "float16", "int32", "uint32", "bool")  # of what a kernel computes
 LEAF_DTYPES = (*DTYPES, "int8", "uint8", "int16", "uint16")  # of params that are no weights, which it converts first
-IDENTITIES = frozenset(("copy", "copy_p", "stop_gradient", "optimization_barrier"))
+IDENTITIES = frozenset(("copy", "copy_p", "stop_gradient", "optimization_barrier", "name"))  # name is checkpoint_name
 
 
 def _log1p(x: jax.Array) -> jax.Array:
