@@ -57,7 +57,8 @@ def _check_appends(graph: OpGraph) -> None:
     for id in graph.dag:
         if graph.node(id).kind == "append" and id not in attended:
             raise UnsupportedError(
-                f"{graph.node(id).where}: mk.append without mk.attention over the result; a kernel writes the cache as it attends"
+                f"{graph.node(id).where}: mk.append without an mk.attention over the result that the outputs depend on; "
+                "a kernel writes the cache as it attends"
             )
 
 

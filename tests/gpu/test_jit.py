@@ -131,7 +131,7 @@ NOT_RETURNED = {
         lambda token, logits, kv, pos: None,
         r"test_jit.py:\d+:.*: the decode step returns nothing that a kernel computes; run it with jax.jit",
     ),
-    "the cache": (lambda token, logits, kv, pos: kv, "mk.append without mk.attention over the result"),
+    "the cache": (lambda token, logits, kv, pos: kv, "mk.append without an mk.attention over the result"),
     "integers": (
         lambda token, logits, kv, pos: logits.astype(jnp.int32),
         r"the decode step returns int32\[64\] \(map\); it returns float32",

@@ -170,7 +170,7 @@ OTHERS = {
     "computed weight": (plain(lambda x, p, t, pos: mk.linear(p["w"] * 2, x)), {}, r"the streamed array bfloat16\[128, 128\] is computed \(map\); stream a"),
     "no append": (not_appended, {}, r"attention over a cache that this token was not appended to; call kv = mk.append\(kv, k, v, pos\) first"),
     "computed position": (computed_position, {}, r"at a computed int32\[\] \(map\); an address is an int32 expression of the token, `pos`, constants"),
-    "no attention": (not_attended, {}, "mk.append without mk.attention over the result; a kernel writes the cache as it attends"),
+    "no attention": (not_attended, {}, "mk.append without an mk.attention over the result that the outputs depend on; a kernel writes the cache as it attends"),
     "context": (attend, {"kv": cache(context=100)}, "attention has context=100; tiles need a multiple of 64"),
     "float32 cache": (attend, {"kv": cache(dtype=jnp.float32)}, "the cache is float32; kernels stream a bfloat16 cache"),
     "argmax in the middle": (

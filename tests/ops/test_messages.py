@@ -56,6 +56,10 @@ REFUSED = [
         "embed: index.shape=(2,) index.dtype=dtype('int32'); pass one integer; batch with jax.vmap or",
     ),
     (lambda: mk.embed(W, 1.0), "embed: index.shape=() index.dtype=dtype('float32'); pass one integer"),
+    (
+        lambda: mk.prefill(lambda p, kv, token, pos: {"kv": kv})(V8, KV, jnp.zeros(2, int), jnp.zeros(2, int)),
+        "prefill: the decode step returns PyTreeDef({'kv': (*, *)}); return a tuple with its cache last",
+    ),
     (lambda: mk.argmax(W), "argmax: x.shape=(4, 8); pass [features]"),
 ]
 
