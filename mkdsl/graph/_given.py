@@ -28,7 +28,7 @@ def find_given(tracer: Tracer, params: int) -> tuple[Any, ...]:
         node = tracer.node(id)
         if node.kind == "literal" and np.size(node.op) > 1:
             leaf = Leaf(f"constant{len(constants)}", params + len(constants), False)
-            constants.append(np.asarray(node.op).reshape(-1))
+            constants.append(np.asarray(node.op))
             tracer.dag.nodes[id]["node"] = dataclasses.replace(node, kind="param", op=leaf)
     return tuple(constants)
 
