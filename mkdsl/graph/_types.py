@@ -70,7 +70,7 @@ class DecodeStep:
     """A decode step as values, before it is fused.
 
     `dag` holds every value (node attribute "node"), `repeats` how often each segment runs, `carries` (loop state, its first value, its value
-    after an iteration), `outputs` what the caller gets, `constants` are parameters of its own.
+    after an iteration), `outputs` what the caller gets, `constants` are parameters of its own, `where` it is written.
     """
 
     dag: nx.DiGraph
@@ -79,6 +79,7 @@ class DecodeStep:
     outputs: tuple[int, ...]
     context: int
     constants: tuple[Any, ...]
+    where: str
 
     def node(self, id: int) -> Node:
         return self.dag.nodes[id]["node"]
@@ -115,6 +116,7 @@ class OpGraph:
     outputs: tuple[int, ...]
     context: int
     constants: tuple[Any, ...] = ()
+    where: str = ""
     others: tuple["OpGraph", ...] = ()
 
     def in_order(self, phases: Sequence[str]) -> "OpGraph":
@@ -176,6 +178,12 @@ class OpGraph:
             positions = (attention.inputs[3], *(self.node(i).inputs[2] for i in attention.inputs[1:3]))
             found += [phase.context] if any(self.node(i).kind == "pos" for i in positions) else []
         return min(found, default=0)
+
+    @functools.cached_property
+    def vocabulary(self) -> int:
+        """Tokens that the step may be called with: the rows of the tables in which it looks up the token itself; 0 if there are none."""
+        tables = [n.inputs for n in map(self.node, self.dag) if n.kind == "embed" and self.node(n.inputs[1]).kind == "token"]
+        return min((self.node(table).shape[0] for table, _ in tables), default=0)
 
     def has_table(self, rope: Node) -> bool:
         """Whether a rotation is by `pos` itself, of which there are few."""

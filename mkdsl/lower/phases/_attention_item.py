@@ -111,7 +111,7 @@ class Item:
         attended = self.m.address(positions(self.m, self.phase).attended, self.sequence)
         inside = jnp.where((attended >= 0) & (attended < self.phase.context), 0.0, jnp.nan).astype(f32)
         own = self.op.score(scores) * mine + (MASKED * (1.0 - mine) + inside)
-        z = plgpu.layout_cast(jnp.full((self.columns,), 1.0, f32), ACC.reduce(0)) * mine
+        z = (own - own) + mine  # the own score's exp(s - s): 1, or NaN
         values = ((size, self._new(1, first, size)) for first, size in self.chunks)
         return own, z, *(spread(value.astype(f32) * mine, (size, self.columns), 0, ACC) for size, value in values)
 
