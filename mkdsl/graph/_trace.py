@@ -116,7 +116,7 @@ class Tracer:
         with jax.ensure_compile_time_eval():
             constants = (jnp.broadcast_to(jnp.asarray(n.op, n.dtype), n.shape) for n in nodes)
             value = np.asarray(eqn.primitive.bind(*constants, **eqn.params))
-        same = value.size == 1 or (value.size and (value == value.flat[0]).all())
+        same = value.size == 1 or (value.size and _are_all_the_same(value))
         return [self.constant(eqn.outvars[0].aval, value.flat[0] if same else value)]
 
     def call(self, jaxpr: Any, consts: Sequence[Any], inputs: list[int]) -> list[int]:
@@ -174,6 +174,12 @@ class Tracer:
             raise UnsupportedError(f"{where}: the layers scan over a computed {node.kind}; scan over params and kv as they came in")
         leaf: Leaf = node.op
         return self.add(node.kind, aval, op=Leaf(leaf.path, leaf.index, True), where=where)
+
+
+def _are_all_the_same(value: np.ndarray) -> bool:
+    """Whether an array repeats one number, which may be NaN."""
+    first = value.flat[0]
+    return bool(((value == first) | ((value != value) & (first != first))).all())
 
 
 def _is_feature_broadcast(shape: Sequence[int], out: Sequence[int], dims: Sequence[int]) -> bool:

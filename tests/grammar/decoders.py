@@ -16,7 +16,7 @@ from grammar.expressions import NORMS, Expression, Scope, integer, number, vecto
 from grammar.refused import REFUSED
 
 
-@dataclasses.dataclass(frozen=True, kw_only=True)
+@dataclasses.dataclass(frozen=True, kw_only=True, repr=False)
 class Spec:
     """What a decoder is made of; expressions are those of `grammar.expressions`.
 
@@ -57,10 +57,18 @@ class Spec:
     inner: Expression = "x"
     after: Expression = "x"
     scale: Expression = 1.0
+    turned: str = "heads"
+    again: str = "none"
+    lean: int = 0
     fold: str = "none"
     fold_at: str = "head"
     extra: tuple[str, ...] = ()
     forbidden: tuple[str, str] | None = None
+
+    def __repr__(self) -> str:
+        """Without what is as it is by default."""
+        fields = {f.name: getattr(self, f.name) for f in dataclasses.fields(self) if getattr(self, f.name) != f.default}
+        return f"Spec({', '.join(f'{name}={value!r}' for name, value in fields.items())})"
 
 
 @dataclasses.dataclass(frozen=True)
@@ -134,16 +142,31 @@ class Layers:
         q, k = (NORMS[spec.head_norm](a, p[f"norm_{n}"], p["shift_head"]) for a, n in ((q, "query"), (k, "key")))
         if spec.bias == "heads":
             q = q + p["bq"]
+        if spec.bias == "numbers":
+            q = q * (1 + p["vectors"]["heads"][:, None])
         q, k = vector(spec.query, q, scope), vector(spec.keys, k, scope)
-        return (q, k, v) if spec.rope is None else (mk.rope(q, self.at(spec.rope)), mk.rope(k, self.at(spec.rope), theta=1e4), v)
+        return (q, k, v) if spec.rope is None else (self.turn(q), self.turn(k), v)
+
+    def turn(self, x: jax.Array) -> jax.Array:
+        if self.spec.turned == "halves":
+            return mk.rope(x.reshape(-1, self.spec.head_dim // 2), self.at(self.spec.rope)).reshape(x.shape)
+        return mk.rope(x, self.at(self.spec.rope))
 
     def attention(self, x: jax.Array, p: Any, kv: Any) -> tuple[jax.Array, Any]:
         spec, scope = self.spec, self.scope(p)
         q, k, v = self.heads(p, vector(spec.into, x, scope))
         kv = mk.append(kv, k, v, self.at(spec.append))
-        a = mk.attention(q, kv, self.at(spec.attend), scale=spec.attention_scale, window=spec.window, softcap=spec.softcap)
+        a = self.attend(q, kv)
+        if spec.again != "none":
+            q = mk.heads(mk.linear(p["wq"], jnp.tanh(mk.linear(p["wo"], a))), spec.heads)
+            kv = mk.append(kv, k, v, self.at(spec.append) + 1) if spec.again == "appended" else kv
+            a = a + self.attend(q, kv)
         y = mk.linear(p["wo"], vector(spec.attended, a, scope))
         return vector(spec.out, y, scope) * number(spec.scale, scope), kv
+
+    def attend(self, q: jax.Array, kv: Any) -> jax.Array:
+        spec = self.spec
+        return mk.attention(q, kv, self.at(spec.attend), scale=spec.attention_scale, window=spec.window, softcap=spec.softcap)
 
     def mlp(self, x: jax.Array, p: Any) -> jax.Array:
         spec, scope = self.spec, self.scope(p)
@@ -257,7 +280,7 @@ def _stack(f: Layers, x: jax.Array, p: Any, kv: Any) -> tuple[jax.Array, Any]:
 def _step(spec: Spec, params: Any, kv: Any, token: jax.Array, pos: jax.Array) -> Any:
     f = Layers(spec, params, token, pos)
     scope = f.scope(params["top"])
-    x = vector(spec.before, mk.embed(params["embed"], token), scope)
+    x = vector(spec.before, mk.embed(params["embed"], token), scope).astype(jnp.float32)
     if spec.forbidden and spec.forbidden[1] == "first":
         x = REFUSED[spec.forbidden[0]](x, params, token, pos)
     done: dict[str, list[Any]] = {"unrolled": [], "stacks": []}
@@ -269,6 +292,8 @@ def _step(spec: Spec, params: Any, kv: Any, token: jax.Array, pos: jax.Array) ->
     for p, cache in zip(params["stacks"], kv["stacks"], strict=True):
         x, cache = _stack(f, x, p, cache)
         done["stacks"].append(cache)
+    if spec.lean:
+        x, _ = mk.layers(lambda x, p, kv: (x + f.mlp(f.norm(x, p, "b"), p), kv), x, params["lean"], ())
     if spec.forbidden and spec.forbidden[1] == "last":
         x = REFUSED[spec.forbidden[0]](x, params, token, pos)
     h = f.norm(x, params["top"], "a")
@@ -293,6 +318,9 @@ EXTRAS: dict[str, Callable[..., Any]] = {
     "projected": lambda f, x, h, logits: mk.linear(f.params["also"], x),
     "temperature": lambda f, x, h, logits: f.params["temperature"] * 2,
     "embedding": lambda f, x, h, logits: mk.embed(f.params["embed"], f.token),
+    "signs": lambda f, x, h, logits: jnp.sign(logits).astype(jnp.int32),
+    "narrow": lambda f, x, h, logits: logits.astype(jnp.bfloat16),
+    "sum": lambda f, x, h, logits: logits.sum(),
     "one": lambda f, x, h, logits: jnp.float32(1.0),
 }
 
@@ -331,6 +359,7 @@ class Weights:
         flat = {n: (count * spec.head_dim,) if spec.bias == "vector" else (count, spec.head_dim) for n, count in heads.items()}
         found |= {name: self.normal(*lead, *shape, exponent=-2) for name, shape in flat.items()}
         found["vectors"] = {str(n): self.normal(*lead, n, exponent=-2) for n in {q, kv, spec.head_dim, spec.hidden, spec.width, spec.vocab}}
+        found["vectors"]["heads"] = self.normal(*lead, spec.heads, exponent=-2)
         found["layer_scale"] = self.normal(*lead, exponent=-1).astype(np.float32) + np.float32(1)
         found["layer_gain"] = self.normal(*lead, exponent=-1)
         return found
@@ -341,8 +370,8 @@ def decoder(spec: Spec) -> Decoder:
     w = Weights()
     embed = w.normal(spec.vocab, spec.hidden, exponent=0)
     params: dict[str, Any] = {
-        "embed": embed, "also": w.normal(64, spec.hidden), "temperature": np.float32(1.7), "shift": np.int32(5),
-        "gain": np.asarray(0.75, ml_dtypes.bfloat16), "top": w.layer(dataclasses.replace(spec)),
+        "embed": embed, "also": w.normal(64, spec.hidden), "temperature": np.float32(1.7), "shift": np.int32(5), "gain": np.asarray(0.75, ml_dtypes.bfloat16),
+        "top": w.layer(spec), "lean": w.layer(spec, max(1, spec.lean)),
         "unrolled": [w.layer(spec) for _ in range(spec.unrolled)], "stacks": [w.layer(spec, n) for n in spec.stacks],
     }  # fmt: skip
     params["head"] = w.normal(spec.vocab, spec.hidden)

@@ -9,6 +9,7 @@ import jax
 import jax.numpy as jnp
 from elementwise import FUNCTIONS
 from hypothesis import strategies as st
+from jax import lax
 
 import mkdsl as mk
 
@@ -113,6 +114,11 @@ layer_numbers = st.recursive(st.one_of(st.sampled_from(OF_A_LAYER), number_leave
 
 # Vectors.
 
+
+def _in_bfloat16(x: jax.Array) -> jax.Array:
+    return x.astype(jnp.bfloat16) * lax.rsqrt(jnp.mean(x * x, -1, keepdims=True) + 0.1).astype(jnp.bfloat16)
+
+
 NORMS: dict[str, Callable[..., Any]] = {
     "none": lambda x, w, b: x,
     "rms": lambda x, w, b: mk.rms_norm(x, w),
@@ -122,12 +128,16 @@ NORMS: dict[str, Callable[..., Any]] = {
     "l2": lambda x, w, b: x / jnp.sqrt(jnp.sum(x * x, -1, keepdims=True) + 1e-3) * w,
     "max": lambda x, w, b: x / (jnp.max(jnp.abs(x), -1, keepdims=True) + 0.1),
     "std": lambda x, w, b: (x - jnp.mean(x, -1, keepdims=True)) / (jnp.std(x, -1, keepdims=True) + 0.1),
+    "bfloat16": lambda x, w, b: _in_bfloat16(x).astype(jnp.float32),
+    "twice": lambda x, w, b: mk.rms_norm(mk.rms_norm(x, w) * b),
     "minmax": lambda x, w, b: (x - x.min(-1, keepdims=True)) / (x.max(-1, keepdims=True) - x.min(-1, keepdims=True) + 1),
 }
 WHOLE: dict[str, Callable[..., Any]] = {  # of features
     "softmax": lambda x: jax.nn.softmax(x),
     "logsumexp": lambda x: x - jax.nn.logsumexp(x, -1, keepdims=True),
     "centred": lambda x: x - x.mean(-1, keepdims=True),
+    "times its sum": lambda x: x * x.sum(-1, keepdims=True),
+    "over its size": lambda x: x * lax.rsqrt(0.1 + jnp.sum(x * x, -1, keepdims=True)) * x,
 }
 ACTIVATIONS: dict[str, Callable[..., Any]] = {
     "silu": lambda x: jax.nn.silu(x),
@@ -145,6 +155,8 @@ ACTIVATIONS: dict[str, Callable[..., Any]] = {
     "hypot": lambda x: jnp.hypot(x, 1.0),
     "nan to num": lambda x: jnp.nan_to_num(x),
     "checkpointed": lambda x: jax.checkpoint(lambda y: jnp.sin(y) * y)(x),
+    "itself twice": lambda x: (x * x) * x,
+    "narrow": lambda x: (x.astype(jnp.bfloat16) * 0.75).astype(jnp.float32),
     "called": lambda x: jax.jit(jnp.cos)(x),
 }
 CONSTANTS: dict[str, Callable[[int], Any]] = {
@@ -157,7 +169,7 @@ CONSTANTS: dict[str, Callable[[int], Any]] = {
 STEPS = frozenset(  # whose results jump
     (
         "sign", "floor", "ceil", "round", "rem", "gt", "ge", "lt", "le", "eq", "ne", "and", "or", "xor", "not", "is_finite", "convert_element_type",
-        "where", "tan", "acosh",
+        "where", "tan", "acosh", "narrow", "bfloat16",
     )
 )  # fmt: skip
 
@@ -190,7 +202,11 @@ def vector(e: Expression, x: jax.Array, s: Scope) -> Any:
 def vectors(*, whole: bool = True, rows: bool = True, of_layer: bool = True, leaves: int = 3) -> st.SearchStrategy[Expression]:
     """whole: with reductions over features. rows: with rows of tables."""
     scalars = layer_numbers if of_layer else numbers
-    others = [st.tuples(st.just("number"), scalars), st.tuples(st.just("constant"), st.sampled_from(sorted(CONSTANTS))), st.just(("vector",))]
+    others = [
+        st.tuples(st.just("number"), scalars),
+        st.tuples(st.just("constant"), st.sampled_from(sorted(CONSTANTS))),
+        st.just(("vector",)),
+    ]
     if rows:
         others += [st.tuples(st.just("row"), integers), st.tuples(st.just("one hot"), integers)]
     other = st.one_of(*others)

@@ -43,7 +43,9 @@ HEADS: Fields = {
     "kv_heads": st.sampled_from([1, 2, 3]),
     "head_dim": st.sampled_from([64, 64, 128]),
     "head_norm": st.sampled_from(sorted(NORMS)),
-    "bias": st.sampled_from(["none", "vector", "matrix", "heads"]),
+    "bias": st.sampled_from(["none", "vector", "matrix", "heads", "numbers"]),
+    "turned": st.sampled_from(["heads", "heads", "heads", "halves"]),
+    "again": st.sampled_from(["none", "none", "attended", "appended"]),
     "window": st.sampled_from([None, 1, 5, 64, 100]),
     "softcap": st.sampled_from([None, 0.5, 20.0]),
     "attention_scale": st.sampled_from([None, 0.5, 0.01]),
@@ -55,8 +57,8 @@ RESIDUAL: Fields = {
     "norm": st.sampled_from(sorted(NORMS)),
     "mlp": st.sampled_from(["none", "plain", "gated"]),
     "scale": layer_numbers,
-    "into": st.sampled_from(["x", ("norm", "rms", "x"), ("softmax", "x")]),
-    "attended": st.sampled_from(["x", ("norm", "rms", "x"), ("norm", "layer", "x")]),
+    "into": st.sampled_from(["x", ("norm", "rms", "x"), ("softmax", "x"), ("mul", "x"), ("over its size", "x"), ("times its sum", "x")]),
+    "attended": st.sampled_from(["x", ("norm", "rms", "x"), ("norm", "layer", "x"), ("mul", ("norm", "bare", "x"))]),
     "out": st.sampled_from(["x", ("norm", "l2", "x"), ("tanh", "x")]),
 }
 STACKS: Fields = {
@@ -64,7 +66,8 @@ STACKS: Fields = {
     "unrolled": st.integers(0, 2),
     "residual": st.sampled_from(["pre", "parallel", *TWO_STREAMS]),
     "mlp": st.sampled_from(["none", "plain"]),
-    "before": st.sampled_from(["x", ("norm", "rms", "x"), ("tanh", "x")]),
+    "before": st.sampled_from(["x", ("norm", "rms", "x"), ("tanh", "x"), ("vector",), ("row", "pos")]),
+    "lean": st.sampled_from([0, 0, 1, 2]),
 }
 OUTPUTS: Fields = {
     "extra": st.lists(st.sampled_from(sorted(EXTRAS)), max_size=3, unique=True).map(tuple),
@@ -90,7 +93,12 @@ SIZES: Fields = {
     "heads": st.sampled_from([1, 2, 3]),
 }
 EVERYTHING: Fields = {**ELEMENTWISE, **SCALARS, **HEADS, **RESIDUAL, **STACKS, **OUTPUTS, **OWN_FOLDS, **POSITIONS}
-SIZED: Fields = {"hidden": st.sampled_from([64, 128, 192]), "vocab": st.sampled_from([64, 128]), "context": st.sampled_from([64, 128])}
+SIZED: Fields = {
+    "hidden": st.sampled_from([64, 128, 192]),
+    "vocab": st.sampled_from([64, 128]),
+    "context": st.sampled_from([64, 128]),
+    "again": st.sampled_from(["none", "attended"]),
+}
 
 
 @st.composite
@@ -107,7 +115,9 @@ def specs(draw: st.DrawFn, always: Fields, others: Fields, least: int = 0, most:
 def refused(draw: st.DrawFn) -> Spec:
     """A spec that may be whatever it likes but for one thing."""
     spec = draw(specs(SIZED, RESIDUAL))
-    return dataclasses.replace(spec, stacks=(2,), forbidden=(draw(st.sampled_from(sorted(REFUSED))), draw(st.sampled_from(["first", "last"]))))
+    return dataclasses.replace(
+        spec, stacks=(2,), forbidden=(draw(st.sampled_from(sorted(REFUSED))), draw(st.sampled_from(["first", "last"])))
+    )
 
 
 FAMILIES: dict[str, st.SearchStrategy[Spec]] = {

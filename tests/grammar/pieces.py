@@ -51,6 +51,7 @@ class Piece:
             return self.run.constant(node)
         if node.kind == "map":
             primitive, params = node.op
+            self.check_dtypes(node)
             return self.run.arithmetic.apply(primitive.name, params, [self.value(i) for i in node.inputs], node.dtype)
         if node.kind == "param":
             leaf = self.run.leaf(node)
@@ -58,6 +59,12 @@ class Piece:
         if rule := self.rules().get(node.kind):
             return rule(node)
         raise NotComputable(f"{node.where}: {node.kind}{list(node.shape)} of {self.what}")
+
+    def check_dtypes(self, node: Node) -> None:
+        """A kernel converts nothing by itself."""
+        dtypes = {self.graph.node(i).dtype for i in node.inputs[node.op[0].name == "select_n" :]}
+        if len(dtypes) > 1:
+            raise NotComputable(f"{node.where}: {node.op[0].name} of {sorted(dtypes)}")
 
     def tensor(self, name: str) -> Array:
         if name not in self.tensors:
