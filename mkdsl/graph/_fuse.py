@@ -14,6 +14,7 @@ from mkdsl.graph._types import Code, DecodeStep, Node, UnsupportedError, depth
 from mkdsl.ops import LINEAR
 
 ROWWISE = frozenset(("map", "broadcast", "reshape"))
+EXACT = ("float32", "bfloat16", "float16", "bool")  # what a float32 holds: outputs cross as that
 GIVEN = frozenset(("param", "cache", "literal", "token", "pos", "given"))
 
 
@@ -213,7 +214,7 @@ class Fuser:
             i for a in self.order if last and self.node(a).kind == "argmax" for i in self.node(a).inputs
         }
         for id in sorted(wanted - set(self.output_of)):
-            if self.node(id).dtype == "float32" and len(self.node(id).shape) == 1:
+            if self.node(id).kind != "param" and self.node(id).dtype in EXACT and len(self.node(id).shape) == 1:
                 todo.append((id, self._declare_output("out", id)))
         if todo:
             self._map(segment, todo)

@@ -5,29 +5,24 @@ stand in arithmetic. Constant vectors, such as an index along features, become p
 """
 
 import dataclasses
+import functools
 from collections.abc import Sequence
 from typing import Any
 
 import jax
 import jax.numpy as jnp
-import networkx as nx
 import numpy as np
 
 from mkdsl.graph._trace import Tracer
-from mkdsl.graph._types import Leaf, Node, OpGraph
-
-SOURCES = ("token", "pos", "given")
-VIEWS = ("reshape", "broadcast")
+from mkdsl.graph._types import Leaf, OpGraph
 
 
 def find_given(tracer: Tracer, params: int) -> tuple[Any, ...]:
     """Marks what is given (node kind "given"), and turns constant vectors into parameters behind the caller's `params` leaves. Returns those."""
-    for id in nx.topological_sort(tracer.dag):
+    for id in tracer.known:
         node = tracer.node(id)
-        number = node.kind == "param" and node.shape == () and not node.op.stacked
-        if number or (node.kind in ("map", *VIEWS) and node.shape == () and _is_known(tracer, node)):
-            op = node.op if node.kind in ("map", "param") else None
-            tracer.dag.nodes[id]["node"] = dataclasses.replace(node, kind="given", op=op)
+        if node.kind not in ("token", "pos"):
+            tracer.dag.nodes[id]["node"] = dataclasses.replace(node, kind="given")
     constants: list[Any] = []
     for id in tracer.dag:
         node = tracer.node(id)
@@ -38,20 +33,23 @@ def find_given(tracer: Tracer, params: int) -> tuple[Any, ...]:
     return tuple(constants)
 
 
-def _is_known(tracer: Tracer, node: Node) -> bool:
-    inputs = [tracer.node(i) for i in node.inputs]
-    known = all(i.kind in SOURCES or (i.kind == "literal" and np.size(i.op) == 1) for i in inputs)
-    return known and any(i.kind in SOURCES for i in inputs)
-
-
 def given_value(graph: OpGraph, id: int, params: Sequence[jax.Array], token: jax.Array, pos: jax.Array) -> jax.Array:
     """The value of a given node, of one sequence."""
-    node = graph.node(id)
-    if node.kind in ("token", "pos"):
-        return jnp.asarray({"token": token, "pos": pos}[node.kind], jnp.int32)
-    if node.kind == "literal":
-        return jnp.asarray(node.op).reshape(())
-    if isinstance(node.op, Leaf):
-        return params[node.op.index]
-    inputs = [given_value(graph, i, params, token, pos) for i in node.inputs]
-    return inputs[0] if node.op is None else node.op[0].bind(*inputs, **node.op[1])
+
+    @functools.cache
+    def value(id: int) -> jax.Array:
+        node = graph.node(id)
+        if node.kind in ("token", "pos"):
+            return jnp.asarray({"token": token, "pos": pos}[node.kind], jnp.int32)
+        if node.kind == "literal":
+            return jnp.broadcast_to(jnp.asarray(node.op), node.shape)
+        if isinstance(node.op, Leaf):
+            return params[node.op.index].reshape(node.shape)
+        inputs = [value(i) for i in node.inputs]
+        if node.op is None:
+            return inputs[0].reshape(node.shape)
+        primitive, options, *which = node.op
+        out = primitive.bind(*inputs, **options)
+        return out[which[0]] if which else out
+
+    return value(id)

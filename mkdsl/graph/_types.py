@@ -70,7 +70,7 @@ class DecodeStep:
     """A decode step as values, before it is fused.
 
     `dag` holds every value (node attribute "node"), `repeats` how often each segment runs, `carries` (loop state, its first value, its value
-    after an iteration), `outputs` what the caller gets, `constants` are parameters of its own.
+    after an iteration), `outputs` what the caller gets, `constants` are parameters of its own, `where` it is written.
     """
 
     dag: nx.DiGraph
@@ -79,6 +79,7 @@ class DecodeStep:
     outputs: tuple[int, ...]
     context: int
     constants: tuple[Any, ...]
+    where: str
 
     def node(self, id: int) -> Node:
         return self.dag.nodes[id]["node"]
@@ -110,6 +111,7 @@ class OpGraph:
     outputs: tuple[int, ...]
     context: int
     constants: tuple[Any, ...] = ()
+    where: str = ""
     others: tuple["OpGraph", ...] = ()
 
     def in_order(self, phases: Sequence[str]) -> "OpGraph":
@@ -124,6 +126,11 @@ class OpGraph:
         while id not in self.tensor_of and self.node(id).kind == "reshape":
             id = self.node(id).inputs[0]
         return self.tensor_of.get(id)
+
+    def computes(self, phase: Phase, id: int) -> bool:
+        """Whether a phase computes a value that it writes. Else it only hands the value on from the tensor that holds it, as the loop's state when
+        the iteration began, also if what the state becomes is written by the same phase."""
+        return self.node(id).kind != "carry" and self.tensor_of.get(id) in (None, *phase.writes)
 
     def phase(self, name: str) -> Phase:
         return self._by_name[name]
@@ -163,6 +170,12 @@ class OpGraph:
             positions = (attention.inputs[3], *(self.node(i).inputs[2] for i in attention.inputs[1:3]))
             found += [phase.context] if any(self.node(i).kind == "pos" for i in positions) else []
         return min(found, default=0)
+
+    @functools.cached_property
+    def vocabulary(self) -> int:
+        """Tokens that the step may be called with: the rows of the tables in which it looks up the token itself; 0 if there are none."""
+        tables = [n.inputs for n in map(self.node, self.dag) if n.kind == "embed" and self.node(n.inputs[1]).kind == "token"]
+        return min((self.node(table).shape[0] for table, _ in tables), default=0)
 
     def has_table(self, rope: Node) -> bool:
         """Whether a rotation is by `pos` itself, of which there are few."""

@@ -1,5 +1,6 @@
 """`verify_graph`: what must hold of an `OpGraph` before a schedule is searched for it."""
 
+from mkdsl.graph._computable import check_code
 from mkdsl.graph._phases import AttentionPhase, FoldPhase, Phase
 from mkdsl.graph._types import Node, OpGraph, UnsupportedError
 
@@ -11,6 +12,8 @@ def verify_graph(graph: OpGraph) -> None:
       UnsupportedError: a shape or dtype that no tile fits, with the numbers.
       ValueError: the graph is inconsistent (a fault of the compiler, not of the user).
     """
+    if not graph.phases:
+        raise UnsupportedError(f"{graph.where}: the decode step returns nothing that a kernel computes; run it with jax.jit")
     written: dict[str, str] = {}
     for segment in graph.segments:
         for phase in map(graph.phase, segment.phases):
@@ -22,6 +25,7 @@ def verify_graph(graph: OpGraph) -> None:
                     raise ValueError(f"{name} is written by {written[name]} and by {phase.name}")
                 written[name] = phase.name
             _check_shapes(graph, phase)
+            check_code(graph, phase)
     if missing := set(graph.tensors) - set(written):
         raise ValueError(f"nothing writes {sorted(missing)}")
     for id in graph.outputs:
@@ -31,11 +35,14 @@ def verify_graph(graph: OpGraph) -> None:
         _check_address(graph, id)
 
 
+INTEGERS = ("int32", "uint32")  # which a float32 does not hold
+
+
 def _check_output(graph: OpGraph, id: int) -> None:
     node = graph.node(id)
-    if id in graph.output_of or node.kind in ("append", "cache", "token", "pos", "literal", "given"):
+    if node.kind in ("append", "cache", "token", "pos", "literal", "given") or (id in graph.output_of and node.dtype not in INTEGERS):
         return
-    if node.kind not in ("argmax", "map"):
+    if node.kind not in ("argmax", "map") or id in graph.output_of:
         what = f"{node.dtype}{list(node.shape)} ({node.kind})"
         raise UnsupportedError(
             f"{node.where}: the decode step returns {what}; it returns float32 [features], mk.argmax of one, and the cache"

@@ -70,7 +70,7 @@ def _given(graph: OpGraph, schedule: Schedule) -> list[Operand]:
     out = [Operand("token", lambda a: padded(a.token.astype(i32))), Operand("pos", lambda a: padded(a.pos.astype(i32)))]
     for node in map(graph.node, graph.dag):
         if node.kind == "given":
-            out.append(Operand(f"given{node.id}", lambda a, id=node.id: padded(given(id, a))))
+            out.append(Operand(f"given{node.id}", lambda a, id=node.id: padded(given(id, a).reshape(-1))))
         if node.kind == "rope" and graph.has_table(node):
             table = node.op.table(graph.position_limit, node.shape[1])
             out.append(Operand(f"rope{node.id}", lambda _, t=table: jnp.asarray(t)))
@@ -96,11 +96,17 @@ def _small(graph: OpGraph) -> list[Operand]:
     out = []
     for node in (n for n in map(graph.node, graph.dag) if n.kind == "param"):
         users = [graph.node(u) for u in graph.dag.successors(node.id)]
-        if all(u.kind == "fold" and u.inputs[0] == node.id for u in users):
+        if all(u.kind == "given" or (u.kind == "fold" and u.inputs[0] == node.id) for u in users):
             continue
-        vector = not node.op.stacked and len(node.shape) == 1
-        out.append(Operand(f"param{node.op.index}", lambda a, i=node.op.index, v=vector: a.params[i][None] if v else a.params[i]))
+        table = any(u.kind == "embed" for u in users)
+        shape = (-1,) if node.is_scalar else (-1, node.width)
+        out.append(Operand(f"param{node.op.index}", lambda a, i=node.op.index, s=None if table else shape: _shaped(a.params[i], s)))
     return out
+
+
+def _shaped(array: jax.Array, shape: tuple[int, ...] | None) -> jax.Array:
+    array = array.astype(i32) if array.dtype == bool else array
+    return array if shape is None else array.reshape(shape)
 
 
 def _caches(graph: OpGraph) -> list[Operand]:

@@ -4,6 +4,7 @@ import dataclasses
 from collections.abc import Callable
 from typing import Any
 
+import jax.numpy as jnp
 import ml_dtypes
 import numpy as np
 from scipy import special
@@ -61,6 +62,13 @@ class Arithmetic:
     def narrow(self, x: Array) -> Array:
         """Rounded to bfloat16, unless numbers are real."""
         return x if self.real else x.astype(ml_dtypes.bfloat16).astype(np.float32)
+
+    def bind(self, primitive: Any, params: dict[str, Any], which: int = 0, *, args: list[Array], dtype: str) -> Array:
+        """A primitive of any kind, of numbers; the result of several that is meant."""
+        if primitive.name in PRIMITIVES:
+            return self.apply(primitive.name, params, args, dtype)
+        out = primitive.bind(*map(jnp.asarray, args), **params)
+        return self.hold(np.asarray(out[which] if primitive.multiple_results else out), dtype)
 
     def apply(self, name: str, params: dict[str, Any], args: list[Array], dtype: str) -> Array:
         """An elementwise primitive of JAX's whose result has this dtype."""

@@ -117,9 +117,9 @@ class Run:
         if node.kind != "given":
             raise NotComputable(f"{node.where}: {node.kind}{list(node.shape)} is not known before the kernel starts")
         if isinstance(node.op, Leaf):
-            return self.inputs.params[node.op.index]
+            return self.inputs.params[node.op.index].reshape(node.shape)
         inputs = [self.given(i) for i in node.inputs]
-        return inputs[0] if node.op is None else self.arithmetic.apply(node.op[0].name, node.op[1], inputs, node.dtype)
+        return inputs[0].reshape(node.shape) if node.op is None else self.arithmetic.bind(*node.op, args=inputs, dtype=node.dtype)
 
     # Folds and maps.
 
@@ -251,7 +251,7 @@ class Run:
 
     def _output(self, node: Node) -> Array:
         if node.id in self.graph.output_of:
-            return self.now[self.graph.output_of[node.id]]
+            return self.arithmetic.hold(self.now[self.graph.output_of[node.id]], node.dtype)
         match node.kind:
             case "argmax":
                 return np.asarray(np.argmax(self._output(self.graph.node(node.inputs[0]))), np.int32)

@@ -81,7 +81,7 @@ PRIMITIVES = [
         "gather(float32[128], int32[1]) -> []",
         "look rows up with mk.embed",
     ),
-    (lambda x, p, t, pos: jnp.cumsum(x), "cumsum(float32[128]) -> [128]", "no running sums over features; restate as mk.fold"),
+    (lambda x, p, t, pos: jnp.cumsum(x), "cumsum(float32[128]) -> [128]", "a running sum is mk.linear with a triangular matrix of ones"),
     (lambda x, p, t, pos: jnp.sort(x), "sort(float32[128]) -> [128]", "sample outside the decode step, from its logits"),
     (lambda x, p, t, pos: x.reshape(2, 64).T.reshape(-1), "transpose(float32[2, 64]) -> [64, 2]", ""),
     (lambda x, p, t, pos: x + x.reshape(2, 64).sum(0).sum(), "reduce_sum(float32[2, 64]) -> [64]", GENERIC),

@@ -86,6 +86,6 @@ def test_a_step_that_calls_functions():
 
 def test_a_step_that_has_no_lowering():
     with pytest.raises(
-        mk.UnsupportedError, match=r"test_user_folds.py:\d+.*: table's step uses cumsum on \[\(64, \d+\)\]; a step is elementwise jnp"
+        mk.UnsupportedError, match=r"test_user_folds.py:\d+.*: fold's step uses cumsum on \[\(64, \d+\)\]; a step is elementwise jnp"
     ):
         check(lambda t, x: mk.fold(lambda carry, tile, x: carry + jnp.cumsum(tile, -1)[:, -1].astype(jnp.float32), t, x), 1)

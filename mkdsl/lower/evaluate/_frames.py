@@ -55,11 +55,7 @@ class Frame(Evaluator):
         return {"param": self.param, "embed": self.embedding, "reduce": self.statistic, **given}
 
     def is_view(self, node: Node) -> bool:
-        return node.kind in ("broadcast", "reshape") and len(node.shape) == 1
-
-    def refusal(self, node: Node) -> str:
-        remedy = "arithmetic on [heads, head_dim] belongs between a projection and mk.attention; elsewhere flatten it with reshape(-1)"
-        return f"inside {self.phase.name}; {remedy}"
+        return node.kind in ("broadcast", "reshape") and len(node.shape) <= 1
 
     def combine(self, id: int, loaded: list[jax.Array]) -> Value:
         return loaded[0]
@@ -114,7 +110,7 @@ class Rows(Frame):
 
     def param(self, node: Node) -> Value:
         ref, layer = self.m.refs[f"param{node.op.index}"], self.m.layer(node.op, self.iteration)
-        return PerRow(ref[layer]) if node.shape == () else self.stack([self._features(ref, layer)])
+        return PerRow(as_bool(node, ref[layer])) if node.is_scalar else as_bool(node, self.stack([self._features(ref, layer)]))
 
     def given(self, node: Node) -> PerRow:
         ref = self.m.given(node.id)
@@ -213,14 +209,14 @@ class Cell(Frame):
         return sum(merged[1:], merged[0]) * self.full(PerRow(1.0 / sum(weights[1:], weights[0])))  # divisions are slow
 
     def param(self, node: Node) -> Value:
-        if node.shape == ():
-            return PerRow(self.m.refs[f"param{node.op.index}"][self.m.layer(node.op, self.iteration)])
+        if node.is_scalar:
+            return PerRow(as_bool(node, self.m.refs[f"param{node.op.index}"][self.m.layer(node.op, self.iteration)]))
         if node.id not in self.weights:
             lead = (self.m.layer(node.op, self.iteration),)
             self.weights[node.id] = self.stack(
                 [self.m.load(r) for r in self._rows(self.m.refs[f"param{node.op.index}"], lead, self.split_k)]
             )
-        return self.weights[node.id]
+        return as_bool(node, self.weights[node.id])
 
     def given(self, node: Node) -> jax.Array:
         """Row r is of sequence (height * group + r) // split_k."""
@@ -237,9 +233,9 @@ class Cell(Frame):
         stack = list(roots)
         while stack:
             node = self.m.graph.node(stack.pop())
-            if node.kind == "param" and len(node.shape) == 1:
+            if node.kind == "param" and not node.is_scalar:
                 self.param(node)
-            if node.id not in self.m.graph.tensor_of and node.kind != "embed":
+            if node.id not in self.m.graph.tensor_of and node.kind not in ("embed", "given"):
                 stack.extend(node.inputs)
 
     def embedding(self, node: Node) -> jax.Array:
