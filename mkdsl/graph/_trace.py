@@ -171,7 +171,7 @@ class Tracer:
         """Layers: consts and one iteration's slices in, carries become a segment of their own."""
         params = eqn.params
         n_consts, n_carry = (len(part) for part in params["ft_in"].unpack()[:2])
-        if self.repeats[-1] != 1 or params["reverse"]:
+        if self.segment % 2 or params["reverse"]:  # segments are straight code and loops by turns
             raise UnsupportedError(f"{where}: a scan inside a scan (or a reversed one); {REMEDIES['scan']}")
         inner = params["jaxpr"]
         jaxpr = inner.jaxpr if isinstance(inner, ClosedJaxpr) else inner

@@ -55,7 +55,7 @@ class Piece:
             return self.run.arithmetic.apply(primitive.name, params, [self.value(i) for i in node.inputs], node.dtype)
         if node.kind == "param":
             leaf = self.run.leaf(node)
-            return leaf if node.shape == () else self.weight(node, leaf)
+            return leaf.reshape(()) if leaf.size == 1 else self.weight(node, leaf)
         if rule := self.rules().get(node.kind):
             return rule(node)
         raise NotComputable(f"{node.where}: {node.kind}{list(node.shape)} of {self.what}")

@@ -9,7 +9,6 @@ import numpy as np
 from jax.extend.core import ClosedJaxpr, Literal
 
 from grammar.arithmetic import PRIMITIVES, REDUCTIONS, Arithmetic, Array
-from mkdsl.graph import callee
 from mkdsl.ops import LINEAR, Append, Argmax, Attention, Embed, Fold, Rope
 
 
@@ -41,8 +40,8 @@ class Plain:
         name, params, out = eqn.primitive.name, eqn.params, eqn.outvars[0].aval
         if name == "mkdsl":
             return [self._operator(params["op"], args)]
-        if inner := callee(eqn):
-            return self.run(*inner, args)
+        if called := [params[k] for k in ("jaxpr", "call_jaxpr", "fun_jaxpr") if k in params and name != "scan"]:
+            return self.run(getattr(called[0], "jaxpr", called[0]), getattr(called[0], "consts", ()), args)
         if name == "scan":
             return self._scan(params, args)
         if name in PRIMITIVES:

@@ -41,7 +41,6 @@ REFUSED: dict[str, Callable[..., Any]] = {
     "cond": lambda x, p, token, pos: lax.cond(pos > 3, jnp.sin, jnp.cos, x),
     "switch": lambda x, p, token, pos: lax.switch(pos % 3, [jnp.sin, jnp.cos, jnp.tanh], x),
     "while": lambda x, p, token, pos: lax.while_loop(lambda x: x.sum() < 1, lambda x: x + 1, x),
-    "loop": lambda x, p, token, pos: lax.fori_loop(0, 3, lambda i, x: 2 * x, x),
     "scan in scan": lambda x, p, token, pos: _nested(x, p),
     "layer by number": lambda x, p, token, pos: mk.linear(p["stacks"][0]["wu"][pos % 2], x)[:1] + x,
     "computed weight": lambda x, p, token, pos: mk.linear(p["top"]["wd"], mk.linear(p["top"]["wu"] * 2, x)),
