@@ -24,6 +24,10 @@ def _rounded(x: Array, *, rounding_method: Any) -> Array:
     return np.rint(x) if to_even else np.sign(x) * np.floor(np.abs(x) + 0.5)
 
 
+def _same_bits(x: Array, *, new_dtype: Any) -> Array:
+    return (x.astype(np.float32) if x.dtype.kind == "f" else x).view(new_dtype)
+
+
 PRIMITIVES: dict[str, Callable[..., Array]] = {
     "add": np.add, "sub": np.subtract, "mul": np.multiply, "div": _divided, "rem": np.fmod, "max": np.maximum, "min": np.minimum,
     "neg": np.negative, "abs": np.abs, "sign": np.sign, "square": np.square, "integer_pow": lambda x, *, y: x**y, "pow": np.power,
@@ -35,9 +39,10 @@ PRIMITIVES: dict[str, Callable[..., Array]] = {
     "gt": np.greater, "ge": np.greater_equal, "lt": np.less, "le": np.less_equal, "eq": np.equal, "ne": np.not_equal,
     "and": np.bitwise_and, "or": np.bitwise_or, "xor": np.bitwise_xor, "not": np.invert,
     "select_n": lambda which, no, yes: np.where(which, yes, no), "clamp": lambda low, x, high: np.minimum(np.maximum(x, low), high),
-    "stop_gradient": lambda x: x, "copy": lambda x: x, "copy_p": lambda x: x, "convert_element_type": lambda x: x,
+    "shift_left": np.left_shift, "shift_right_arithmetic": np.right_shift, "shift_right_logical": np.right_shift,  # the last of unsigned numbers
+    "bitcast_convert_type": _same_bits, "stop_gradient": lambda x: x, "copy": lambda x: x, "copy_p": lambda x: x, "convert_element_type": lambda x: x,
 }  # fmt: skip
-PARAMETERS = frozenset(("y", "rounding_method"))  # of primitives that have any that matter
+PARAMETERS = {"integer_pow": "y", "round": "rounding_method", "bitcast_convert_type": "new_dtype"}  # those that matter
 REDUCTIONS: dict[str, Callable[..., Array]] = {"reduce_sum": np.sum, "reduce_max": np.max, "reduce_min": np.min}
 COMBINE: dict[str, Callable[..., Array]] = {"reduce_sum": np.add, "reduce_max": np.maximum, "reduce_min": np.minimum}
 
@@ -72,4 +77,5 @@ class Arithmetic:
 
     def apply(self, name: str, params: dict[str, Any], args: list[Array], dtype: str) -> Array:
         """An elementwise primitive of JAX's whose result has this dtype."""
-        return self.hold(PRIMITIVES[name](*args, **{k: v for k, v in params.items() if k in PARAMETERS}), dtype)
+        wanted = PARAMETERS.get(name)
+        return self.hold(PRIMITIVES[name](*args, **({wanted: params[wanted]} if wanted else {})), dtype)

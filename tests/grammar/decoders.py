@@ -230,7 +230,7 @@ def _mlp_first(f: Layers, x: Any, p: Any, kv: Any) -> Any:
 def _shared(f: Layers, x: Any, p: Any, kv: Any) -> Any:
     """The same MLP twice."""
     a, kv = f.attention(f.norm(x, p, "a"), p, kv)
-    x = x + f.mlp(x + a, p)
+    x = x + a + f.mlp(x, p)
     return x + f.mlp(f.norm(x, p, "b"), p), kv
 
 
@@ -368,7 +368,7 @@ class Weights:
 def decoder(spec: Spec) -> Decoder:
     """The decoder that a spec says, with weights that are always the same."""
     w = Weights()
-    embed = w.normal(spec.vocab, spec.hidden, exponent=0)
+    embed = w.normal(spec.vocab, spec.hidden, exponent=-2)
     params: dict[str, Any] = {
         "embed": embed, "also": w.normal(64, spec.hidden), "temperature": np.float32(1.7), "shift": np.int32(5), "gain": np.asarray(0.75, ml_dtypes.bfloat16),
         "top": w.layer(spec), "lean": w.layer(spec, max(1, spec.lean)),

@@ -136,7 +136,7 @@ WHOLE: dict[str, Callable[..., Any]] = {  # of features
     "softmax": lambda x: jax.nn.softmax(x),
     "logsumexp": lambda x: x - jax.nn.logsumexp(x, -1, keepdims=True),
     "centred": lambda x: x - x.mean(-1, keepdims=True),
-    "times its sum": lambda x: x * x.sum(-1, keepdims=True),
+    "times its mean": lambda x: x * (0.5 + x.mean(-1, keepdims=True)),
     "over its size": lambda x: x * lax.rsqrt(0.1 + jnp.sum(x * x, -1, keepdims=True)) * x,
 }
 ACTIVATIONS: dict[str, Callable[..., Any]] = {
@@ -169,7 +169,8 @@ CONSTANTS: dict[str, Callable[[int], Any]] = {
 STEPS = frozenset(  # whose results jump
     (
         "sign", "floor", "ceil", "round", "rem", "gt", "ge", "lt", "le", "eq", "ne", "and", "or", "xor", "not", "is_finite", "convert_element_type",
-        "where", "tan", "acosh", "narrow", "bfloat16",
+        "where", "tan", "acosh", "narrow", "bfloat16", "shift_left",
+        "shift_right_logical", "shift_right_arithmetic",
     )
 )  # fmt: skip
 

@@ -57,7 +57,7 @@ RESIDUAL: Fields = {
     "norm": st.sampled_from(sorted(NORMS)),
     "mlp": st.sampled_from(["none", "plain", "gated"]),
     "scale": layer_numbers,
-    "into": st.sampled_from(["x", ("norm", "rms", "x"), ("softmax", "x"), ("mul", "x"), ("over its size", "x"), ("times its sum", "x")]),
+    "into": st.sampled_from(["x", ("norm", "rms", "x"), ("softmax", "x"), ("mul", "x"), ("over its size", "x"), ("times its mean", "x")]),
     "attended": st.sampled_from(["x", ("norm", "rms", "x"), ("norm", "layer", "x"), ("mul", ("norm", "bare", "x"))]),
     "out": st.sampled_from(["x", ("norm", "l2", "x"), ("tanh", "x")]),
 }
