@@ -5,6 +5,7 @@ from collections.abc import Callable
 import jax
 import jax.numpy as jnp
 from jax import lax
+from jax.ad_checkpoint import checkpoint_name
 
 
 def whole(x: jax.Array) -> jax.Array:
@@ -65,6 +66,7 @@ FUNCTIONS: dict[str, Callable[[jax.Array], jax.Array]] = {
     "shift_right_logical": lambda x: counted(lax.bitcast_convert_type(x, jnp.uint32) >> jnp.uint32(31) == 0),
     "shift_right_arithmetic": lambda x: counted(whole(x) >> 2 > 0),
     "stop_gradient": lax.stop_gradient,
+    "name": lambda x: checkpoint_name(x, "saved"),
     "optimization_barrier": lax.optimization_barrier,
     "copy": jnp.copy,
     "copy_p": jnp.positive,

@@ -3,7 +3,7 @@ inputs are computed head by head. What cannot be is refused when the decode step
 
 from collections.abc import Iterable
 
-from mkdsl.graph._elementwise import DTYPES, LEAF_DTYPES
+from mkdsl.graph._elementwise import DTYPES, LEAF_DTYPES, TABLE_DTYPES
 from mkdsl.graph._phases import AttentionPhase, FoldPhase, Phase
 from mkdsl.graph._step import check_step
 from mkdsl.graph._types import Node, OpGraph, UnsupportedError
@@ -30,7 +30,7 @@ def check_code(graph: OpGraph, phase: Phase) -> None:
             _check_heads(graph, phase, id, per_head=False)
         return
     for node in _framed(graph, phase):
-        _check_framed(phase, node)
+        _check_framed(graph, phase, node)
     for node in _folds(graph, phase):
         if node.op != LINEAR:
             check_step(node, graph.node(node.inputs[0]).dtype)
@@ -57,14 +57,17 @@ def _framed(graph: OpGraph, phase: Phase) -> Iterable[Node]:
             stack.extend(node.inputs)
 
 
-def _check_framed(phase: Phase, node: Node) -> None:
+def _check_framed(graph: OpGraph, phase: Phase, node: Node) -> None:
     wide = node.kind in VIEWS and len(node.shape) > 1
     if wide or node.kind not in {"map", "param", "embed", "reduce", *VIEWS, *GIVEN}:
         raise UnsupportedError(
             f"{node.where}: {node.kind}{list(node.shape)} cannot be computed inside {phase.name}; {ELSEWHERE.get(node.kind, FLAT)}"
         )
-    if node.kind == "embed" and node.is_scalar:
-        raise UnsupportedError(f"{node.where}: mk.embed of a table of one column; look rows of features up")
+    if node.kind == "embed":
+        table = graph.node(node.inputs[0])
+        if node.is_scalar or table.dtype not in TABLE_DTYPES:
+            what = f"mk.embed of the table {table.op.path}, {table.dtype}{list(table.shape)}"
+            raise UnsupportedError(f"{node.where}: {what}; a table has several columns of {', '.join(TABLE_DTYPES)}: convert it")
     _check_dtype(node)
 
 

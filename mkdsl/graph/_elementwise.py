@@ -18,8 +18,9 @@ FLOAT32_ONLY = frozenset(
     ("exp", "exp2", "log", "log2", "tanh", "logistic", "sqrt", "rsqrt", "sin", "cos", "atan2", "erf", "round", "integer_pow")
 )
 DTYPES = ("float32", "bfloat16", "float16", "int32", "uint32", "bool")  # of what a kernel computes
+TABLE_DTYPES = ("float32", "bfloat16", "float16")  # of mk.embed's tables
 LEAF_DTYPES = (*DTYPES, "int8", "uint8", "int16", "uint16")  # of params that are no weights, which it converts first
-IDENTITIES = frozenset(("copy", "copy_p", "stop_gradient", "optimization_barrier"))
+IDENTITIES = frozenset(("copy", "copy_p", "stop_gradient", "optimization_barrier", "name"))  # name is checkpoint_name
 
 
 def _log1p(x: jax.Array) -> jax.Array:

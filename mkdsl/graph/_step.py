@@ -10,6 +10,7 @@ from typing import Any
 
 import jax
 import numpy as np
+from jax.core import Tracer
 from jax.extend.core import Literal
 
 from mkdsl.graph._elementwise import DTYPES, IDENTITIES, KNOWN, composed
@@ -18,7 +19,6 @@ from mkdsl.graph._types import Node, UnsupportedError
 
 VIEWS = frozenset(("broadcast_in_dim", "reshape", "squeeze", "expand_dims"))
 TRIED = 64, 128  # rows and columns of the tile that a step is tried on: unequal, so that they are not taken for each other
-OUTSIDE = "a value of the decode step around it; pass it through the resident, or use it before or after the fold"
 ALLOWED = "a step is elementwise jnp, mk.dot(tile, x), and sum, max or min over the tile's last axis"
 
 type Axes = tuple[int, ...]  # of (rows, columns), those along which a value varies
@@ -90,6 +90,8 @@ class _Tried(StepWalker[Axes]):
         return value
 
     def constant(self, array: Any) -> Axes:
+        if isinstance(array, Tracer):
+            raise self.error("a value of the decode step around it; pass it through the resident, or use it before or after the fold")
         if np.size(array) > 1:
             raise self.error(f"a constant of shape {np.shape(array)}; a step's constants are numbers")
         return ()
@@ -129,10 +131,7 @@ def check_step(node: Node, dtype: str) -> None:
     packed = carry[0] if len(carry) == 1 else carry
     walker, given = _Tried(node), [(0,)] * len(carry)
     for f, shapes, axes in ((node.op.step, (packed, tile, piece), [*given, (0, 1), (1,)]), (node.op.finish, (packed,), given)):
-        try:
-            closed = jax.make_jaxpr(f)(*shapes)
-        except jax.errors.UnexpectedTracerError as e:
-            raise walker.error(OUTSIDE) from e
+        closed = jax.make_jaxpr(f)(*shapes)
         outs = walker.run(closed.jaxpr, closed.consts, axes)
         if any(1 in a for a in outs):
             raise walker.error("what varies along the tile's columns as a carry; sum, max or min it over the last axis")

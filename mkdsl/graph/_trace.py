@@ -42,6 +42,7 @@ REMEDIES = {
     "random": "draw random numbers outside the decode step, and pass them as params or sample from its logits",
     "threefry2x32": "draw random numbers outside the decode step, and pass them as params or sample from its logits",
     "callback": "print and call back outside the decode step",
+    "debug": "print and call back outside the decode step",
 }
 
 

@@ -1,5 +1,7 @@
 """`verify_graph`: what must hold of an `OpGraph` before a schedule is searched for it."""
 
+from collections.abc import Sequence
+
 from mkdsl.graph._computable import check_code
 from mkdsl.graph._phases import AttentionPhase, FoldPhase, Phase
 from mkdsl.graph._types import Node, OpGraph, UnsupportedError
@@ -52,13 +54,22 @@ def _check_output(graph: OpGraph, id: int) -> None:
 
 
 def _check_appends(graph: OpGraph) -> None:
-    """Attention is what writes the cache in a kernel, in place: keys and values at one position."""
+    """Attention is what writes the cache in a kernel."""
     nodes = [graph.node(id) for id in graph.dag]
     attended = {i for n in nodes if n.kind == "attention" for i in n.inputs}
-    written: dict[int, Node] = {}
     for node in (n for n in nodes if n.kind == "append"):
         if node.id not in attended:
-            raise UnsupportedError(f"{node.where}: mk.append without mk.attention over the result; a kernel writes the cache as it attends")
+            raise UnsupportedError(
+                f"{node.where}: mk.append without an mk.attention over the result that the outputs depend on; "
+                "a kernel writes the cache as it attends"
+            )
+    _check_in_place(graph, nodes)
+
+
+def _check_in_place(graph: OpGraph, nodes: Sequence[Node]) -> None:
+    """A kernel writes the cache in place: once, and keys and values at one position."""
+    written: dict[int, Node] = {}
+    for node in (n for n in nodes if n.kind == "append" and graph.node(n.inputs[0]).kind == "cache"):
         cache = graph.node(node.inputs[0]).op
         if cache.index in written:
             raise UnsupportedError(
@@ -67,8 +78,8 @@ def _check_appends(graph: OpGraph) -> None:
             )
         written[cache.index] = node
     for node in (n for n in nodes if n.kind == "attention"):
-        keys, values = (graph.node(i) for i in node.inputs[1:3])
-        if _place(graph.node(keys.inputs[2])) != _place(graph.node(values.inputs[2])):
+        keys, values = (graph.node(graph.node(i).inputs[2]) for i in node.inputs[1:3])
+        if _place(keys) != _place(values):
             raise UnsupportedError(
                 f"{node.where}: keys and values were appended at different positions; attend over what one mk.append returned"
             )

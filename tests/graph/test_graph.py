@@ -95,7 +95,7 @@ def test_append_without_attention_is_refused():
         k = mk.heads(mk.linear(p["w"], mk.embed(p["w"], t)), 1)
         return mk.append(kv, k, k, pos)
 
-    with pytest.raises(mk.UnsupportedError, match=r"mk\.append without mk\.attention"):
+    with pytest.raises(mk.UnsupportedError, match=r"mk\.append without an mk\.attention"):
         graph_of(f, {"w": w(64, 64)}, (w(1, 64, 64), w(1, 64, 64)))
 
 

@@ -31,7 +31,9 @@ def decoder(step: Any, layers: int = 1, **more: Any) -> tiny.Decoder:
 
 
 def run(d: tiny.Decoder, batch: int, args: Any = None) -> None:
+    """Interpreted, it computes what the reference does; and it is emitted for a GPU."""
     args = args or arguments(d, batch)
+    mk.jit(d.step, batch=batch, target=SMALL).lower(*args)
     check(d, args, mk.jit(d.step, batch=batch, target=SMALL, interpret=True)(*args))
 
 
@@ -60,13 +62,16 @@ def test_positions_and_scalars_in_arithmetic(batch):
 
 
 @pytest.mark.parametrize("batch", [1, pytest.param(3, marks=pytest.mark.slow)])
-def test_a_scalar_of_each_layer(batch):
+def test_numbers_of_each_layer(batch):
+    """As [layers], as [layers, 1], in bfloat16, and a flag."""
+
     def body(x, p, kv, pos):
         y, kv = layer(x, p, kv, pos)
-        return x + p["gain"] * (y - x), kv
+        return jnp.where(p["on"], x + p["gain"] * (y - x) * p["half"] + p["shift"].reshape(-1), x), kv
 
     d = decoder(step_of(body), layers=2)
-    d.params["layers"]["gain"] = jnp.asarray([0.5, 2.0], jnp.float32)
+    d.params["layers"] |= {"gain": jnp.asarray([0.5, 2.0], jnp.float32), "half": jnp.asarray([[0.5], [1.5]], jnp.bfloat16)}
+    d.params["layers"] |= {"on": jnp.asarray([True, False]), "shift": tiny.drawn({"shift": (2, 2, 64)}, 9)["shift"]}
     run(d, batch)
 
 
@@ -88,6 +93,40 @@ def test_rotations_by_a_computed_position(batch):
         return x + mk.linear(p["wo"], mk.attention(mk.rope(q, pos // 2), kv, pos)), kv
 
     run(decoder(step_of(body)), batch)
+
+
+def test_arithmetic_on_heads():
+    """Leaves for each head and for each feature of a head, numbers, constants, positions, reductions over a head."""
+
+    def body(x, p, kv, pos):
+        h = mk.rms_norm(x)
+        q, k, v = (mk.heads(mk.linear(p[f"w{n}"], h), 2) for n in "qkv")
+        q = q * p["each"] * p["same"] * (1 + 0.01 * jnp.arange(64, dtype=jnp.float32)) * p["gain"]
+        kv = mk.append(kv, mk.rope(4 * jax.nn.softmax(k), pos), jnp.where(p["some"], v, -v), pos)
+        return x + mk.linear(p["wo"], mk.attention(mk.rope(q, pos) / jnp.log1p(1.0 + pos), kv, pos)), kv
+
+    d = decoder(step_of(body))
+    d.params["layers"] |= tiny.drawn({"each": (1, 2, 64), "same": (1, 64)}, 9) | {
+        "some": jnp.arange(64)[None] % 3 > 0,
+        "gain": jnp.full(1, 9.0),
+    }
+    run(d, 3)
+
+
+TABLE = np.asarray([0.5, -1.0, 2.0, 1.5], np.float32)
+
+
+def anything(y: jax.Array, params: Any, token: jax.Array, pos: jax.Array) -> jax.Array:
+    """Numbers that XLA computes before the kernel starts, with what a kernel has no word for; leaves of other types; half precision."""
+    y = y * jnp.asarray(TABLE)[pos % 4] + jax.lax.cond(pos > 50, lambda p: p >> 3, lambda p: -p, pos) + params["whole"]
+    y = jnp.where(params["on"], jnp.where(params["some"], y * params["one"], -y), 0) + jax.lax.population_count(token) * params["half"]
+    return y + jax.nn.silu(y.astype(jnp.bfloat16)) + jnp.any(y > 3).astype(jnp.float32)
+
+
+@pytest.mark.parametrize("batch", [pytest.param(1, marks=pytest.mark.slow), 3])
+def test_any_expression_of_numbers_and_leaves_of_any_type(batch):
+    leaves = {"whole": jnp.int32(3), "on": jnp.asarray(True), "some": jnp.arange(192) % 3 > 0, "one": jnp.full(1, 0.5, jnp.bfloat16)}
+    run(decoder(step_of(after=anything), **leaves, half=jnp.float16(0.25)), batch)
 
 
 NAMES = sorted(FUNCTIONS)

@@ -110,7 +110,7 @@ class Item:
         inside = jnp.where((attended >= 0) & (attended < self.phase.context), 0.0, jnp.nan).astype(f32)
         own = self.op.score(scores) * mine + (MASKED * (1.0 - mine) + inside)
         value = self.m.load(Request(self.ref("new"), (1,), None, (pl.ds(0, self.phase.head_dim),), ACC.reduce(1))).astype(f32)
-        z = plgpu.layout_cast(jnp.full((self.columns,), 1.0, f32), ACC.reduce(0)) * mine
+        z = (own - own) + mine  # the own score's exp(s - s): 1, or NaN
         return own, z, spread(value * mine, self.shape, 0, ACC)
 
     def _attends_itself(self) -> Index:
