@@ -174,6 +174,8 @@ class Tracer:
         n_consts, n_carry = (len(part) for part in params["ft_in"].unpack()[:2])
         if self.segment % 2 or params["reverse"]:  # segments are straight code and loops by turns
             raise UnsupportedError(f"{where}: a scan inside a scan (or a reversed one); {REMEDIES['scan']}")
+        if not params["length"]:
+            raise UnsupportedError(f"{where}: a scan of no steps; leave it out")
         inner = params["jaxpr"]
         jaxpr = inner.jaxpr if isinstance(inner, ClosedJaxpr) else inner
         consts, init, xs = inputs[:n_consts], inputs[n_consts : n_consts + n_carry], inputs[n_consts + n_carry :]

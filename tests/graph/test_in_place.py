@@ -22,9 +22,9 @@ PARAMS = {
 }
 
 
-def graph_of(step) -> OpGraph:
+def graph_of(step, **more: jax.ShapeDtypeStruct) -> OpGraph:
     scalar = jax.ShapeDtypeStruct((), jnp.int32)
-    return build_graph(step, PARAMS, {n: (leaf(1, 64, 64),) * 2 for n in "ab"}, scalar, scalar)[0]
+    return build_graph(step, PARAMS | more, {n: (leaf(1, 64, 64),) * 2 for n in "ab"}, scalar, scalar)[0]
 
 
 def project(params, x):
@@ -94,3 +94,14 @@ def test_a_scan_in_a_scan_of_one_layer():
 
     with pytest.raises(UnsupportedError, match="a scan inside a scan"):
         graph_of(step)
+
+
+def test_no_layers():
+    """Regression: the search found that workers wait for ever."""
+
+    def step(params, kv, token, pos):
+        x = mk.embed(params["embed"], token)
+        return mk.layers(lambda x, w, kv: (x + mk.linear(w, x), kv), x, params["none"], ())[0]
+
+    with pytest.raises(UnsupportedError, match="a scan of no steps; leave it out"):
+        graph_of(step, none=leaf(0, 64, 64))

@@ -35,7 +35,7 @@ def check(spec: Spec) -> None:
         for n, (out, phases, want) in enumerate(zip(outs, ways.phases(graph, ROUNDED, Cuts()), ways.plain(REAL), strict=True)):
             if phases.dtype.kind == "f" and not jumps(dataclasses.astuple(spec)):
                 off, meant = (difference(np.asarray(out[i], np.float32), a) for a in (phases, want))
-                assert off < BFLOAT16, f"output {n} at {pos=}: the kernel is off by {off} from the phases"
+                assert off < 2 * BFLOAT16, f"output {n} at {pos=}: the kernel is off by {off} from the phases"
                 assert meant < 8 * BFLOAT16, f"output {n} at {pos=}: the kernel is off by {meant}"
 
 
@@ -51,6 +51,19 @@ def drawn(kind: str, count: int) -> list[Spec]:
 
     collect()
     return list(specs.values())[-count:]
+
+
+SOME = {
+    "a stream handed on": Spec(context=64, stacks=(1,), residual="delayed", mlp="none", out=("norm", "l2", "x")),
+    "heads of three kinds": Spec(context=64, stacks=(1,), mlp="none", head_norm="std", heads=3, kv_heads=3, bias="matrix", append=("%", "pos", 7), attend=63),
+    "a fold of one's own": Spec(stacks=(), fold="range", after=("mul", ("norm", "std", "x")), extra=("hidden", "embedding")),
+    "results of all kinds": Spec(stacks=(), after=("+", "x", ("row", "pos")), extra=("probabilities", "token", "narrow", "next position")),
+}  # fmt: skip
+
+
+@pytest.mark.parametrize("spec", SOME.values(), ids=SOME)
+def test_some_kernels_compute_what_is_meant(spec):
+    check(spec)
 
 
 @pytest.mark.slow
