@@ -40,7 +40,7 @@ PRIMITIVES: dict[str, Callable[..., Array]] = {
     "and": np.bitwise_and, "or": np.bitwise_or, "xor": np.bitwise_xor, "not": np.invert,
     "select_n": lambda which, no, yes: np.where(which, yes, no), "clamp": lambda low, x, high: np.minimum(np.maximum(x, low), high),
     "shift_left": np.left_shift, "shift_right_arithmetic": np.right_shift, "shift_right_logical": np.right_shift,  # the last of unsigned numbers
-    "bitcast_convert_type": _same_bits, "stop_gradient": lambda x: x, "copy": lambda x: x, "copy_p": lambda x: x, "convert_element_type": lambda x: x,
+    "bitcast_convert_type": _same_bits, "stop_gradient": lambda x: x, "copy": lambda x: x, "copy_p": lambda x: x, "name": lambda x: x, "convert_element_type": lambda x: x,
 }  # fmt: skip
 PARAMETERS = {"integer_pow": "y", "round": "rounding_method", "bitcast_convert_type": "new_dtype"}  # those that matter
 REDUCTIONS: dict[str, Callable[..., Array]] = {"reduce_sum": np.sum, "reduce_max": np.max, "reduce_min": np.min}

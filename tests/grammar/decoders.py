@@ -1,4 +1,4 @@
-"""Decoders: a `Spec` says what one is made of, `decoder` makes it. A refusal names a line of this package."""
+"""Decoders: `decoder` makes what a `Spec` says. A refusal names a line of this package."""
 
 import dataclasses
 import functools
@@ -14,61 +14,9 @@ from jax import lax
 import mkdsl as mk
 from grammar.expressions import NORMS, Expression, Scope, integer, number, vector
 from grammar.refused import REFUSED
-
-
-@dataclasses.dataclass(frozen=True, kw_only=True, repr=False)
-class Spec:
-    """What a decoder is made of; expressions are those of `grammar.expressions`.
-
-    stacks: layers of each `mk.layers`. unrolled: layers before them, each with leaves and a cache of its own. rope, append, attend: positions.
-    before: of the embedding. into: of what q, k and v are projected from. query, keys: of heads [heads, head_dim]; values: of the flat
-    projection. attended: of attention's result. out: of its projection. inner: of the MLP's. after: of the logits. scale: what a layer's halves
-    are multiplied with. extra: results besides the logits and the cache. forbidden: something refused, and before which layer or at the end.
-    """
-
-    hidden: int = 128
-    heads: int = 2
-    kv_heads: int = 1
-    head_dim: int = 64
-    width: int = 128  # of the MLP
-    vocab: int = 64
-    context: int = 128
-    stacks: tuple[int, ...] = (2,)
-    unrolled: int = 0
-    norm: str = "rms"
-    residual: str = "pre"
-    mlp: str = "plain"
-    bias: str = "none"
-    head_norm: str = "none"
-    rope: Expression = "pos"
-    append: Expression = "pos"
-    attend: Expression = "pos"
-    window: int | None = None
-    softcap: float | None = None
-    attention_scale: float | None = None
-    tied: bool = True
-    before: Expression = "x"
-    into: Expression = "x"
-    query: Expression = "x"
-    keys: Expression = "x"
-    values: Expression = "x"
-    attended: Expression = "x"
-    out: Expression = "x"
-    inner: Expression = "x"
-    after: Expression = "x"
-    scale: Expression = 1.0
-    turned: str = "heads"
-    again: str = "none"
-    lean: int = 0
-    fold: str = "none"
-    fold_at: str = "head"
-    extra: tuple[str, ...] = ()
-    forbidden: tuple[str, str] | None = None
-
-    def __repr__(self) -> str:
-        """Without what is as it is by default."""
-        fields = {f.name: getattr(self, f.name) for f in dataclasses.fields(self) if getattr(self, f.name) != f.default}
-        return f"Spec({', '.join(f'{name}={value!r}' for name, value in fields.items())})"
+from grammar.residuals import RESIDUALS, TWO_STREAMS
+from grammar.spec import Spec
+from grammar.weights import Weights
 
 
 @dataclasses.dataclass(frozen=True)
@@ -117,6 +65,7 @@ class Layers:
 
     def __init__(self, spec: Spec, params: Any, token: jax.Array, pos: jax.Array) -> None:
         self.spec, self.params, self.token, self.pos = spec, params, token, pos
+        self.first = jnp.zeros(())  # the embedding
 
     def scope(self, p: Any) -> Scope:
         return Scope(self.params, p, self.token, self.pos)
@@ -154,13 +103,16 @@ class Layers:
 
     def attention(self, x: jax.Array, p: Any, kv: Any) -> tuple[jax.Array, Any]:
         spec, scope = self.spec, self.scope(p)
-        q, k, v = self.heads(p, vector(spec.into, x, scope))
+        x = vector(spec.into, x, scope)
+        q, k, v = self.heads(p, x)
         kv = mk.append(kv, k, v, self.at(spec.append))
         a = self.attend(q, kv)
         if spec.again != "none":
             q = mk.heads(mk.linear(p["wq"], jnp.tanh(mk.linear(p["wo"], a))), spec.heads)
             kv = mk.append(kv, k, v, self.at(spec.append) + 1) if spec.again == "appended" else kv
             a = a + self.attend(q, kv)
+        if spec.gated:
+            a = a * jax.nn.sigmoid(mk.linear(p["wq"], x))
         y = mk.linear(p["wo"], vector(spec.attended, a, scope))
         return vector(spec.out, y, scope) * number(spec.scale, scope), kv
 
@@ -181,94 +133,6 @@ class Layers:
         return RESIDUALS[self.spec.residual](self, x, p, kv)
 
 
-def _pre(f: Layers, x: Any, p: Any, kv: Any) -> Any:
-    a, kv = f.attention(f.norm(x, p, "a"), p, kv)
-    x = x + a
-    return x + f.mlp(f.norm(x, p, "b"), p), kv
-
-
-def _post(f: Layers, x: Any, p: Any, kv: Any) -> Any:
-    a, kv = f.attention(x, p, kv)
-    x = f.norm(x + a, p, "a")
-    return f.norm(x + f.mlp(x, p), p, "b"), kv
-
-
-def _parallel(f: Layers, x: Any, p: Any, kv: Any) -> Any:
-    h = f.norm(x, p, "a")
-    a, kv = f.attention(h, p, kv)
-    return x + a + f.mlp(h, p), kv
-
-
-def _two_norms(f: Layers, x: Any, p: Any, kv: Any) -> Any:
-    a, kv = f.attention(f.norm(x, p, "a"), p, kv)
-    return x + f.mlp(f.norm(x, p, "b"), p) + a, kv
-
-
-def _sandwich(f: Layers, x: Any, p: Any, kv: Any) -> Any:
-    a, kv = f.attention(f.norm(x, p, "a"), p, kv)
-    x = x + f.norm(a, p, "b")
-    return x + f.norm(f.mlp(f.norm(x, p, "a"), p), p, "b"), kv
-
-
-def _bare(f: Layers, x: Any, p: Any, kv: Any) -> Any:
-    a, kv = f.attention(f.norm(x, p, "a"), p, kv)
-    return a + f.mlp(f.norm(a, p, "b"), p), kv
-
-
-def _crossed(f: Layers, x: Any, p: Any, kv: Any) -> Any:
-    a, kv = f.attention(f.norm(x, p, "a"), p, kv)
-    m = f.mlp(f.norm(a, p, "b"), p)
-    return 0.5 * (x + m) + a * jax.nn.sigmoid(m), kv
-
-
-def _mlp_first(f: Layers, x: Any, p: Any, kv: Any) -> Any:
-    x = x + f.mlp(f.norm(x, p, "b"), p)
-    a, kv = f.attention(f.norm(x, p, "a"), p, kv)
-    return x + a, kv
-
-
-def _shared(f: Layers, x: Any, p: Any, kv: Any) -> Any:
-    """The same MLP twice."""
-    a, kv = f.attention(f.norm(x, p, "a"), p, kv)
-    x = x + a + f.mlp(x, p)
-    return x + f.mlp(f.norm(x, p, "b"), p), kv
-
-
-def _delayed(f: Layers, xy: Any, p: Any, kv: Any) -> Any:
-    """Two streams; the second is what the first was a layer ago."""
-    x, y = xy
-    new, kv = _pre(f, x + 0.5 * y, p, kv)
-    return (new, x), kv
-
-
-def _summed(f: Layers, xy: Any, p: Any, kv: Any) -> Any:
-    """Two streams; the second sums up all layers' inputs."""
-    x, y = xy
-    new, kv = _pre(f, x, p, kv)
-    return (new, 0.5 * (y + x)), kv
-
-
-def _swapped(f: Layers, xy: Any, p: Any, kv: Any) -> Any:
-    """Two streams that take turns, as in a reversible network."""
-    x, y = xy
-    a, kv = f.attention(f.norm(y, p, "a"), p, kv)
-    return (y, x + a), kv
-
-
-def _unused(f: Layers, xy: Any, p: Any, kv: Any) -> Any:
-    """Two streams, one of which no layer changes."""
-    x, y = xy
-    new, kv = _pre(f, x * jax.nn.sigmoid(y), p, kv)
-    return (new, y), kv
-
-
-RESIDUALS: dict[str, Callable[..., Any]] = {
-    "pre": _pre, "post": _post, "parallel": _parallel, "two norms": _two_norms, "sandwich": _sandwich, "bare": _bare, "crossed": _crossed,
-    "mlp first": _mlp_first, "shared": _shared, "delayed": _delayed, "summed": _summed, "swapped": _swapped, "unused": _unused,
-}  # fmt: skip
-TWO_STREAMS = ("delayed", "summed", "swapped", "unused")
-
-
 def _stack(f: Layers, x: jax.Array, p: Any, kv: Any) -> tuple[jax.Array, Any]:
     """A stack of layers over its streams, which are one before and after."""
     if f.spec.residual not in TWO_STREAMS:
@@ -283,6 +147,7 @@ def _step(spec: Spec, params: Any, kv: Any, token: jax.Array, pos: jax.Array) ->
     x = vector(spec.before, mk.embed(params["embed"], token), scope).astype(jnp.float32)
     if spec.forbidden and spec.forbidden[1] == "first":
         x = REFUSED[spec.forbidden[0]](x, params, token, pos)
+    f.first = jnp.tanh(x)
     done: dict[str, list[Any]] = {"unrolled": [], "stacks": []}
     for p, cache in zip(params["unrolled"], kv["unrolled"], strict=True):
         y = (x, jnp.tanh(x)) if spec.residual in TWO_STREAMS else x
@@ -323,46 +188,6 @@ EXTRAS: dict[str, Callable[..., Any]] = {
     "sum": lambda f, x, h, logits: logits.sum(),
     "one": lambda f, x, h, logits: jnp.float32(1.0),
 }
-
-
-# Arguments.
-
-
-@functools.cache
-def _pool(exponent: int) -> np.ndarray:
-    """Normal numbers times a power of two, in bfloat16."""
-    drawn = np.random.default_rng(0).standard_normal(1 << 20, np.float32)
-    return (drawn * 2.0**exponent).astype(ml_dtypes.bfloat16)
-
-
-class Weights:
-    """Draws arrays, all of them other ones."""
-
-    def __init__(self) -> None:
-        self.at = 0
-
-    def normal(self, *shape: int, exponent: int | None = None) -> np.ndarray:
-        """[.., out, in] over about sqrt(in); vectors around 0."""
-        size, small = int(np.prod(shape)), -round(np.log2(shape[-1]) / 2) if len(shape) > 1 else -2
-        self.at = (self.at + 7919) % ((1 << 20) - size)
-        return _pool(small if exponent is None else exponent)[self.at : self.at + size].reshape(shape)
-
-    def layer(self, spec: Spec, *lead: int) -> dict[str, Any]:
-        q, kv = spec.heads * spec.head_dim, spec.kv_heads * spec.head_dim
-        matrices = {"wq": (q, spec.hidden), "wk": (kv, spec.hidden), "wv": (kv, spec.hidden), "wo": (spec.hidden, q)}
-        matrices |= {"wg": (spec.width, spec.hidden), "wu": (spec.width, spec.hidden), "wd": (spec.hidden, spec.width)}
-        vectors = {f"{what}_{which}": spec.hidden for which in "ab" for what in ("norm", "shift")}
-        vectors |= {"norm_query": spec.head_dim, "norm_key": spec.head_dim, "shift_head": spec.head_dim}
-        found: dict[str, Any] = {name: self.normal(*lead, *shape) for name, shape in matrices.items()}
-        found |= {name: self.normal(*lead, n, exponent=-2) for name, n in vectors.items()}
-        heads = {"bq": spec.heads, "bk": spec.kv_heads, "bv": spec.kv_heads}
-        flat = {n: (count * spec.head_dim,) if spec.bias == "vector" else (count, spec.head_dim) for n, count in heads.items()}
-        found |= {name: self.normal(*lead, *shape, exponent=-2) for name, shape in flat.items()}
-        found["vectors"] = {str(n): self.normal(*lead, n, exponent=-2) for n in {q, kv, spec.head_dim, spec.hidden, spec.width, spec.vocab}}
-        found["vectors"]["heads"] = self.normal(*lead, spec.heads, exponent=-2)
-        found["layer_scale"] = self.normal(*lead, exponent=-1).astype(np.float32) + np.float32(1)
-        found["layer_gain"] = self.normal(*lead, exponent=-1)
-        return found
 
 
 def decoder(spec: Spec) -> Decoder:

@@ -88,15 +88,17 @@ def number(e: Expression, s: Scope) -> Any:
         return integer(args[0], s).astype(jnp.float32) / 64
     if name == "past":
         return jnp.where(integer(args[0], s) > args[1], *(number(a, s) for a in args[2:]))
+    if name == "cond":
+        return lax.cond(integer(args[0], s) > args[1], *(lambda a=a: jnp.float32(number(a, s)) for a in args[2:]))
     if name in FUNCTIONS:
         return FUNCTIONS[name](jnp.asarray(number(args[0], s), jnp.float32))
     return BINARY[name](*(number(a, s) for a in args))
 
 
-def _more_numbers(inner: st.SearchStrategy[Expression]) -> st.SearchStrategy[Expression]:
+def _more_numbers(inner: st.SearchStrategy[Expression], *choices: str) -> st.SearchStrategy[Expression]:
     return st.one_of(
         st.tuples(st.sampled_from(sorted(BINARY)), inner, inner),
-        st.tuples(st.just("past"), st.just("pos"), st.integers(0, 100), inner, inner),
+        st.tuples(st.sampled_from(["past", *choices]), st.just("pos"), st.integers(0, 100), inner, inner),
         st.tuples(st.sampled_from(SMOOTH), inner),
     )
 
@@ -109,7 +111,7 @@ number_leaves = st.one_of(
     st.tuples(st.just("float"), st.one_of(st.sampled_from(["pos", "token", "shift"]), st.tuples(st.just("%"), st.just("pos"), st.just(7)))),
     st.sampled_from([0.5, 2.0, -0.25]),
 )
-numbers = st.recursive(number_leaves, _more_numbers, max_leaves=3)
+numbers = st.recursive(number_leaves, lambda inner: _more_numbers(inner, "cond"), max_leaves=3)
 layer_numbers = st.recursive(st.one_of(st.sampled_from(OF_A_LAYER), number_leaves), _more_numbers, max_leaves=3)
 
 # Vectors.

@@ -5,10 +5,12 @@ from typing import Any
 
 from hypothesis import strategies as st
 
-from grammar.decoders import EXTRAS, FOLDS, RESIDUALS, TWO_STREAMS, Spec
+from grammar.decoders import EXTRAS, FOLDS
 from grammar.expressions import NORMS, integers, layer_numbers, numbers, vectors
 from grammar.phases import Cuts
 from grammar.refused import REFUSED
+from grammar.residuals import RESIDUALS, TWO_STREAMS
+from grammar.spec import Spec
 
 Fields = dict[str, st.SearchStrategy[Any]]
 
@@ -49,6 +51,7 @@ HEADS: Fields = {
     "window": st.sampled_from([None, 1, 5, 64, 100]),
     "softcap": st.sampled_from([None, 0.5, 20.0]),
     "attention_scale": st.sampled_from([None, 0.5, 0.01]),
+    "gated": st.booleans(),
     "query": vectors(rows=False),
     "keys": vectors(rows=False),
 }
@@ -116,7 +119,9 @@ def refused(draw: st.DrawFn) -> Spec:
     """A spec that may be whatever it likes but for one thing."""
     spec = draw(specs(SIZED, RESIDUAL))
     return dataclasses.replace(
-        spec, stacks=(2,), forbidden=(draw(st.sampled_from(sorted(REFUSED))), draw(st.sampled_from(["first", "last"])))
+        spec,
+        stacks=(draw(st.integers(1, 2)),),
+        forbidden=(draw(st.sampled_from(sorted(REFUSED))), draw(st.sampled_from(["first", "last"]))),
     )
 
 

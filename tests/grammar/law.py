@@ -5,9 +5,10 @@ from collections.abc import Callable, Sequence
 from hypothesis import Phase, given, settings
 from laws import LAW
 
-from grammar.decoders import Spec, decoder
+from grammar.decoders import decoder
 from grammar.families import FAMILIES, cuts, positions
 from grammar.phases import Cuts
+from grammar.spec import Spec
 from grammar.three_ways import check, graph_of
 
 TOKEN = 3

@@ -37,6 +37,8 @@ class Plain:
         return self.arithmetic.hold(np.asarray(value), str(aval.dtype))
 
     def _equation(self, eqn: Any, args: list[Array]) -> list[Array]:
+        if not eqn.outvars:  # both branches of a cond were the same
+            return []
         name, params, out = eqn.primitive.name, eqn.params, eqn.outvars[0].aval
         if name == "mkdsl":
             return [self._operator(params["op"], args)]
@@ -48,6 +50,8 @@ class Plain:
             return args
         if name in PRIMITIVES:
             return [self.arithmetic.apply(name, params, args, str(out.dtype))]
+        if name == "cond":
+            return self.closed(params["branches"][int(np.clip(args[0], 0, len(params["branches"]) - 1))], args[1:])
         return [self.arithmetic.hold(self._shaped(name, params, args, out.shape), str(out.dtype))]
 
     def _shaped(self, name: str, params: dict[str, Any], args: list[Array], shape: Sequence[int]) -> Array:

@@ -10,10 +10,11 @@ import jax
 import numpy as np
 
 from grammar.arithmetic import Arithmetic, Array
-from grammar.decoders import Decoder, Spec
+from grammar.decoders import Decoder
 from grammar.expressions import jumps
 from grammar.phases import Cuts, Inputs, Run
 from grammar.plain import Plain
+from grammar.spec import Spec
 from mkdsl.graph import OpGraph, UnsupportedError, build_graph
 
 REAL, ROUNDED = Arithmetic(real=True), Arithmetic(real=False)

@@ -10,11 +10,12 @@ import dataclasses
 import jax
 import numpy as np
 import pytest
-from grammar.decoders import Spec, decoder
+from grammar.decoders import decoder
 from grammar.expressions import jumps
 from grammar.families import FAMILIES, positions
 from grammar.law import TOKEN, computed_or_refused, law
 from grammar.phases import Cuts
+from grammar.spec import Spec
 from grammar.three_ways import REAL, Ways, difference
 from hypothesis import Phase, given, settings
 from laws import LAW

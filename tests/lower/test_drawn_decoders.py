@@ -5,11 +5,12 @@ import dataclasses
 import jax
 import numpy as np
 import pytest
-from grammar.decoders import Spec, decoder
+from grammar.decoders import decoder
 from grammar.expressions import jumps
 from grammar.families import FAMILIES
 from grammar.law import TOKEN, is_within_the_language
 from grammar.phases import Cuts
+from grammar.spec import Spec
 from grammar.three_ways import BFLOAT16, REAL, ROUNDED, Ways, difference, graph_of
 from hypothesis import Phase, given, settings
 from interpreted import SMALL
