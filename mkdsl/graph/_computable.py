@@ -48,7 +48,7 @@ def _framed(graph: OpGraph, phase: Phase) -> Iterable[Node]:
     seen, stack = {f.id for f in _folds(graph, phase)}, roots
     while stack:
         node = graph.node(id := stack.pop())
-        loaded = id in graph.tensor_of and (id not in written or graph.tensor_of[id] not in phase.writes)
+        loaded = id in graph.tensor_of and not (id in written and graph.computes(phase, id))
         if id in seen or loaded:
             continue
         seen.add(id)

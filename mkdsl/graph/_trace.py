@@ -140,7 +140,7 @@ class Tracer:
         with jax.ensure_compile_time_eval():
             constants = (jnp.broadcast_to(jnp.asarray(n.op, n.dtype), n.shape) for n in nodes)
             value = np.asarray(eqn.primitive.bind(*constants, **eqn.params))
-        same = value.size == 1 or (value.size and (value == value.flat[0]).all())
+        same = value.size == 1 or (value.size and _are_all_the_same(value))
         return [self.constant(eqn.outvars[0].aval, value.flat[0] if same else value)]
 
     def call(self, jaxpr: Any, consts: Sequence[Any], inputs: list[int]) -> list[int]:
@@ -172,8 +172,10 @@ class Tracer:
         """Layers: consts and one iteration's slices in, carries become a segment of their own."""
         params = eqn.params
         n_consts, n_carry = (len(part) for part in params["ft_in"].unpack()[:2])
-        if self.repeats[-1] != 1 or params["reverse"]:
+        if self.segment % 2 or params["reverse"]:  # segments are straight code and loops by turns
             raise UnsupportedError(f"{where}: a scan inside a scan (or a reversed one); {REMEDIES['scan']}")
+        if not params["length"]:
+            raise UnsupportedError(f"{where}: a scan of no steps; leave it out")
         inner = params["jaxpr"]
         jaxpr = inner.jaxpr if isinstance(inner, ClosedJaxpr) else inner
         consts, init, xs = inputs[:n_consts], inputs[n_consts : n_consts + n_carry], inputs[n_consts + n_carry :]
@@ -201,6 +203,12 @@ class Tracer:
             raise UnsupportedError(f"{where}: the layers scan over a computed {node.kind}; scan over params and kv as they came in")
         leaf: Leaf = node.op
         return self.add(node.kind, aval, op=Leaf(leaf.path, leaf.index, True), where=where)
+
+
+def _are_all_the_same(value: np.ndarray) -> bool:
+    """Whether an array repeats one number, which may be NaN."""
+    first = value.flat[0]
+    return bool(((value == first) | ((value != value) & (first != first))).all())
 
 
 def _is_number(node: Node) -> bool:

@@ -140,6 +140,11 @@ class OpGraph:
             id = self.node(id).inputs[0]
         return self.tensor_of.get(id)
 
+    def computes(self, phase: Phase, id: int) -> bool:
+        """Whether a phase computes a value that it writes. Else it only hands the value on from the tensor that holds it, as the loop's state when
+        the iteration began, also if what the state becomes is written by the same phase."""
+        return self.node(id).kind != "carry" and self.tensor_of.get(id) in (None, *phase.writes)
+
     def phase(self, name: str) -> Phase:
         return self._by_name[name]
 

@@ -1,8 +1,10 @@
 """`verify_graph`: what must hold of an `OpGraph` before a schedule is searched for it."""
 
+from collections.abc import Sequence
+
 from mkdsl.graph._computable import check_code
 from mkdsl.graph._phases import AttentionPhase, FoldPhase, Phase
-from mkdsl.graph._types import OpGraph, UnsupportedError
+from mkdsl.graph._types import Node, OpGraph, UnsupportedError
 
 MMA_K = 16  # elements of the streamed axis that one mma takes
 HEAD_DIMS = 64, 256  # the least and the most: of rows of an mma, and of registers for its sums
@@ -57,13 +59,39 @@ def _check_output(graph: OpGraph, id: int) -> None:
 
 def _check_appends(graph: OpGraph) -> None:
     """Attention is what writes the cache in a kernel."""
-    attended = {i for n in graph.dag if graph.node(n).kind == "attention" for i in graph.node(n).inputs}
-    for id in graph.dag:
-        if graph.node(id).kind == "append" and id not in attended:
+    nodes = [graph.node(id) for id in graph.dag]
+    attended = {i for n in nodes if n.kind == "attention" for i in n.inputs}
+    for node in (n for n in nodes if n.kind == "append"):
+        if node.id not in attended:
             raise UnsupportedError(
-                f"{graph.node(id).where}: mk.append without an mk.attention over the result that the outputs depend on; "
+                f"{node.where}: mk.append without an mk.attention over the result that the outputs depend on; "
                 "a kernel writes the cache as it attends"
             )
+    _check_in_place(graph, nodes)
+
+
+def _check_in_place(graph: OpGraph, nodes: Sequence[Node]) -> None:
+    """A kernel writes the cache in place: once, and keys and values at one position."""
+    written: dict[int, Node] = {}
+    for node in (n for n in nodes if n.kind == "append" and graph.node(n.inputs[0]).kind == "cache"):
+        cache = graph.node(node.inputs[0]).op
+        if cache.index in written:
+            raise UnsupportedError(
+                f"{node.where}: the cache {cache.path} is appended to a second time, after {written[cache.index].where}; a kernel writes it in "
+                "place: append once and attend as often as you like, or give each a cache of its own"
+            )
+        written[cache.index] = node
+    for node in (n for n in nodes if n.kind == "attention"):
+        keys, values = (graph.node(graph.node(i).inputs[2]) for i in node.inputs[1:3])
+        if _place(keys) != _place(values):
+            raise UnsupportedError(
+                f"{node.where}: keys and values were appended at different positions; attend over what one mk.append returned"
+            )
+
+
+def _place(at: Node) -> tuple[str, int]:
+    """What tells a position from another one: constants are nodes of their own wherever they stand."""
+    return at.kind, int(at.op) if at.kind == "literal" else at.id
 
 
 ADDRESSES = {"append": (2,), "attention": (3,), "rope": (1,), "embed": (1,)}  # inputs that say where
@@ -120,6 +148,7 @@ def _check_heads(graph: OpGraph, phase: AttentionPhase) -> None:
         if node.id in graph.tensor_of:
             continue
         wide = node.kind == "reduce" and graph.node(node.inputs[0]).shape[-1] != phase.head_dim
+        wide |= node.kind == "rope" and node.shape[-1] != phase.head_dim
         if wide or node.kind == "embed":
             raise UnsupportedError(
                 f"{node.where}: {node.kind}{list(node.shape)} cannot be computed for attention's heads; apply it before the projection, or to each head"

@@ -1,0 +1,76 @@
+"""Interpreted kernels of decoders that the grammar draws: they compute what the phases do, evaluated in numpy, and what is meant."""
+
+import dataclasses
+
+import jax
+import numpy as np
+import pytest
+from grammar.decoders import decoder
+from grammar.expressions import jumps
+from grammar.families import FAMILIES
+from grammar.law import TOKEN, is_within_the_language
+from grammar.phases import Cuts
+from grammar.spec import Spec
+from grammar.three_ways import BFLOAT16, REAL, ROUNDED, Ways, difference, graph_of
+from hypothesis import Phase, given, settings
+from interpreted import SMALL
+from laws import LAW
+
+import mkdsl as mk
+
+pytestmark = [pytest.mark.medium, pytest.mark.usefixtures("race_detector")]
+
+POSITIONS = (5, 63)  # of two sequences
+KINDS = sorted(set(FAMILIES) - {"refused", "sizes"})
+
+
+def check(spec: Spec) -> None:
+    d = decoder(spec)
+    graph = graph_of(d)
+    assert graph is not None
+    kv = jax.tree.map(lambda a: np.stack([a] * len(POSITIONS)), d.kv)
+    step = mk.jit(d.step, batch=len(POSITIONS), target=SMALL, interpret=True)
+    outs = jax.tree.leaves(step(d.params, kv, np.full(len(POSITIONS), TOKEN, np.int32), np.asarray(POSITIONS, np.int32)))
+    for i, pos in enumerate(POSITIONS):
+        ways = Ways(d, TOKEN, pos)
+        for n, (out, phases, want) in enumerate(zip(outs, ways.phases(graph, ROUNDED, Cuts()), ways.plain(REAL), strict=True)):
+            if phases.dtype.kind == "f" and not jumps(dataclasses.astuple(spec)):
+                off, meant = (difference(np.asarray(out[i], np.float32), a) for a in (phases, want))
+                assert off < 2 * BFLOAT16, f"output {n} at {pos=}: the kernel is off by {off} from the phases"
+                assert meant < 8 * BFLOAT16, f"output {n} at {pos=}: the kernel is off by {meant}"
+
+
+def drawn(kind: str, count: int) -> list[Spec]:
+    """Decoders of a kind, from where hypothesis has come to larger ones."""
+    specs: dict[str, Spec] = {}
+
+    @settings(LAW, max_examples=60, phases=[Phase.generate])
+    @given(FAMILIES[kind])
+    def collect(spec: Spec) -> None:
+        if is_within_the_language(spec) and not jumps(dataclasses.astuple(spec)):
+            specs[repr(spec)] = spec
+
+    collect()
+    return list(specs.values())[-count:]
+
+
+SOME = {
+    "a stream handed on": Spec(context=64, stacks=(1,), residual="delayed", mlp="none", out=("norm", "l2", "x")),
+    "heads of three kinds": Spec(context=64, stacks=(1,), mlp="none", head_norm="std", heads=3, kv_heads=3, bias="matrix", append=("%", "pos", 7), attend=63),
+    "a fold of one's own": Spec(stacks=(), fold="range", after=("mul", ("norm", "std", "x")), extra=("hidden", "embedding")),
+    "results of all kinds": Spec(stacks=(), after=("+", "x", ("row", "pos")), extra=("probabilities", "token", "narrow", "next position")),
+}  # fmt: skip
+
+
+@pytest.mark.parametrize("spec", SOME.values(), ids=SOME)
+def test_some_kernels_compute_what_is_meant(spec):
+    check(spec)
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("kind", KINDS)
+def test_kernels_compute_what_is_meant(kind):
+    specs = drawn(kind, 5)
+    assert len(specs) == 5
+    for spec in specs:
+        check(spec)
