@@ -89,17 +89,17 @@ OWN_FOLDS: Fields = {
 STREAMS: Fields = {"residual": st.sampled_from(TWO_STREAMS), "stacks": st.sampled_from([(1,), (2,), (3,), (2, 2)])}
 SIZES: Fields = {
     "hidden": st.sampled_from([64, 80, 100, 128, 192]),
-    "head_dim": st.sampled_from([16, 32, 48, 64, 80, 96]),
+    "head_dim": st.sampled_from([48, 64, 80, 96, 112, 192]),
     "width": st.sampled_from([64, 72, 96, 128, 200]),
     "vocab": st.sampled_from([64, 65, 100, 192]),
-    "context": st.sampled_from([40, 64, 100, 128]),
+    "context": st.sampled_from([40, 64, 100, 128, 136]),
     "heads": st.sampled_from([1, 2, 3]),
 }
 EVERYTHING: Fields = {**ELEMENTWISE, **SCALARS, **HEADS, **RESIDUAL, **STACKS, **OUTPUTS, **OWN_FOLDS, **POSITIONS}
 SIZED: Fields = {
-    "hidden": st.sampled_from([64, 128, 192]),
-    "vocab": st.sampled_from([64, 128]),
-    "context": st.sampled_from([64, 128]),
+    "hidden": st.sampled_from([64, 80, 128, 192]),
+    "vocab": st.sampled_from([64, 67, 128]),
+    "context": st.sampled_from([64, 72, 128]),
     "again": st.sampled_from(["none", "attended"]),
 }
 

@@ -16,9 +16,11 @@ TOKEN = 3
 
 def is_within_the_language(spec: Spec) -> bool:
     """Whether a decoder must not be refused."""
-    sizes = spec.hidden, spec.width, spec.vocab, spec.head_dim, spec.context
+    sized = (
+        spec.head_dim % 16 == 0 and 64 <= spec.head_dim <= 256 and spec.context % 8 == 0 and (spec.fold == "none" or spec.hidden % 16 == 0)
+    )
     usual = spec.turned == "heads" and spec.again != "appended" and spec.bias != "numbers" and not {"sum", "signs"} & set(spec.extra)
-    return usual and spec.forbidden is None and all(n % 64 == 0 for n in sizes)
+    return usual and sized and spec.forbidden is None
 
 
 def computed_or_refused(spec: Spec, how: Cuts, at: Sequence[int]) -> str:

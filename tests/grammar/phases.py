@@ -75,7 +75,7 @@ class Run:
             case MapPhase():
                 stats = self._stats(phase, code)
                 for (_, ids), part in zip(code.parts, phase.parts, strict=True):
-                    self._finish(phase, part.rows, ids, part.writes, stats, {})
+                    self._finish(phase, ids, part.writes, stats, {})
 
     # Tensors.
 
@@ -141,13 +141,13 @@ class Run:
         stats = self._stats(phase, code)
         assert code.resident is not None
         pieces = []
-        for first, last in _cut(phase.k, self.cuts.split_k):
+        for first, last in _cut(self.graph.node(code.resident).width, self.cuts.split_k):
             piece = Features(self, phase.reads, dict(stats), first=first, last=last).value(code.resident)
             pieces.append(self.arithmetic.narrow(np.broadcast_to(piece, last - first)))
         resident = np.concatenate(pieces)
         for (folds, ids), part in zip(code.parts, phase.parts, strict=True):
             sums = {fold: self._sums(self.graph.node(fold), resident) for fold in folds}
-            self._finish(phase, part.rows, ids, part.writes, stats, sums)
+            self._finish(phase, ids, part.writes, stats, sums)
 
     def _sums(self, fold: Node, resident: Array) -> Array:
         """A fold's rows: those of each piece of k unit by unit, and then the pieces' sum. A user's fold goes through all units in a row."""
@@ -160,8 +160,9 @@ class Run:
             return Plain(self.arithmetic).fold(fold.op, [(weight[:, u], resident[u]) for piece in units for u in piece])
         return sum(sum(weight[:, u] @ resident[u] for u in piece) for piece in units)
 
-    def _finish(self, phase: Phase, rows: int, ids: Sequence[int], writes: Sequence[str], stats: dict[int, Array], sums: dict) -> None:
-        """An epilogue, or what a map computes: some rows at a time."""
+    def _finish(self, phase: Phase, ids: Sequence[int], writes: Sequence[str], stats: dict[int, Array], sums: dict) -> None:
+        """An epilogue, or what a map computes: some rows at a time. What fills the last tile is left out: nobody may look at it."""
+        rows = self.graph.node(ids[0]).width
         written = {name: np.empty(rows, self.arithmetic.floating) for name in writes}
         own = frozenset(i for _, computed in self.graph.code[phase.name].parts for i in computed if self.graph.node(i).kind != "carry")
         own -= {i for i in own if self.graph.tensor_of.get(i, phase.writes[0]) not in phase.writes}  # handed on from another tensor
