@@ -72,7 +72,7 @@ def _given(graph: OpGraph, schedule: Schedule) -> list[Operand]:
         if node.kind == "given":
             out.append(Operand(f"given{node.id}", lambda a, id=node.id: padded(given(id, a).reshape(-1))))
         if node.kind == "rope" and graph.has_table(node):
-            table = node.op.table(graph.position_limit, node.shape[1])
+            table = node.op.table(graph.table_length, node.shape[1])
             out.append(Operand(f"rope{node.id}", lambda _, t=table: jnp.asarray(t)))
         elif node.kind == "rope":
             out.append(Operand(f"rope{node.id}", lambda a, node=node: padded(rotations(node, a))))
