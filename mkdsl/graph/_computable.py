@@ -101,6 +101,9 @@ def _check_on_heads(graph: OpGraph, phase: AttentionPhase, node: Node, *, per_he
 
 
 def _check_dtype(node: Node) -> None:
+    if node.kind == "given" and not node.is_scalar:
+        what = f"{node.op[0].name} makes {node.dtype}{list(node.shape)}, known before the kernel starts"
+        raise UnsupportedError(f"{node.where}: {what}; a kernel is handed numbers: make one of it, or look a row up with mk.embed")
     allowed = LEAF_DTYPES if node.kind == "param" else DTYPES
     if node.dtype not in allowed:
         what = f"the leaf {node.op.path} is " if node.kind == "param" else ""

@@ -5,6 +5,7 @@ import re
 
 import jax
 import jax.numpy as jnp
+import numpy as np
 import pytest
 from jax import lax
 
@@ -174,6 +175,10 @@ OTHERS = {
     "no attention": (not_attended, {}, "mk.append without an mk.attention over the result that the outputs depend on; a kernel writes the cache as it attends"),
     "context": (attend, {"kv": cache(context=100)}, "attention has context=100; tiles need a multiple of 64"),
     "float32 cache": (attend, {"kv": cache(dtype=jnp.float32)}, "the cache is float32; kernels stream a bfloat16 cache"),
+    "a vector known before": (
+        plain(lambda x, p, t, pos: x * jnp.asarray(np.ones((4, H)) * np.arange(4.0)[:, None])[pos % 4]), {},
+        r"makes float32\[1, 128\], known before the kernel starts; a kernel is handed numbers: make one of it, or look a row up with mk.embed"
+    ),
     "argmax in the middle": (
         plain(lambda x, p, t, pos: x * mk.argmax(x)), {}, r"argmax\[\] cannot be computed inside embed; mk.argmax is what a decode step returns"
     ),
@@ -216,6 +221,7 @@ def test_shapes_and_structure(middle, options, message):
 
 
 def test_what_is_refused_is_what_is_left_out_of_these():
+    build(plain(lambda x, p, t, pos: x * jnp.broadcast_to(pos, (H,)) + jnp.full(H, pos) * jnp.repeat(jnp.arange(64) < pos, 2).sum()))
     build(attend)
     build(plain(lambda x, p, t, pos: jax.nn.silu(x) + jax.nn.relu(x) + jax.nn.gelu(x, approximate=True) + jnp.where(x > 0, x, -x)))
     build(plain(lambda x, p, t, pos: jax.nn.softmax(mk.linear(p["w"], x)) * jnp.float32(pos)))
