@@ -121,17 +121,20 @@ class Run:
         return self.numbers[id]
 
     def _given(self, node: Node) -> Array:
+        """A number, or one of the whole vectors that it comes from."""
         if node.kind in ("token", "pos"):
             return np.asarray(getattr(self.inputs, node.kind), np.int32)
         if node.kind == "literal":
-            return self.constant(node)
-        if node.kind != "given":
-            raise NotComputable(f"{node.where}: {node.kind}{list(node.shape)} is not known before the kernel starts")
-        if isinstance(node.op, Leaf):
+            return np.broadcast_to(self.arithmetic.hold(np.asarray(node.op), node.dtype), node.shape)
+        if isinstance(node.op, Leaf) and not node.op.stacked:
             return self.inputs.params[node.op.index].reshape(node.shape)
+        if node.kind not in ("given", "map", "reduce", "reshape", "broadcast"):
+            raise NotComputable(f"{node.where}: {node.kind}{list(node.shape)} is not known before the kernel starts")
         inputs = [self.given(i) for i in node.inputs]
         if node.op is None:
-            return inputs[0].reshape(node.shape)
+            return inputs[0].reshape(node.shape) if inputs[0].size == node.width else np.broadcast_to(inputs[0], node.shape)
+        if isinstance(node.op, str):
+            return REDUCTIONS[node.op](inputs[0], -1)
         primitive, params, *which = node.op
         return Plain(self.arithmetic).primitive(primitive.name, params, inputs, node)[which[0] if which else 0]
 

@@ -69,6 +69,9 @@ class Plain:
             return np.indices(shape)[params["dimension"]]
         if name == "concatenate":
             return np.concatenate(args, params["dimension"])
+        if name == "dynamic_slice":
+            starts = [int(np.clip(a, 0, n - m)) for a, n, m in zip(args[1:], args[0].shape, shape, strict=True)]
+            return args[0][tuple(slice(a, a + m) for a, m in zip(starts, shape, strict=True))]
         if name == "slice":
             bounds = zip(params["start_indices"], params["limit_indices"], params["strides"] or [1] * len(shape), strict=True)
             return args[0][tuple(slice(*b) for b in bounds)]
