@@ -19,7 +19,14 @@ def leaf(*shape, dtype="bfloat16"):
     return jax.ShapeDtypeStruct(shape, dtype)
 
 
-PARAMS = {"table": leaf(192, 128), "w": leaf(192, 128), "wq": leaf(128, 128), "wo": leaf(192, 128), "temperature": leaf()}
+PARAMS = {
+    "table": leaf(192, 128),
+    "w": leaf(192, 128),
+    "wq": leaf(128, 128),
+    "wo": leaf(192, 128),
+    "temperature": leaf(),
+    "scale": leaf(64),
+}
 KV = {name: leaf(2, 64, 64) for name in "kv"}
 INT = leaf(dtype="int32")
 

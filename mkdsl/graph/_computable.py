@@ -26,8 +26,8 @@ def check_code(graph: OpGraph, phase: Phase) -> None:
       UnsupportedError: names the value, the user's line and the remedy.
     """
     if isinstance(phase, AttentionPhase):
-        for id in graph.code[phase.name].parts[0][1]:
-            _check_heads(graph, phase, id, per_head=False)
+        for node, per_head in _on_heads(graph, graph.code[phase.name].parts[0][1]):
+            _check_on_heads(graph, phase, node, per_head=per_head)
         return
     for node in _framed(graph, phase):
         _check_framed(graph, phase, node)
@@ -58,7 +58,8 @@ def _framed(graph: OpGraph, phase: Phase) -> Iterable[Node]:
 
 
 def _check_framed(graph: OpGraph, phase: Phase, node: Node) -> None:
-    wide = node.kind in VIEWS and len(node.shape) > 1
+    spread = node.kind == "map" and {graph.node(i).width for i in node.inputs} - {1, node.width}
+    wide = spread or (node.kind in VIEWS and len(node.shape) > 1)
     if wide or node.kind not in {"map", "param", "embed", "reduce", *VIEWS, *GIVEN}:
         raise UnsupportedError(
             f"{node.where}: {node.kind}{list(node.shape)} cannot be computed inside {phase.name}; {ELSEWHERE.get(node.kind, FLAT)}"
@@ -71,11 +72,23 @@ def _check_framed(graph: OpGraph, phase: Phase, node: Node) -> None:
     _check_dtype(node)
 
 
-def _check_heads(graph: OpGraph, phase: AttentionPhase, id: int, *, per_head: bool) -> None:
-    """`per_head`: the value stands beside heads as a number for each."""
-    node = graph.node(id)
-    if id in graph.tensor_of:
-        if graph.tensors[graph.tensor_of[id]].heads:
+def _on_heads(graph: OpGraph, roots: Iterable[int]) -> Iterable[tuple[Node, bool]]:
+    """What is evaluated for attention's heads, down to tensors, and whether it stands beside them as a number for each."""
+    seen, stack = set(), [(id, False) for id in roots]
+    while stack:
+        if (at := stack.pop()) in seen:
+            continue
+        seen.add(at)
+        node = graph.node(at[0])
+        per_head = at[1] or (len(node.shape) == 2 and node.shape[1] == 1 != node.shape[0])
+        yield node, per_head
+        if node.id not in graph.tensor_of and node.kind not in {"param", *GIVEN}:
+            stack += [(i, per_head and node.kind != "reduce") for i in node.inputs[: 1 if node.kind == "rope" else None]]
+
+
+def _check_on_heads(graph: OpGraph, phase: AttentionPhase, node: Node, *, per_head: bool) -> None:
+    if node.id in graph.tensor_of:
+        if graph.tensors[graph.tensor_of[node.id]].heads:
             raise UnsupportedError(f"{phase.where}: attention reads another attention's result directly; project it first")
         return
     if node.kind not in {"map", "param", "rope", "reduce", *VIEWS, *GIVEN}:
@@ -83,17 +96,14 @@ def _check_heads(graph: OpGraph, phase: AttentionPhase, id: int, *, per_head: bo
         raise UnsupportedError(f"{node.where}: {what}; apply it before the projection, or to each head")
     _check_dtype(node)
     if node.kind == "param" and not node.is_scalar and (per_head or node.width % phase.head_dim):
-        raise UnsupportedError(
-            f"{phase.where}: a weight of {list(node.shape)} meets heads of {phase.head_dim}; store it as [heads, head_dim], or as [head_dim]"
-        )
-    if node.kind in GIVEN or node.kind == "param":
-        return
-    numbers = node.kind == "broadcast" and len(shape := graph.node(node.inputs[0]).shape) == 2 and shape[1] == 1 != shape[0]
-    for i in node.inputs[: 1 if node.kind == "rope" else None]:
-        _check_heads(graph, phase, i, per_head=(per_head or numbers) and node.kind != "reduce")
+        what = f"a weight of {list(node.shape)} meets heads of {phase.head_dim}"
+        raise UnsupportedError(f"{phase.where}: {what}; store it as [heads, head_dim], or as [head_dim]")
 
 
 def _check_dtype(node: Node) -> None:
+    if node.kind == "given" and not node.is_scalar:
+        what = f"{node.op[0].name} makes {node.dtype}{list(node.shape)}, known before the kernel starts"
+        raise UnsupportedError(f"{node.where}: {what}; a kernel is handed numbers: make one of it, or look a row up with mk.embed")
     allowed = LEAF_DTYPES if node.kind == "param" else DTYPES
     if node.dtype not in allowed:
         what = f"the leaf {node.op.path} is " if node.kind == "param" else ""

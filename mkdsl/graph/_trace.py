@@ -19,7 +19,7 @@ from mkdsl.ops import Append, Argmax, Attention, Embed, Fold, Operator, Rope, op
 
 REDUCTIONS = frozenset(("reduce_sum", "reduce_max", "reduce_min"))
 SOURCES = frozenset(("token", "pos", "given"))
-PURE = frozenset(("map", "reshape", "broadcast"))
+PURE = frozenset(("map", "reshape", "broadcast", "reduce"))
 CALLS = frozenset(("jit", "custom_jvp_call", "custom_vjp_call", "remat2"))  # remat2 is jax.checkpoint
 KINDS: dict[type[Operator], str] = {Fold: "fold", Attention: "attention", Append: "append", Rope: "rope", Embed: "embed", Argmax: "argmax"}
 REMEDIES = {
@@ -63,7 +63,7 @@ class Tracer:
         self.repeats: list[int] = [1]
         self.carries: list[tuple[int, int, int]] = []  # (carry node, initial node, final node)
         self.replaced: dict[int, int] = {}  # by rewrites: node -> the node that stands for its value now
-        self.known: set[int] = set()  # numbers that are known before the kernel starts
+        self.known: set[int] = set()  # what is known before the kernel starts
 
     @property
     def segment(self) -> int:
@@ -75,12 +75,12 @@ class Tracer:
         node = Node(id, kind, tuple(aval.shape), str(aval.dtype), tuple(inputs), op, where or self.where, segment)
         self.dag.add_node(id, node=node)
         self.dag.add_edges_from((i, id) for i in inputs)
-        if kind in SOURCES or (node.width == 1 and (_is_number(node) or (kind in PURE and self.are_known(inputs)))):
+        if kind in SOURCES or _is_number(node) or (kind in PURE and self.are_known(inputs)):
             self.known.add(id)
         return id
 
     def are_known(self, ids: Sequence[int]) -> bool:
-        """Whether these are numbers known before the kernel starts, and constants, but not constants alone."""
+        """Whether these are known before the kernel starts, or constants, but not constants alone."""
         return any(i in self.known for i in ids) and all(i in self.known or self.node(i).kind == "literal" for i in ids)
 
     def constant(self, aval: Any, value: Any) -> int:
@@ -117,19 +117,28 @@ class Tracer:
             return outs
         if name in IDENTITIES:
             return inputs
-        if name not in KNOWN and self.is_given(eqn, inputs):
+        if closed := composed(name, params, [v.aval for v in eqn.invars]):
+            return self.call(closed.jaxpr, closed.consts, inputs)
+        simple = self.simple(eqn, inputs, where)
+        if simple is not None:
+            return [simple]
+        if self.is_given(eqn, inputs):
             which = [(i,) for i in range(len(eqn.outvars))] if eqn.primitive.multiple_results else [()]
             return [self.add("given", v.aval, inputs, (eqn.primitive, params, *w), where) for v, w in zip(eqn.outvars, which, strict=True)]
         if name == "scan":
             return self.scan(eqn, inputs, where)
-        if closed := composed(name, params, [v.aval for v in eqn.invars]):
-            return self.call(closed.jaxpr, closed.consts, inputs)
-        return [self.simple(eqn, name, params, inputs, where)]
+        shapes = ", ".join(f"{self.node(i).dtype}{list(self.node(i).shape)}" for i in inputs)
+        makes = ", ".join(str(list(v.aval.shape)) for v in eqn.outvars)
+        raise UnsupportedError(f"{where}: {name}({shapes}) -> {makes} has no tile lowering; {_remedy(name)}")
 
     def is_given(self, eqn: Any, inputs: list[int]) -> bool:
-        """Whether an equation makes numbers of what is known before the kernel starts, so that XLA may compute it whatever it is."""
-        numbers = all(v.aval.size == 1 and _is_numeric(v.aval) for v in eqn.outvars)
-        return bool(eqn.outvars) and numbers and not eqn.effects and self.are_known(inputs)
+        """Whether an equation is of what is known before the kernel starts, so that XLA may compute it whatever it is. Numbers may come out of
+        leaves of params too, as in params["scale"][pos]."""
+        known = self.are_known([i for i in inputs if not self._is_leaf(i)] if all(v.aval.size == 1 for v in eqn.outvars) else inputs)
+        return bool(eqn.outvars) and all(_is_numeric(v.aval) for v in eqn.outvars) and not eqn.effects and known
+
+    def _is_leaf(self, id: int) -> bool:
+        return self.node(id).kind == "param" and not self.node(id).op.stacked
 
     def folded(self, eqn: Any, inputs: list[int]) -> list[int]:
         """The constants that an equation computes from constants alone; nothing of any other."""
@@ -148,25 +157,24 @@ class Tracer:
         env |= {v: self.constant(v.aval, c) for v, c in zip(jaxpr.constvars, consts, strict=True)}
         return self.walk(jaxpr, env)
 
-    def simple(self, eqn: Any, name: str, params: dict[str, Any], inputs: list[int], where: str) -> int:
-        avals = [v.aval for v in eqn.outvars]
-        shapes = ", ".join(f"{self.node(i).dtype}{list(self.node(i).shape)}" for i in inputs)
-        refusal = f"{where}: {name}({shapes}) -> {', '.join(str(list(a.shape)) for a in avals)} has no tile lowering; {_remedy(name)}"
-        if len(avals) != 1:
-            raise UnsupportedError(refusal)
-        (out,), first = avals, self.node(inputs[0]) if inputs else None
-        if first is not None and name == "convert_element_type" and first.dtype == str(out.dtype) and first.shape == tuple(out.shape):
+    def simple(self, eqn: Any, inputs: list[int], where: str) -> int | None:
+        """The node of an equation that a tile has a form of; None if it has none."""
+        name, params, outs = eqn.primitive.name, eqn.params, [v.aval for v in eqn.outvars]
+        if not inputs or len(outs) != 1:
+            return None
+        (out,), first = outs, self.node(inputs[0])
+        if name == "convert_element_type" and first.dtype == str(out.dtype) and first.shape == tuple(out.shape):
             return inputs[0]
         if name in KNOWN:
             return self.add("map", out, inputs, (eqn.primitive, params), where)
-        if first is not None and name in REDUCTIONS and tuple(params["axes"]) == (len(first.shape) - 1,):
+        if name in REDUCTIONS and tuple(params["axes"]) == (len(first.shape) - 1,):
             return self.add("reduce", out, inputs, name, where)
-        if first is not None and name in ("reshape", "squeeze", "expand_dims", "broadcast_in_dim"):
+        if name in ("reshape", "squeeze", "expand_dims", "broadcast_in_dim"):
             if first.width == out.size:
                 return self.add("reshape", out, inputs, None, where)
             if name == "broadcast_in_dim" and _is_feature_broadcast(first.shape, out.shape, params["broadcast_dimensions"]):
                 return self.add("broadcast", out, inputs, None, where)
-        raise UnsupportedError(refusal)
+        return None
 
     def scan(self, eqn: Any, inputs: list[int], where: str) -> list[int]:
         """Layers: consts and one iteration's slices in, carries become a segment of their own."""
@@ -213,7 +221,7 @@ def _are_all_the_same(value: np.ndarray) -> bool:
 
 def _is_number(node: Node) -> bool:
     """A parameter that is one number, the same for all layers."""
-    return node.kind == "param" and not node.op.stacked
+    return node.kind == "param" and not node.op.stacked and node.is_scalar
 
 
 def _is_numeric(aval: Any) -> bool:

@@ -176,13 +176,20 @@ class OpGraph:
 
     @functools.cached_property
     def position_limit(self) -> int:
-        """Positions that the step may be called with; 0 if it does not say, since it appends and attends at computed ones only."""
-        found = []
-        for phase in (p for p in self.phases if isinstance(p, AttentionPhase)):
-            attention = self.node(self.code[phase.name].parts[0][0][0])
-            positions = (attention.inputs[3], *(self.node(i).inputs[2] for i in attention.inputs[1:3]))
-            found += [phase.context] if any(self.node(i).kind == "pos" for i in positions) else []
-        return min(found, default=0)
+        """Positions that the step may be called with, since one of its attentions is NaN past its cache; 0 if it does not say."""
+        return min(self._contexts, default=0)
+
+    @functools.cached_property
+    def table_length(self) -> int:
+        """Positions that a table of rotations by `pos` has, past which all attention is NaN; 0 if some is not, as with a cache that is a ring."""
+        attentions = [p for p in self.phases if isinstance(p, AttentionPhase)]
+        return max(self._contexts, default=0) if len(self._contexts) == len(attentions) else 0
+
+    @functools.cached_property
+    def _contexts(self) -> list[int]:
+        """Of the attentions up to `pos` itself."""
+        attentions = [p for p in self.phases if isinstance(p, AttentionPhase)]
+        return [p.context for p in attentions if self.node(self.node(self.code[p.name].parts[0][0][0]).inputs[3]).kind == "pos"]
 
     @functools.cached_property
     def vocabulary(self) -> int:
@@ -192,7 +199,7 @@ class OpGraph:
 
     def has_table(self, rope: Node) -> bool:
         """Whether a rotation is by `pos` itself, of which there are few."""
-        return self.node(rope.inputs[1]).kind == "pos" and self.position_limit > 0
+        return self.node(rope.inputs[1]).kind == "pos" and self.table_length > 0
 
     def iterations(self, phase: Phase) -> int:
         return self.segments[phase.segment].repeats

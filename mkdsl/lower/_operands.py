@@ -70,10 +70,10 @@ def _given(graph: OpGraph, schedule: Schedule) -> list[Operand]:
 
     out = [Operand("token", lambda a: padded(a.token.astype(i32))), Operand("pos", lambda a: padded(a.pos.astype(i32)))]
     for node in map(graph.node, graph.dag):
-        if node.kind == "given":
+        if node.kind == "given" and node.is_scalar:
             out.append(Operand(f"given{node.id}", lambda a, id=node.id: padded(given(id, a).reshape(-1))))
         if node.kind == "rope" and graph.has_table(node):
-            table = node.op.table(graph.position_limit, node.shape[1])
+            table = node.op.table(graph.table_length, node.shape[1])
             out.append(Operand(f"rope{node.id}", lambda _, t=table: jnp.asarray(t)))
         elif node.kind == "rope":
             out.append(Operand(f"rope{node.id}", lambda a, node=node: padded(rotations(node, a))))

@@ -198,13 +198,13 @@ def test_wrong_shape_or_dtype_after_compiling():
 
 @pytest.mark.medium
 @pytest.mark.usefixtures("race_detector")
-@pytest.mark.parametrize(("token", "clamped"), [(-1, 0), (64, 63)])
-def test_a_traced_token_is_clamped(token, clamped):
+def test_a_traced_token_is_clamped():
     """As mk.embed says, in the kernel and in the reference."""
     params, kv, _, pos = arguments()
     program = mk.jit(step, target=SMALL, interpret=True).lower(params, kv, 0, pos).program
     for run in (jax.jit(program), jax.jit(step)):
-        np.testing.assert_array_equal(run(params, kv, token, pos)[1], run(params, kv, clamped, pos)[1])
+        for token, clamped in ((-1, 0), (64, 63)):
+            np.testing.assert_array_equal(run(params, kv, token, pos)[1], run(params, kv, clamped, pos)[1])
 
 
 def test_float_token():

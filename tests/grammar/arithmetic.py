@@ -4,7 +4,6 @@ import dataclasses
 from collections.abc import Callable
 from typing import Any
 
-import jax.numpy as jnp
 import ml_dtypes
 import numpy as np
 from scipy import special
@@ -40,7 +39,8 @@ PRIMITIVES: dict[str, Callable[..., Array]] = {
     "and": np.bitwise_and, "or": np.bitwise_or, "xor": np.bitwise_xor, "not": np.invert,
     "select_n": lambda which, no, yes: np.where(which, yes, no), "clamp": lambda low, x, high: np.minimum(np.maximum(x, low), high),
     "shift_left": np.left_shift, "shift_right_arithmetic": np.right_shift, "shift_right_logical": np.right_shift,  # the last of unsigned numbers
-    "bitcast_convert_type": _same_bits, "stop_gradient": lambda x: x, "copy": lambda x: x, "copy_p": lambda x: x, "name": lambda x: x, "convert_element_type": lambda x: x,
+    "bitcast_convert_type": _same_bits, "stop_gradient": lambda x: x, "copy": lambda x: x, "copy_p": lambda x: x, "name": lambda x: x,
+    "convert_element_type": lambda x: x,
 }  # fmt: skip
 PARAMETERS = {"integer_pow": "y", "round": "rounding_method", "bitcast_convert_type": "new_dtype"}  # those that matter
 REDUCTIONS: dict[str, Callable[..., Array]] = {"reduce_sum": np.sum, "reduce_max": np.max, "reduce_min": np.min}
@@ -67,13 +67,6 @@ class Arithmetic:
     def narrow(self, x: Array) -> Array:
         """Rounded to bfloat16, unless numbers are real."""
         return x if self.real else x.astype(ml_dtypes.bfloat16).astype(np.float32)
-
-    def bind(self, primitive: Any, params: dict[str, Any], which: int = 0, *, args: list[Array], dtype: str) -> Array:
-        """A primitive of any kind, of numbers; the result of several that is meant."""
-        if primitive.name in PRIMITIVES:
-            return self.apply(primitive.name, params, args, dtype)
-        out = primitive.bind(*map(jnp.asarray, args), **params)
-        return self.hold(np.asarray(out[which] if primitive.multiple_results else out), dtype)
 
     def apply(self, name: str, params: dict[str, Any], args: list[Array], dtype: str) -> Array:
         """An elementwise primitive of JAX's whose result has this dtype."""

@@ -86,6 +86,10 @@ def number(e: Expression, s: Scope) -> Any:
     name, *args = e
     if name == "float":
         return integer(args[0], s).astype(jnp.float32) / 64
+    if name == "one of":  # of a leaf
+        return s.params["top"]["norm_a"][integer(args[0], s) % 64]
+    if name == "mean of":
+        return jnp.mean(jnp.arange(8) * integer(args[0], s) % 5)
     if name == "past":
         return jnp.where(integer(args[0], s) > args[1], *(number(a, s) for a in args[2:]))
     if name == "cond":
@@ -110,6 +114,7 @@ number_leaves = st.one_of(
     st.sampled_from(OF_THE_STEP),
     st.tuples(st.just("float"), st.one_of(st.sampled_from(["pos", "token", "shift"]), st.tuples(st.just("%"), st.just("pos"), st.just(7)))),
     st.sampled_from([0.5, 2.0, -0.25]),
+    st.tuples(st.sampled_from(["one of", "mean of"]), st.sampled_from(["pos", "token", "shift", ("+", "pos", 3)])),
 )
 numbers = st.recursive(number_leaves, lambda inner: _more_numbers(inner, "cond"), max_leaves=3)
 layer_numbers = st.recursive(st.one_of(st.sampled_from(OF_A_LAYER), number_leaves), _more_numbers, max_leaves=3)

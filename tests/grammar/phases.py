@@ -5,7 +5,7 @@ Told from the graph alone, without looking at `mkdsl.lower`. A phase computes fr
 
 import dataclasses
 from collections.abc import Sequence
-from typing import Any
+from typing import NamedTuple
 
 import numpy as np
 
@@ -13,7 +13,7 @@ from grammar.arithmetic import COMBINE, REDUCTIONS, Arithmetic, Array
 from grammar.pieces import Features, Heads, NotComputable
 from grammar.plain import Plain, attended, scored
 from mkdsl.graph import AttentionPhase, Code, FoldPhase, Leaf, MapPhase, Node, OpGraph, Phase
-from mkdsl.ops import LINEAR
+from mkdsl.ops import LINEAR, Attention
 
 LEAST = -1e30
 
@@ -38,6 +38,17 @@ class Inputs:
     kv: Sequence[Array]
     token: int
     pos: int
+
+
+class Queries(NamedTuple):
+    """Those of one kv head [queries, head_dim]; the token's own key and value [head_dim]; the cache [context, head_dim]."""
+
+    op: Attention
+    q: Array
+    key: Array
+    value: Array
+    keys: Array
+    values: Array
 
 
 class Run:
@@ -110,16 +121,22 @@ class Run:
         return self.numbers[id]
 
     def _given(self, node: Node) -> Array:
+        """A number, or one of the whole vectors that it comes from."""
         if node.kind in ("token", "pos"):
             return np.asarray(getattr(self.inputs, node.kind), np.int32)
         if node.kind == "literal":
-            return self.constant(node)
-        if node.kind != "given":
-            raise NotComputable(f"{node.where}: {node.kind}{list(node.shape)} is not known before the kernel starts")
-        if isinstance(node.op, Leaf):
+            return np.broadcast_to(self.arithmetic.hold(np.asarray(node.op), node.dtype), node.shape)
+        if isinstance(node.op, Leaf) and not node.op.stacked:
             return self.inputs.params[node.op.index].reshape(node.shape)
+        if node.kind not in ("given", "map", "reduce", "reshape", "broadcast"):
+            raise NotComputable(f"{node.where}: {node.kind}{list(node.shape)} is not known before the kernel starts")
         inputs = [self.given(i) for i in node.inputs]
-        return inputs[0].reshape(node.shape) if node.op is None else self.arithmetic.bind(*node.op, args=inputs, dtype=node.dtype)
+        if node.op is None:
+            return inputs[0].reshape(node.shape) if inputs[0].size == node.width else np.broadcast_to(inputs[0], node.shape)
+        if isinstance(node.op, str):
+            return REDUCTIONS[node.op](inputs[0], -1)
+        primitive, params, *which = node.op
+        return Plain(self.arithmetic).primitive(primitive.name, params, inputs, node)[which[0] if which else 0]
 
     # Folds and maps.
 
@@ -186,13 +203,13 @@ class Run:
         splits = self.cuts.splits if self._may_split(phase.writes[0]) else 1
         out: list[tuple[Array, Array]] = []
         for head in range(phase.kv_heads):
-            queries = self._heads(phase, q, head * phase.queries, (head + 1) * phase.queries)
-            new = [self._heads(phase, i, head, head + 1) for i in (k, v)]
+            new = [self._heads(phase, i, head, head + 1)[0] for i in (k, v)]
             caches = [self._cache(a)[head] for a in (keys, values)]
-            out.append(self._past_cache(node.op, queries, new, caches, attended_at, appended_at, splits))
+            queries = self._heads(phase, q, head * phase.queries, (head + 1) * phase.queries)
+            out.append(self._past_cache(Queries(node.op, queries, *new, *caches), splits, appended_at, attended_at))
             for cache, row in zip(caches, new, strict=True):
                 if 0 <= appended_at < phase.context:
-                    cache[appended_at] = row[0]
+                    cache[appended_at] = row
         results, sizes = (np.concatenate(a, 1) for a in zip(*out, strict=True))  # [splits, heads, head_dim], [splits, heads]
         if splits == 1:
             self.write(phase.writes[0], results[0].reshape(-1))
@@ -216,37 +233,38 @@ class Run:
         leaf: Leaf = self.graph.node(append.inputs[0]).op
         return self.kv[leaf.index][self.iteration] if leaf.stacked else self.kv[leaf.index]
 
-    def _past_cache(
-        self, op: Any, q: Array, new: Sequence[Array], caches: Sequence[Array], attended_at: int, appended_at: int, splits: int
-    ) -> tuple[Array, Array]:
+    def _past_cache(self, queries: "Queries", splits: int, appended_at: int, attended_at: int) -> tuple[Array, Array]:
         """One kv head's queries past its cache: ([splits, queries, head_dim] normalised, [splits, queries] logarithms of what they weigh).
 
         The token's own key and value are the first carry of split 0; where they are appended the cache is not looked at.
         """
-        context, floating = len(caches[0]), self.arithmetic.floating
+        context, shape = len(queries.keys), queries.q.shape
         if not 0 <= attended_at < context:
-            return np.full((splits, *q.shape), np.nan), np.full((splits, len(q)), np.nan)
-        keep = attended(op, context, attended_at)
+            return np.full((splits, *shape), np.nan), np.full((splits, shape[0]), np.nan)
+        keep = attended(queries.op, context, attended_at)
         itself = 0 <= appended_at < context and keep[appended_at]
         if itself:
             keep[appended_at] = False
-        results, sizes = [], []
-        for split in range(splits):
-            m = scored(op, q @ new[0][0]) if itself and split == 0 else np.full(len(q), LEAST, floating)
-            z = np.full(len(q), float(itself and split == 0), floating)
-            acc = z[:, None] * new[1]
-            for first in range(split * self.cuts.block, context, splits * self.cuts.block):
-                block = slice(first, first + self.cuts.block)
-                s = np.where(keep[block], scored(op, q @ caches[0][block].T), floating(LEAST))
-                top = np.maximum(m, s.max(1))
-                p = np.where(keep[block], np.exp(s - top[:, None]), 0.0)
-                old = np.exp(m - top)
-                z, acc = z * old + p.sum(1), acc * old[:, None] + self.arithmetic.narrow(p) @ caches[1][block]
-                m = top
-            z = np.maximum(z, 1e-30)
-            results.append(acc / z[:, None])
-            sizes.append(m + np.log(z))
+        found = [self._split(queries, keep, itself and split == 0, split, splits) for split in range(splits)]
+        results, sizes = zip(*found, strict=True)
         return np.stack(results), np.stack(sizes)
+
+    def _split(self, queries: "Queries", keep: Array, itself: bool, split: int, splits: int) -> tuple[Array, Array]:
+        """Block after block with a running maximum m, the sum z of what is weighed by it, and the weighted sum of values."""
+        op, q, floating = queries.op, queries.q, self.arithmetic.floating
+        m = scored(op, q @ queries.key) if itself else np.full(len(q), LEAST, floating)
+        z = np.full(len(q), float(itself), floating)
+        acc = z[:, None] * queries.value
+        for first in range(split * self.cuts.block, len(keep), splits * self.cuts.block):
+            block = slice(first, first + self.cuts.block)
+            s = np.where(keep[block], scored(op, q @ queries.keys[block].T), floating(LEAST))
+            top = np.maximum(m, s.max(1))
+            p = np.where(keep[block], np.exp(s - top[:, None]), 0.0)
+            old = np.exp(m - top)
+            z, acc = z * old + p.sum(1), acc * old[:, None] + self.arithmetic.narrow(p) @ queries.values[block]
+            m = top
+        z = np.maximum(z, 1e-30)
+        return acc / z[:, None], m + np.log(z)
 
     # Results.
 

@@ -37,21 +37,22 @@ class Plain:
         return self.arithmetic.hold(np.asarray(value), str(aval.dtype))
 
     def _equation(self, eqn: Any, args: list[Array]) -> list[Array]:
-        if not eqn.outvars:  # both branches of a cond were the same
-            return []
-        name, params, out = eqn.primitive.name, eqn.params, eqn.outvars[0].aval
+        return self.primitive(eqn.primitive.name, eqn.params, args, eqn.outvars[0].aval) if eqn.outvars else []
+
+    def primitive(self, name: str, params: dict[str, Any], args: list[Array], out: Any) -> list[Array]:
+        """All results of a primitive; `out` says shape and dtype of the first."""
         if name == "mkdsl":
             return [self._operator(params["op"], args)]
-        if called := [params[k] for k in ("jaxpr", "call_jaxpr", "fun_jaxpr") if k in params and name != "scan"]:
-            return self.run(getattr(called[0], "jaxpr", called[0]), getattr(called[0], "consts", ()), args)
         if name == "scan":
             return self._scan(params, args)
+        if name == "cond":
+            return self.closed(params["branches"][int(np.clip(args[0], 0, len(params["branches"]) - 1))], args[1:])
+        if called := [params[k] for k in ("jaxpr", "call_jaxpr", "fun_jaxpr") if k in params]:
+            return self.run(getattr(called[0], "jaxpr", called[0]), getattr(called[0], "consts", ()), args)
         if name == "optimization_barrier":
             return args
         if name in PRIMITIVES:
             return [self.arithmetic.apply(name, params, args, str(out.dtype))]
-        if name == "cond":
-            return self.closed(params["branches"][int(np.clip(args[0], 0, len(params["branches"]) - 1))], args[1:])
         return [self.arithmetic.hold(self._shaped(name, params, args, out.shape), str(out.dtype))]
 
     def _shaped(self, name: str, params: dict[str, Any], args: list[Array], shape: Sequence[int]) -> Array:
@@ -68,6 +69,9 @@ class Plain:
             return np.indices(shape)[params["dimension"]]
         if name == "concatenate":
             return np.concatenate(args, params["dimension"])
+        if name == "dynamic_slice":
+            starts = [int(np.clip(a, 0, n - m)) for a, n, m in zip(args[1:], args[0].shape, shape, strict=True)]
+            return args[0][tuple(slice(a, a + m) for a, m in zip(starts, shape, strict=True))]
         if name == "slice":
             bounds = zip(params["start_indices"], params["limit_indices"], params["strides"] or [1] * len(shape), strict=True)
             return args[0][tuple(slice(*b) for b in bounds)]

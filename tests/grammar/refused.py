@@ -20,7 +20,6 @@ REFUSED: dict[str, Callable[..., Any]] = {
     "matrix product": lambda x, p, token, pos: p["top"]["wd"].astype(jnp.float32) @ jnp.tanh(p["top"]["wu"].astype(jnp.float32) @ x),
     "outer product": lambda x, p, token, pos: (x[:, None] * x[None, :]).sum(-1),
     "slice": lambda x, p, token, pos: x + x[: x.shape[0] // 2].sum(),
-    "slice of params": lambda x, p, token, pos: x + p["top"]["norm_a"][3],
     "concatenate": lambda x, p, token, pos: x + jnp.concatenate([x, x]).sum(),
     "halves": lambda x, p, token, pos: jnp.concatenate(jnp.split(x, 2)[::-1]),
     "roll": lambda x, p, token, pos: jnp.roll(x, 1),

@@ -24,7 +24,9 @@ PARAMS = {
 
 def graph_of(step, **more: jax.ShapeDtypeStruct) -> OpGraph:
     scalar = jax.ShapeDtypeStruct((), jnp.int32)
-    return build_graph(step, PARAMS | more, {n: (leaf(1, 64, 64),) * 2 for n in "ab"}, scalar, scalar)[0]
+    return build_graph(
+        step, PARAMS | more, {"a": (leaf(1, 64, 64),) * 2, "b": (leaf(1, 64, 64),) * 2, "long": (leaf(1, 128, 64),) * 2}, scalar, scalar
+    )[0]
 
 
 def project(params, x):
@@ -105,3 +107,28 @@ def test_no_layers():
 
     with pytest.raises(UnsupportedError, match="a scan of no steps; leave it out"):
         graph_of(step, none=leaf(0, 64, 64))
+
+
+def rotated(params, kv, token, pos, up_to=(lambda pos: pos, lambda pos: pos)):
+    """Two attentions, over caches of 64 and 128 positions."""
+    x, out = mk.embed(params["embed"], token), []
+    for cache, at in zip((kv["a"], kv["long"]), up_to, strict=True):
+        q, k, v = project(params, x)
+        cache = mk.append(cache, mk.rope(k, pos), v, pos)
+        out += [mk.linear(params["wo"], mk.attention(mk.rope(q, pos), cache, at(pos))), cache]
+    return tuple(out)
+
+
+@pytest.mark.parametrize(
+    ("up_to", "limit", "table"),
+    [
+        ((lambda pos: pos, lambda pos: pos), 64, 128),
+        ((lambda pos: pos, lambda pos: jnp.minimum(pos, 9)), 64, 0),
+        ((lambda pos: jnp.minimum(pos, 9), lambda pos: 5), 0, 0),
+    ],
+)
+def test_what_a_position_past_a_cache_leaves_intact(up_to, limit, table):
+    """Regression: a table of rotations ended where the first of the caches did, or where something was appended past its end, and a traced position
+    past that was rotated as the last."""
+    graph = graph_of(lambda *args: rotated(*args, up_to=up_to))
+    assert (graph.position_limit, graph.table_length) == (limit, table)

@@ -5,6 +5,7 @@ import re
 
 import jax
 import jax.numpy as jnp
+import numpy as np
 import pytest
 from jax import lax
 
@@ -32,7 +33,8 @@ PARAMS = {
     "q32": leaf(32, H),
     "o32": leaf(H, 32),
     "vector": leaf(H),
-    "per_head": leaf(1, 1),
+    "halves": leaf(2, 64),
+    "half": leaf(2, 1),
     "int64ish": leaf(H, dtype=jnp.float8_e5m2),
 }
 
@@ -188,6 +190,10 @@ OTHERS = {
     "narrow heads": (narrow_heads, {"kv": cache(head_dim=32)}, "head_dim=32; kernels have heads of 64 to 256 features, multiples of 16"),
     "a fold of rows": (odd_fold, {}, "folds k=100 elements of each row with a step of its own; such a k is a multiple of 16"),
     "float32 cache": (attend, {"kv": cache(dtype=jnp.float32)}, "the cache is float32; kernels stream a bfloat16 cache"),
+    "a vector known before": (
+        plain(lambda x, p, t, pos: x * jnp.asarray(np.ones((4, H)) * np.arange(4.0)[:, None])[pos % 4]), {},
+        r"makes float32\[1, 128\], known before the kernel starts; a kernel is handed numbers: make one of it, or look a row up with mk.embed"
+    ),
     "argmax in the middle": (
         plain(lambda x, p, t, pos: x * mk.argmax(x)), {}, r"argmax\[\] cannot be computed inside embed; mk.argmax is what a decode step returns"
     ),
@@ -196,6 +202,9 @@ OTHERS = {
     "a leaf's type": (plain(lambda x, p, t, pos: x * p["int64ish"].astype(jnp.float32)), {}, r"the leaf int64ish is float8_e5m2\[128\]; a kernel takes"),
     "sum of integers": (plain(lambda x, p, t, pos: x * (x > 0).sum()), {}, r"reduce_sum of int32; reductions are of float32: convert with astype"),
     "half of a norm": (norm_of_each_head, {}, r"cannot be computed inside o; arithmetic on \[heads, head_dim\] belongs between"),
+    "rows of leaves": (
+        plain(lambda x, p, t, pos: x * (p["halves"] * p["half"]).reshape(-1)), {}, r"map\[2, 64\] cannot be computed inside embed; arithmetic on \[heads"
+    ),
     "attention of attention": (attention_of_attention, {}, "attention reads another attention's result directly; project it first"),
     "a sum from elsewhere": (on_heads(lambda q, p, x: q * jnp.mean(x)), {}, r"reduce\[\] cannot be computed for attention's heads; apply it before"),
     "a step's primitive": (fold_of(lambda c, tile, piece, x: c + jnp.cumsum(tile, -1)[:, 0]), {}, r"fold's step uses cumsum on \[\(64, 128\)\]; a step is"),
@@ -227,6 +236,21 @@ def test_shapes_and_structure(middle, options, message):
 
 
 def test_what_is_refused_is_what_is_left_out_of_these():
+    build(plain(lambda x, p, t, pos: x * jnp.broadcast_to(pos, (H,)) + jnp.full(H, pos) * jnp.repeat(jnp.arange(64) < pos, 2).sum()))
     build(attend)
     build(plain(lambda x, p, t, pos: jax.nn.silu(x) + jax.nn.relu(x) + jax.nn.gelu(x, approximate=True) + jnp.where(x > 0, x, -x)))
     build(plain(lambda x, p, t, pos: jax.nn.softmax(mk.linear(p["w"], x)) * jnp.float32(pos)))
+
+
+def test_a_number_for_each_of_as_many_heads_as_features():
+    """Regression: [64, 1] on 64 heads of 64 features was taken for a feature's weight."""
+    params = {"embed": leaf(192, H), "q": leaf(64 * 64, H), "o": leaf(H, 64 * 64), "each": leaf(64)}
+
+    def step(params, kv, token, pos):
+        x = mk.embed(params["embed"], token)
+        q, k, v = (mk.heads(mk.linear(params["q"], x), 64) for _ in "qkv")
+        kv = mk.append(kv, k, v, pos)
+        return mk.linear(params["o"], mk.attention(q * params["each"][:, None], kv, pos)), kv
+
+    with pytest.raises(mk.UnsupportedError, match=r"a weight of \[64\] meets heads of 64; store it as \[heads, head_dim\]"):
+        build_graph(step, params, {n: leaf(64, 64, 64) for n in "kv"}, leaf(dtype=jnp.int32), leaf(dtype=jnp.int32))

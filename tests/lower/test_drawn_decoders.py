@@ -20,18 +20,18 @@ import mkdsl as mk
 
 pytestmark = [pytest.mark.medium, pytest.mark.usefixtures("race_detector")]
 
-POSITIONS = (5, 63)  # of two sequences
 KINDS = sorted(set(FAMILIES) - {"refused", "sizes"})
 
 
-def check(spec: Spec) -> None:
+def check(spec: Spec, positions: tuple[int, ...] = (5, 63)) -> None:
+    """A sequence at each position."""
     d = decoder(spec)
     graph = graph_of(d)
     assert graph is not None
-    kv = jax.tree.map(lambda a: np.stack([a] * len(POSITIONS)), d.kv)
-    step = mk.jit(d.step, batch=len(POSITIONS), target=SMALL, interpret=True)
-    outs = jax.tree.leaves(step(d.params, kv, np.full(len(POSITIONS), TOKEN, np.int32), np.asarray(POSITIONS, np.int32)))
-    for i, pos in enumerate(POSITIONS):
+    kv = jax.tree.map(lambda a: np.stack([a] * len(positions)), d.kv)
+    step = mk.jit(d.step, batch=len(positions), target=SMALL, interpret=True)
+    outs = jax.tree.leaves(step(d.params, kv, np.full(len(positions), TOKEN, np.int32), np.asarray(positions, np.int32)))
+    for i, pos in enumerate(positions):
         ways = Ways(d, TOKEN, pos)
         for n, (out, phases, want) in enumerate(zip(outs, ways.phases(graph, ROUNDED, Cuts()), ways.plain(REAL), strict=True)):
             if phases.dtype.kind == "f" and not jumps(dataclasses.astuple(spec)):
@@ -65,6 +65,11 @@ SOME = {
 @pytest.mark.parametrize("spec", SOME.values(), ids=SOME)
 def test_some_kernels_compute_what_is_meant(spec):
     check(spec)
+
+
+def test_a_rotation_past_a_cache_that_is_attended_in_part():
+    """Regression: it was by the cache's last position."""
+    check(Spec(context=64, stacks=(1,), mlp="none", attend=("min", "pos", 62)), positions=(100,))
 
 
 @pytest.mark.slow

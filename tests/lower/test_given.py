@@ -104,7 +104,13 @@ TABLE = np.asarray([0.5, -1.0, 2.0, 1.5], np.float32)
 
 def anything(y: jax.Array, params: Any, token: jax.Array, pos: jax.Array) -> jax.Array:
     """Numbers that XLA computes before the kernel starts, with what a kernel has no word for; leaves of other types; half precision."""
-    y = y * jnp.asarray(TABLE)[pos % 4] + jax.lax.cond(pos > 50, lambda p: p >> 3, lambda p: -p, pos) + params["whole"]
+    y = y * jnp.sum(jnp.where(jnp.arange(8) == pos % 8, TABLE.repeat(2), 0.0)) + jnp.sort(pos * jnp.arange(4))[1] * 0.01
+    y = (
+        y * (1 + params["scale"][pos])
+        + jnp.asarray(TABLE)[pos % 4]
+        + jax.lax.cond(pos > 50, lambda p: p >> 3, lambda p: -p, pos)
+        + params["whole"]
+    )
     y = jnp.where(params["on"], jnp.where(params["some"], y * params["one"], -y), 0) + jax.lax.population_count(token) * params["half"]
     return y + jax.nn.silu(y.astype(jnp.bfloat16)) + jnp.any(y > 3).astype(jnp.float32)
 
@@ -112,7 +118,7 @@ def anything(y: jax.Array, params: Any, token: jax.Array, pos: jax.Array) -> jax
 @pytest.mark.parametrize("batch", [pytest.param(1, marks=pytest.mark.slow), 3])
 def test_any_expression_of_numbers_and_leaves_of_any_type(batch):
     leaves = {"whole": jnp.int32(3), "on": jnp.asarray(True), "some": jnp.arange(192) % 3 > 0, "one": jnp.full(1, 0.5, jnp.bfloat16)}
-    run(decoder(step_of(after=anything), **leaves, half=jnp.float16(0.25)), batch)
+    run(decoder(step_of(after=anything), **leaves, half=jnp.float16(0.25), **tiny.drawn({"scale": (128,)}, 5)), batch)
 
 
 def test_results_of_other_types():

@@ -112,7 +112,7 @@ class Heads(Evaluator):
         """(cos, sin) of this sequence's position."""
         graph, table, row = self.m.graph, self.m.refs[f"rope{node.id}"], self.sequence
         if graph.has_table(node):
-            row = jnp.minimum(self.m.refs["pos"][self.sequence], graph.position_limit - 1)
+            row = jnp.clip(self.m.refs["pos"][self.sequence], 0, graph.table_length - 1)
         return self._table(table, (row, 0)), self._table(table, (row, 1))
 
     def _rope(self, node: Node) -> Halves:
