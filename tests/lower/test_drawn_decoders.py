@@ -8,13 +8,11 @@ import pytest
 from grammar.decoders import decoder
 from grammar.expressions import jumps
 from grammar.families import FAMILIES
-from grammar.law import TOKEN, is_within_the_language
+from grammar.law import TOKEN, drawn, is_within_the_language
 from grammar.phases import Cuts
 from grammar.spec import Spec
 from grammar.three_ways import BFLOAT16, REAL, ROUNDED, Ways, difference, graph_of
-from hypothesis import Phase, given, settings
 from interpreted import SMALL
-from laws import LAW
 
 import mkdsl as mk
 
@@ -40,20 +38,6 @@ def check(spec: Spec, positions: tuple[int, ...] = (5, 63)) -> None:
                 assert meant < 8 * BFLOAT16, f"output {n} at {pos=}: the kernel is off by {meant}"
 
 
-def drawn(kind: str, count: int) -> list[Spec]:
-    """Decoders of a kind, from where hypothesis has come to larger ones."""
-    specs: dict[str, Spec] = {}
-
-    @settings(LAW, max_examples=60, phases=[Phase.generate])
-    @given(FAMILIES[kind])
-    def collect(spec: Spec) -> None:
-        if is_within_the_language(spec) and not jumps(dataclasses.astuple(spec)):
-            specs[repr(spec)] = spec
-
-    collect()
-    return list(specs.values())[-count:]
-
-
 SOME = {
     "a stream handed on": Spec(context=64, stacks=(1,), residual="delayed", mlp="none", out=("norm", "l2", "x")),
     "heads of three kinds": Spec(context=64, stacks=(1,), mlp="none", head_norm="std", heads=3, kv_heads=3, bias="matrix", append=("%", "pos", 7), attend=63),
@@ -75,7 +59,5 @@ def test_a_rotation_past_a_cache_that_is_attended_in_part():
 @pytest.mark.slow
 @pytest.mark.parametrize("kind", KINDS)
 def test_kernels_compute_what_is_meant(kind):
-    specs = drawn(kind, 5)
-    assert len(specs) == 5
-    for spec in specs:
+    for spec in drawn(kind, 5, lambda spec: is_within_the_language(spec) and not jumps(dataclasses.astuple(spec))):
         check(spec)
