@@ -89,7 +89,7 @@ def test_the_operators_are_all_there():
     "expression",
     [
         e
-        for heading in ("Numbers that are known before the kernel starts", "What a step returns")
+        for heading in ("Elementwise code", "Numbers that are known before the kernel starts", "What a step returns")
         for row in rows(heading)
         for e in code(row[0])
     ],

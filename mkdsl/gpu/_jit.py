@@ -48,7 +48,7 @@ class Compiled:
     vocabulary: int
 
     def __call__(self, params: Any, kv: Any, token: Any, pos: Any) -> Any:
-        args = (params, kv, *(jnp.asarray(x, jnp.int32) for x in (token, pos)))
+        args = (*jax.tree.map(_array, (params, kv)), *(jnp.asarray(x, jnp.int32) for x in (token, pos)))
         check_signature(self.signature, args)
         check_positions(pos, self.context)
         check_tokens(token, self.vocabulary)
@@ -225,10 +225,15 @@ def jit(f: Callable[..., Any], *, batch: int | None = None, target: str | Profil
     return Jitted(f, batch, target, interpret)
 
 
+def _array(leaf: Any) -> jax.Array:
+    """A leaf as JAX takes it: Python's numbers are float32 and int32, as NumPy's own are without x64."""
+    return leaf if isinstance(leaf, jax.Array) else jnp.asarray(leaf)
+
+
 def _signature(params: Any, kv: Any, token: Any, pos: Any) -> tuple[Any, ...]:
     def struct(a: Any) -> jax.ShapeDtypeStruct:
         a = a if hasattr(a, "shape") else np.asarray(a)
-        return jax.ShapeDtypeStruct(a.shape, a.dtype)
+        return jax.ShapeDtypeStruct(a.shape, jax.dtypes.canonicalize_dtype(a.dtype))
 
     tree = jax.tree.map(struct, (params, kv, token, pos))
     for name, a in zip(ARGUMENTS[2:], tree[2:], strict=True):

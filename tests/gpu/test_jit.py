@@ -207,6 +207,20 @@ def test_a_traced_token_is_clamped():
             np.testing.assert_array_equal(run(params, kv, token, pos)[1], run(params, kv, clamped, pos)[1])
 
 
+@pytest.mark.medium
+@pytest.mark.usefixtures("race_detector")
+def test_numbers_that_are_no_arrays_yet():
+    """Regression: a Python number in params warned of float64, and then had no shape."""
+
+    def scaled(params, kv, token, pos):
+        y = mk.linear(params["wq"], mk.embed(params["embed"], token)) * params["scale"] + params["shift"] * params["each"]
+        return mk.argmax(y), y, kv
+
+    params = arguments()[0] | {"scale": 1.5, "shift": 2, "each": np.linspace(-1, 1, 64)}
+    compiled = mk.jit(scaled, target=SMALL, interpret=True)
+    np.testing.assert_allclose(compiled(params, (), 3, 0)[1], jax.jit(scaled)(params, (), 3, 0)[1], atol=2e-2)
+
+
 def test_float_token():
     params, kv, _, pos = arguments()
     with pytest.raises(TypeError, match="token is float"):
