@@ -48,3 +48,18 @@ def law(kind: str, examples: int, *, phases: Sequence[Phase] = (Phase.generate, 
             tried.add(example)
 
     return holds, programs
+
+
+def drawn(kind: str, count: int, suits: Callable[[Spec], bool]) -> list[Spec]:
+    """Decoders of a kind, from where hypothesis has come to larger ones."""
+    specs: dict[str, Spec] = {}
+
+    @settings(LAW, max_examples=60, phases=[Phase.generate])
+    @given(FAMILIES[kind])
+    def collect(spec: Spec) -> None:
+        if suits(spec):
+            specs[repr(spec)] = spec
+
+    collect()
+    assert len(specs) >= count
+    return list(specs.values())[-count:]

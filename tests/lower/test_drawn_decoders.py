@@ -1,26 +1,50 @@
-"""Interpreted kernels of decoders that the grammar draws: they compute what the phases do, evaluated in numpy, and what is meant."""
+"""Decoders that the grammar draws, as kernels: they have schedules, are emitted for a GPU, and interpreted they compute what the phases do when they
+are evaluated in numpy, and what is meant."""
 
 import dataclasses
 
 import jax
 import numpy as np
 import pytest
-from grammar.decoders import decoder
+from grammar.decoders import Decoder, decoder
 from grammar.expressions import jumps
 from grammar.families import FAMILIES
-from grammar.law import TOKEN, is_within_the_language
+from grammar.law import TOKEN, drawn, is_within_the_language
 from grammar.phases import Cuts
 from grammar.spec import Spec
 from grammar.three_ways import BFLOAT16, REAL, ROUNDED, Ways, difference, graph_of
-from hypothesis import Phase, given, settings
 from interpreted import SMALL
-from laws import LAW
 
 import mkdsl as mk
+from mkdsl.gpu import Traced
 
 pytestmark = [pytest.mark.medium, pytest.mark.usefixtures("race_detector")]
 
 KINDS = sorted(set(FAMILIES) - {"refused", "sizes"})
+
+
+def is_smooth(spec: Spec) -> bool:
+    return is_within_the_language(spec) and not jumps(dataclasses.astuple(spec))
+
+
+def traced(d: Decoder, batch: int) -> Traced:
+    kv = jax.tree.map(lambda a: jax.ShapeDtypeStruct((batch, *a.shape), a.dtype), d.kv)
+    scalars = jax.ShapeDtypeStruct((batch,), np.int32)
+    return mk.jit(d.step, batch=batch, target=SMALL).trace(d.params, kv, scalars, scalars)
+
+
+@pytest.mark.parametrize("kind", KINDS)
+def test_they_have_schedules(kind):
+    """Which the search proves."""
+    for spec in drawn(kind, 3, is_within_the_language):
+        traced(decoder(spec), 3).schedule()
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("kind", KINDS)
+def test_they_are_emitted(kind):
+    for spec in drawn(kind, 5, is_within_the_language):
+        assert traced(decoder(spec), 2).lower().emitted
 
 
 def check(spec: Spec, positions: tuple[int, ...] = (5, 63)) -> None:
@@ -34,24 +58,10 @@ def check(spec: Spec, positions: tuple[int, ...] = (5, 63)) -> None:
     for i, pos in enumerate(positions):
         ways = Ways(d, TOKEN, pos)
         for n, (out, phases, want) in enumerate(zip(outs, ways.phases(graph, ROUNDED, Cuts()), ways.plain(REAL), strict=True)):
-            if phases.dtype.kind == "f" and not jumps(dataclasses.astuple(spec)):
+            if phases.dtype.kind == "f":
                 off, meant = (difference(np.asarray(out[i], np.float32), a) for a in (phases, want))
                 assert off < 2 * BFLOAT16, f"output {n} at {pos=}: the kernel is off by {off} from the phases"
                 assert meant < 8 * BFLOAT16, f"output {n} at {pos=}: the kernel is off by {meant}"
-
-
-def drawn(kind: str, count: int) -> list[Spec]:
-    """Decoders of a kind, from where hypothesis has come to larger ones."""
-    specs: dict[str, Spec] = {}
-
-    @settings(LAW, max_examples=60, phases=[Phase.generate])
-    @given(FAMILIES[kind])
-    def collect(spec: Spec) -> None:
-        if is_within_the_language(spec) and not jumps(dataclasses.astuple(spec)):
-            specs[repr(spec)] = spec
-
-    collect()
-    return list(specs.values())[-count:]
 
 
 SOME = {
@@ -75,7 +85,5 @@ def test_a_rotation_past_a_cache_that_is_attended_in_part():
 @pytest.mark.slow
 @pytest.mark.parametrize("kind", KINDS)
 def test_kernels_compute_what_is_meant(kind):
-    specs = drawn(kind, 5)
-    assert len(specs) == 5
-    for spec in specs:
+    for spec in drawn(kind, 5, is_smooth):
         check(spec)
