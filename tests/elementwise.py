@@ -5,6 +5,7 @@ from collections.abc import Callable
 import jax
 import jax.numpy as jnp
 from jax import lax
+from jax.ad_checkpoint import checkpoint_name
 
 
 def whole(x: jax.Array) -> jax.Array:
@@ -60,7 +61,13 @@ FUNCTIONS: dict[str, Callable[[jax.Array], jax.Array]] = {
     "select_n": lambda x: jnp.where(x > 0, x, 0.1 * x),
     "clamp": lambda x: lax.clamp(-0.5, x, 0.5),
     "convert_element_type": lambda x: x.astype(jnp.bfloat16).astype(jnp.float32),
+    "bitcast_convert_type": lambda x: jnp.ldexp(x, 2),
+    "shift_left": lambda x: counted(whole(x) << 2 > 3),
+    "shift_right_logical": lambda x: counted(lax.bitcast_convert_type(x, jnp.uint32) >> jnp.uint32(31) == 0),
+    "shift_right_arithmetic": lambda x: counted(whole(x) >> 2 > 0),
     "stop_gradient": lax.stop_gradient,
+    "name": lambda x: checkpoint_name(x, "saved"),
+    "optimization_barrier": lax.optimization_barrier,
     "copy": jnp.copy,
     "copy_p": jnp.positive,
     "pow": lambda x: jnp.power(positive(x), x),

@@ -79,6 +79,12 @@ def test_the_oracle_is_independent() -> None:
         assert {".".join(name[:1]) for name in names} <= allowed, path
 
 
+def test_the_grammar_is_independent() -> None:
+    """It says what a decode step means, and what a kernel does with its phases, without looking at how kernels are lowered."""
+    for path in files("tests/grammar"):
+        assert {".".join(name[:1]) for name in imported(path)} <= {"", "ops", "graph"}, path
+
+
 def _defined(path: pathlib.Path) -> list[str]:
     """Functions and classes of a file."""
     return [node.name for node in ast.parse(path.read_text()).body if isinstance(node, ast.FunctionDef | ast.ClassDef)]

@@ -67,6 +67,13 @@ def test_pages_name_targets_that_make_has(page: str) -> None:
     assert {"test", "test-fast"} <= set(named) <= targets
 
 
+def test_files_are_read_and_written_as_utf_8() -> None:
+    """Whatever the locale: of text each call says so."""
+    calls = {path: re.findall(r"\b(?:read|write)_text\(.*", path.read_text(encoding="utf-8")) for path in (ROOT / "mkdsl").rglob("*.py")}
+    own = ("read_text(path", "read_text(directory")  # mkdsl.models.read_text
+    assert not [(name(path), c) for path, found in calls.items() for c in found if "utf-8" not in c and not c.startswith(own)]
+
+
 def test_versions_agree() -> None:
     project = tomllib.loads((ROOT / "pyproject.toml").read_text())["project"]
     released = re.findall(r"^## \[(\d[^\]]*)\]", (ROOT / "CHANGELOG.md").read_text(), re.MULTILINE)

@@ -5,7 +5,7 @@ Decode steps run in one executable that loops on the device: paged step, samplin
 
 import dataclasses
 import functools
-from collections.abc import Iterable, Sequence
+from collections.abc import Callable, Iterable, Sequence
 from typing import Any
 
 import jax
@@ -14,13 +14,16 @@ import numpy as np
 from jax import lax
 from jax.typing import DTypeLike
 
-from mkdsl.engine._paged import empty_pages, paged_fill, paged_step
+from mkdsl.engine._paged import Step, empty_pages, gathered, paged_fill, written_back
 from mkdsl.engine._sampler import NOT_FINITE, Sampled, sample
 from mkdsl.engine._sampling import SamplingParams
 from mkdsl.engine._slots import Slots, count, empty_slots, occupy
 from mkdsl.models import DecoderConfig
 
 SMALLEST = 16  # tokens of a prompt in a piece: pieces are powers of two from here on, each compiled once
+
+
+NOWHERE = -1  # the position of who has none: nothing is appended there, and nothing of a cache is read
 
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
@@ -76,7 +79,7 @@ class Backend:
 
     def __init__(
         self, config: DecoderConfig, params: Any, *, pages: int, page_size: int, context: int, max_batch: int, max_steps: int,
-        cache_dtype: DTypeLike = jnp.bfloat16,
+        cache_dtype: DTypeLike = jnp.bfloat16, step_of: Callable[[int], Step],
     ) -> None:  # fmt: skip
         """Sets up the device.
 
@@ -89,7 +92,9 @@ class Backend:
           max_batch: sequences that are admitted at the same time at most.
           max_steps: decode steps in one dispatch at most.
           cache_dtype: of the pages.
+          step_of: the decode step of so many sequences, whose caches have `context` positions in whole pages.
         """
+        self._step_of = step_of
         self.config, self._params = config, params
         self._width, self._page_size, self._max_steps = -(-context // page_size), page_size, max_steps
         self._empty_pages = functools.partial(empty_pages, config, count=pages, size=page_size, dtype=cache_dtype)
@@ -136,7 +141,7 @@ class Backend:
         """
         self._pages, self._slots, said, ended, taken = _decode(
             self._params, self._pages, self._slots, self._lanes(lanes, batch), np.int32(steps), np.bool_(until_one_ends),
-            config=self.config, max_steps=self._max_steps,
+            step=self._step_of(batch), max_steps=self._max_steps,
         )  # fmt: skip
         tokens, ended, taken = jax.device_get((said.token, ended, taken))
         said = jax.device_get(said) if any(lane.logprobs for lane in lanes) else None
@@ -178,10 +183,10 @@ def _fill(params: Any, pages: Any, table: jax.Array, tokens: jax.Array, position
 @jax.tree_util.register_dataclass
 @dataclasses.dataclass(frozen=True, kw_only=True)
 class _Run:
-    """Decode steps under way: said over steps and lanes; live and taken (tokens so far) over lanes."""
+    """Decode steps under way: kv as gathered; said over steps and lanes; live and taken (tokens so far) over lanes."""
 
-    step: jax.Array
-    pages: Any
+    steps: jax.Array
+    kv: Any
     slots: Slots
     token: jax.Array
     live: jax.Array
@@ -189,36 +194,37 @@ class _Run:
     said: Sampled
 
 
-@functools.partial(jax.jit, static_argnames=("config", "max_steps"), donate_argnames=("pages", "slots"))
+@functools.partial(jax.jit, static_argnames=("step", "max_steps"), donate_argnames=("pages", "slots"))
 def _decode(
     params: Any, pages: Any, slots: Slots, lanes: _Lanes, steps: jax.Array, until_one_ends: jax.Array,
-    *, config: DecoderConfig, max_steps: int,
+    *, step: Step, max_steps: int,
 ) -> tuple[Any, Slots, Sampled, jax.Array, jax.Array]:  # fmt: skip
     """Returns pages, slots, what was said, and over lanes whether each ended and how many tokens it took."""
-    capacity = lanes.tables.shape[1] * pages["k"].shape[3]
-    exists = lanes.positions < capacity
+    exists = lanes.positions < lanes.tables.shape[1] * pages["k"].shape[3]
 
     def go_on(run: _Run) -> jax.Array:
-        return (run.step < steps) & run.live.any() & ~(until_one_ends & (exists & ~run.live).any())
+        return (run.steps < steps) & run.live.any() & ~(until_one_ends & (exists & ~run.live).any())
 
-    def step(run: _Run) -> _Run:
-        positions = jnp.where(run.live, lanes.positions + run.step, capacity)
-        logits, pages = paged_step(config)(params, run.pages, lanes.tables, run.token, positions)
-        sampled = sample(logits, run.slots, lanes.rows, lanes.index + run.step)
+    def once(run: _Run) -> _Run:
+        positions = jnp.where(run.live, lanes.positions + run.steps, NOWHERE)
+        logits, kv = step(params, run.kv, run.token, positions)
+        sampled = sample(logits, run.slots, lanes.rows, lanes.index + run.steps)
         ends = run.slots.ends[lanes.rows, sampled.token] | (sampled.token == NOT_FINITE)
         return _Run(
-            step=run.step + 1,
-            pages=pages,
+            steps=run.steps + 1,
+            kv=kv,
             slots=count(run.slots, jnp.where(run.live, lanes.rows, slots.bias.shape[0]), sampled.token),
             token=sampled.token,
             live=run.live & ~ends,
             taken=run.taken + run.live,
-            said=jax.tree.map(lambda all, one: all.at[run.step].set(one), run.said, sampled),
+            said=jax.tree.map(lambda all, one: all.at[run.steps].set(one), run.said, sampled),
         )
 
-    sampled = jax.eval_shape(sample, jax.ShapeDtypeStruct((exists.size, config.vocab), jnp.float32), slots, lanes.rows, lanes.index)
+    logits = jax.ShapeDtypeStruct((exists.size, slots.bias.shape[1]), jnp.float32)
+    sampled = jax.eval_shape(sample, logits, slots, lanes.rows, lanes.index)
     said = jax.tree.map(lambda a: jnp.zeros((max_steps, *a.shape), a.dtype), sampled)
-    taken = jnp.zeros(exists.shape, jnp.int32)
-    run = _Run(step=jnp.int32(0), pages=pages, slots=slots, token=lanes.tokens, live=exists, taken=taken, said=said)
-    run = lax.while_loop(go_on, step, run)
-    return run.pages, run.slots, run.said, exists & ~run.live, run.taken
+    nothing, kv = jnp.zeros(exists.shape, jnp.int32), gathered(pages, lanes.tables, lanes.positions)
+    run = _Run(steps=jnp.int32(0), kv=kv, slots=slots, token=lanes.tokens, live=exists, taken=nothing, said=said)
+    run = lax.while_loop(go_on, once, run)
+    pages = written_back(pages, lanes.tables, run.kv, lanes.positions, run.taken, most=max_steps)
+    return pages, run.slots, run.said, exists & ~run.live, run.taken

@@ -22,7 +22,7 @@ def explain(
     model: Annotated[str, typer.Argument(help=f"A checkpoint directory, or one of {', '.join(SHAPES)}.")],
     target: Annotated[str, typer.Option(help="The GPU, by name, or a profile's .json file.")] = "h200",
     batch: Annotated[int, typer.Option(min=1, max=16, help="Sequences decoded together.")] = 1,
-    context: Annotated[int, typer.Option(min=64, help="Positions in the KV cache, a multiple of 64.")] = 512,
+    context: Annotated[int, typer.Option(min=8, help="Positions in the KV cache, a multiple of 8.")] = 512,
     as_json: Annotated[bool, typer.Option("--json", help="Numbers only, as JSON.")] = False,
     k_split: Annotated[
         bool, typer.Option("--k-split/--no-k-split", help="Without: every resident whole, no fold split over workers, no limit.")

@@ -1,13 +1,16 @@
 """What runs a decode step: one persistent kernel where there is a GPU, the step's plain JAX meaning elsewhere."""
 
 import dataclasses
+import functools
 from collections.abc import Callable
 from typing import Any, Literal
 
 import jax
 import jax.numpy as jnp
 
+from mkdsl.engine._paged import Step, batched_step
 from mkdsl.gpu import ContextError, jit
+from mkdsl.lower import lower
 from mkdsl.models import DecoderConfig, abstract_params, decode_step, init_cache
 
 LONGEST = 1 << 20  # positions: more than a family's models are made for; the rotary table in a kernel takes 4 * head_dim bytes for each
@@ -46,6 +49,42 @@ def default_decoder(config: DecoderConfig, context: int) -> Decoder:
     if jax.default_backend() != "gpu":
         return Decoder(jax.jit(step, donate_argnums=1), "reference")
     return Decoder(jit(step).lower(*shapes(config, context)).compile(), "kernel")
+
+
+def decode_steps(config: DecoderConfig, context: int) -> Callable[[int], Step]:
+    """The decode step of a batch, for an executable that runs many: one kernel where there is a GPU, its plain JAX meaning elsewhere.
+
+    Args:
+      config: the model's shape.
+      context: positions in the cache of each sequence.
+
+    Returns:
+      batch -> step(params, kv, tokens [b], positions [b]) -> (logits [b, vocab] float32, kv), JAX-traceable, the same for the same batch. At
+      position -1 it appends nothing, reads nothing of the cache, and its logits are NaN.
+
+    Raises:
+      UnsupportedError: a kernel does not take the model's sizes or the context.
+      ScheduleError: no schedule fits the GPU.
+    """
+    if jax.default_backend() != "gpu":
+        plain = batched_step(config)
+        return lambda batch: plain
+    step_of = functools.cache(functools.partial(_kernel_step, config, context))
+    step_of(1)  # what a kernel does not take is refused before there are weights
+    return step_of
+
+
+def _kernel_step(config: DecoderConfig, context: int, batch: int) -> Step:
+    """Searched and proven here, compiled with what calls it."""
+    params, *one = shapes(config, context)
+    batched = jax.tree.map(lambda a: jax.ShapeDtypeStruct((batch, *a.shape), a.dtype), one)
+    traced = jit(decode_step(config), batch=batch).trace(params, *batched)
+    program = lower(traced.graph, traced.schedule(), traced.target, traced.tree)
+
+    def step(params: Any, kv: Any, tokens: jax.Array, positions: jax.Array) -> tuple[jax.Array, Any]:
+        return program(params, kv, tokens, positions)[1:]
+
+    return step
 
 
 def shapes(config: DecoderConfig, context: int) -> tuple[Any, Any, jax.ShapeDtypeStruct, jax.ShapeDtypeStruct]:

@@ -15,6 +15,7 @@ import jax
 
 from mkdsl.engine._answers import Answer, Delta, Writer, answers
 from mkdsl.engine._backend import Backend
+from mkdsl.engine._decoder import decode_steps
 from mkdsl.engine._generate import check_prompt, positions
 from mkdsl.engine._loop import Job, Loop
 from mkdsl.engine._paged import pages_that_fit
@@ -83,17 +84,21 @@ class Engine:
           CheckpointError: the checkpoint cannot be used.
           ContextError: the model has not been made for so long a context.
           PagesError: the device's memory does not hold the cache of one sequence.
+          UnsupportedError, ScheduleError: a kernel does not take the model, on a GPU.
           ValueError: max_batch is another number.
           MissingExtra: safetensors or tokenizers is not installed.
         """
         context = positions(read_config(directory), context)
+        step_of = decode_steps(read_config(directory), -(-context // PAGE) * PAGE)
         tokenizer = load_tokenizer(directory)
         config, params = load(directory)
         pages = pages_that_fit(config, size=PAGE, context=context, max_batch=max_batch, free=_free_bytes())
         log.info("%d pages of %d positions: %.1f sequences of %d", pages, PAGE, pages * PAGE / context, context)
         steps = 1 if jax.default_backend() == "cpu" else STEPS
         scheduler = Scheduler(PagePool(count=pages, size=PAGE), max_batch=max_batch, piece=PIECE, max_steps=steps)
-        backend = Backend(config, params, pages=pages, page_size=PAGE, context=context, max_batch=max_batch, max_steps=steps)
+        backend = Backend(
+            config, params, pages=pages, page_size=PAGE, context=context, max_batch=max_batch, max_steps=steps, step_of=step_of
+        )
         if ahead:
             backend.compile([size for size in BATCHES if size <= max_batch], PIECE)
         return cls(config=config, tokenizer=tokenizer, context=context, scheduler=scheduler, backend=backend)

@@ -1,6 +1,6 @@
-"""A decode step over a paged cache, in plain jnp: its pages are gathered, the step is vmapped, and the new row is scattered.
+"""Decode steps over a paged cache: the pages of some sequences are gathered once, steps append to what was gathered, and the new rows are scattered.
 
-This is what a paged cache means, and runs everywhere. Of the pages nothing else knows how they lie in memory.
+Of the pages nothing else knows how they lie in memory.
 """
 
 from collections.abc import Callable
@@ -16,7 +16,7 @@ from mkdsl.ops import prefill
 
 USABLE = 0.9  # of the free memory: the rest is for logits and what XLA needs beside
 GATHERED = 2  # copies of a batch's cache that exist during a step
-PagedStep = Callable[[Any, Any, jax.Array, jax.Array, jax.Array], tuple[jax.Array, Any]]
+Step = Callable[[Any, Any, jax.Array, jax.Array], tuple[jax.Array, Any]]  # (params, kv, tokens, positions) -> (logits, kv), all [b, ..]
 PagedFill = Callable[[Any, Any, jax.Array, jax.Array, jax.Array], Any]
 
 
@@ -63,26 +63,49 @@ def pages_that_fit(config: DecoderConfig, *, size: int, context: int, max_batch:
     return fit
 
 
-def paged_step(config: DecoderConfig) -> PagedStep:
-    """The decode step of several sequences.
+def batched_step(config: DecoderConfig) -> Step:
+    """The decode step of several sequences as plain JAX means it."""
 
-    Args:
-      config: the model's shape.
-
-    Returns:
-      f(params, pages, tables [b, width], tokens [b], positions [b]) -> (logits [b, vocab] float32, pages), all int32. Row i of tables says
-      in which page each size positions of sequence i lie. A position past the table writes nothing, and its logits are meaningless.
-    """
-
-    def step(params: Any, pages: Any, tables: jax.Array, tokens: jax.Array, positions: jax.Array) -> tuple[jax.Array, Any]:
-        kv = jax.vmap(_gather, (None, 0, 0))(pages, tables, positions)
+    def step(params: Any, kv: Any, tokens: jax.Array, positions: jax.Array) -> tuple[jax.Array, Any]:
         _, logits, kv = jax.vmap(decode_step(config), (None, 0, 0, 0))(params, kv, tokens, positions)
-        rows = jax.vmap(lambda leaf, at: leaf.at[:, :, at].get(mode="clip"), (0, 0))
-        new = jax.tree.map(lambda leaf: rows(leaf, positions), kv)
-        at = jax.vmap(_place, (None, 0, 0))(pages, tables, positions)
-        return logits, _scatter(pages, at, new)
+        return logits, kv
 
     return step
+
+
+def gathered(pages: Any, tables: jax.Array, positions: jax.Array) -> Any:
+    """What some sequences have before their positions, as a decode step knows it.
+
+    Args:
+      pages: the pool.
+      tables: int32 [b, width]: in which page each `size` positions of a sequence lie.
+      positions: int32 [b], where each goes on.
+
+    Returns:
+      {"k", "v"}, each [b, layers, kv_heads, width * size, head_dim], with zeros from the positions on.
+    """
+    return jax.vmap(_gather, (None, 0, 0))(pages, tables, positions)
+
+
+def written_back(pages: Any, tables: jax.Array, kv: Any, first: jax.Array, counts: jax.Array, *, most: int) -> Any:
+    """The pool with what decode steps have appended to gathered caches.
+
+    Args:
+      pages, tables, kv: as above.
+      first: int32 [b], the first new position of each sequence.
+      counts: int32 [b], how many are new, at most `most`.
+    """
+    steps = jnp.arange(most)
+    positions = jnp.where(steps < counts[:, None], first[:, None] + steps, _capacity(pages, tables))  # [b, most]
+    rows = jax.vmap(lambda leaf, at: jnp.moveaxis(leaf.at[:, :, at].get(mode="clip"), 2, 0))
+    new = jax.tree.map(lambda leaf: rows(leaf, positions).reshape(-1, *leaf.shape[1:3], leaf.shape[-1]), kv)
+    page, row = jax.vmap(jax.vmap(_place, (None, None, 0)), (None, 0, 0))(pages, tables, positions)
+    return _scatter(pages, (page.reshape(-1), row.reshape(-1)), new)
+
+
+def _capacity(pages: Any, tables: jax.Array) -> int:
+    """Positions that a table has."""
+    return tables.shape[-1] * pages["k"].shape[3]
 
 
 def paged_fill(config: DecoderConfig) -> PagedFill:

@@ -52,7 +52,7 @@ def assemble(fn: Callable[..., Any], *avals: Any, capability: tuple[int, int] = 
       ValueError: fn calls no kernel.
       RuntimeError: a kernel does not compile, or the compiler is not installed; says how to install it.
     """
-    with _lowering_for(capability) as kernels:
+    with lowering_for(capability) as kernels:
         jax.jit(lambda *args: fn(*args)).trace(*avals).lower(lowering_platforms=("cuda",))  # a function that JAX has not lowered yet
     if not kernels:
         raise ValueError(f"{fn} calls no Mosaic GPU kernel: nothing to assemble")
@@ -60,7 +60,7 @@ def assemble(fn: Callable[..., Any], *avals: Any, capability: tuple[int, int] = 
 
 
 @contextlib.contextmanager
-def _lowering_for(capability: tuple[int, int]) -> Iterator[dict[bytes, bytes]]:
+def lowering_for(capability: tuple[int, int]) -> Iterator[dict[bytes, bytes]]:
     """While JAX lowers for a GPU that is not there: the modules that it makes, by their hashes. JAX has no public word for either."""
     modules: dict[bytes, bytes] = {}
     before = core.KNOWN_KERNELS, utils._infer_arch

@@ -106,7 +106,7 @@ def compile_module(module: bytes, capability: tuple[int, int], folder: pathlib.P
     done = subprocess.run(command, input=module, env=env, cwd=folder, capture_output=True)
     if done.returncode:
         raise RuntimeError(f"a kernel does not assemble for compute capability {capability}:\n{done.stderr.decode(errors='replace')}")
-    return done.stdout.decode(), json.loads(numbers.read_text())
+    return done.stdout.decode(), json.loads(numbers.read_text(encoding="utf-8"))
 
 
 def _build_driver(folder: pathlib.Path) -> pathlib.Path:
@@ -114,7 +114,7 @@ def _build_driver(folder: pathlib.Path) -> pathlib.Path:
     if not shutil.which("gcc"):
         raise RuntimeError("assembling without a GPU needs gcc, for a stand-in for the CUDA driver: install it (apt-get install gcc)")
     source, library = folder / "driver.c", folder / "libcuda.so.1"
-    source.write_text(_DRIVER)
+    source.write_text(_DRIVER, encoding="utf-8")
     subprocess.run(["gcc", "-shared", "-fPIC", f"-Wl,-soname,{library.name}", "-o", library, source], check=True)
     return library
 

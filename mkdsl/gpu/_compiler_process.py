@@ -16,7 +16,7 @@ def main(plugin: str, driver: str, numbers: str) -> None:
     if not compile(module, len(module)):
         sys.exit("Mosaic GPU's compiler gave up")
     noted = {name: ctypes.c_int.in_dll(notes, name).value for name in ("code_bytes", "smem_bytes")}
-    pathlib.Path(numbers).write_text(json.dumps(noted))
+    pathlib.Path(numbers).write_text(json.dumps(noted), encoding="utf-8")
 
 
 if __name__ == "__main__":

@@ -31,7 +31,7 @@ def detect() -> str:
     name = built_in(kind)
     if name is None:
         raise RuntimeError(
-            f"no profile for {kind!r}; pass target=, one of {', '.join(PROFILES)}, a mkdsl.search.Profile, or a file that `mkdsl probe` wrote"
+            f"no profile for {kind!r}; pass target=, one of {', '.join(PROFILES)}, a mkdsl.schedule.Profile, or a file that `mkdsl probe` wrote"
         )
     return name
 

@@ -2,6 +2,7 @@
 
 import dataclasses
 import functools
+import numbers
 from collections.abc import Callable
 from typing import Any
 
@@ -10,8 +11,10 @@ import jax.numpy as jnp
 import numpy as np
 from jax.core import Tracer
 
-from mkdsl.gpu._device import detect, require_gpu
+from mkdsl.gpu._assemble import lowering_for
+from mkdsl.gpu._device import detect, has_gpu, require_gpu
 from mkdsl.gpu._interpret import require_room
+from mkdsl.gpu._races import run_watched
 from mkdsl.graph import OpGraph, build_graph
 from mkdsl.lower import Program, lower
 from mkdsl.schedule import Profile, Schedule, profile
@@ -24,6 +27,10 @@ class ContextError(ValueError):
     """A position lies past the KV cache."""
 
 
+class TokenError(ValueError):
+    """A token lies outside the vocabulary."""
+
+
 @dataclasses.dataclass(frozen=True)
 class Compiled:
     """An executable decode step. `step(params, kv, token, pos)` returns what the decode step returns; kv is donated.
@@ -31,25 +38,31 @@ class Compiled:
     Raises, when called:
       TypeError: an argument is not of the shape and dtype that was compiled.
       ContextError: a position lies past the cache. Positions are looked at on the host: pass numpy or Python integers to spare a copy.
+      TokenError: a token that lies on the host is outside the vocabulary. One on a GPU, such as the last step's, is not copied to be looked at.
+      RaceError: two workers of an interpreted kernel raced.
     """
 
     executable: Callable[..., Any]
     signature: tuple[Any, ...]
     context: int
+    vocabulary: int
 
     def __call__(self, params: Any, kv: Any, token: Any, pos: Any) -> Any:
-        args = (params, kv, *(jnp.asarray(x, jnp.int32) for x in (token, pos)))
+        args = (*jax.tree.map(_array, (params, kv)), *(jnp.asarray(x, jnp.int32) for x in (token, pos)))
         check_signature(self.signature, args)
         check_positions(pos, self.context)
+        check_tokens(token, self.vocabulary)
         return self.executable(*args)
 
 
 @dataclasses.dataclass(frozen=True)
 class Lowered:
-    """A decode step as kernels. `program` is JAX-traceable; `signature` holds the arguments' shapes."""
+    """A decode step as kernels. `program` is JAX-traceable; `signature` holds the arguments' shapes; `emitted` is the program as JAX has lowered it,
+    its kernels in Mosaic's form."""
 
     program: Program
     signature: tuple[Any, ...]
+    emitted: jax.stages.Lowered
 
     def compile(self) -> Compiled:
         """Compiles for the GPU at hand, or for interpret mode.
@@ -59,8 +72,10 @@ class Lowered:
         """
         if not self.program.interpret:
             require_gpu()
-        compiled = jax.jit(self.program, donate_argnums=() if self.program.interpret else (1,)).lower(*self.signature).compile()
-        return Compiled(compiled, self.signature, self.program.graph.position_limit)
+        executable, graph = self.emitted.compile(), self.program.graph
+        if self.program.interpret:
+            executable = functools.partial(run_watched, executable, self.program)
+        return Compiled(executable, self.signature, graph.position_limit, graph.vocabulary)
 
 
 @dataclasses.dataclass(frozen=True)
@@ -91,8 +106,17 @@ class Traced:
           schedule: instead of the searched one.
         """
         chosen = schedule or self.schedule()
-        program = lower(self.graph, chosen, self.target, self.tree, interpret=self.interpret, form=form)
-        return Lowered(program if self.batched else _Unbatched(program), self.signature)  # type: ignore[arg-type]
+        program: Any = lower(self.graph, chosen, self.target, self.tree, interpret=self.interpret, form=form)
+        program = program if self.batched else _Unbatched(program)
+        return Lowered(program, self.signature, self._emitted(program))
+
+    def _emitted(self, program: Program) -> jax.stages.Lowered:
+        """The kernels, emitted for the GPU at hand, or where there is none for the target."""
+        traced = jax.jit(program, donate_argnums=() if self.interpret else (1,)).trace(*self.signature)
+        if self.interpret or has_gpu():
+            return traced.lower()
+        with lowering_for(self.target.capability):
+            return traced.lower(lowering_platforms=("cuda",))
 
 
 @dataclasses.dataclass(frozen=True, eq=False)
@@ -183,10 +207,15 @@ def jit(f: Callable[..., Any], *, batch: int | None = None, target: str | Profil
       `.compile()`.
 
     Raises:
+      TypeError: batch is no integer, or f no function.
       ValueError: batch is not within 1 to 16, or the target is unknown.
 
     Warns (RuntimeWarning) if an interpreted kernel could sleep for ever, because JAX was started before mkdsl was imported.
     """
+    if not callable(f):
+        raise TypeError(f"mk.jit: {f!r} is no function; pass f(params, kv, token, pos)")
+    if batch is not None and (isinstance(batch, bool) or not isinstance(batch, numbers.Integral)):
+        raise TypeError(f"mk.jit: {batch=}; pass how many sequences a step takes, 1 to 16, or None for one without a batch axis")
     if batch is not None and not 1 <= batch <= 16:
         raise ValueError(f"mk.jit: {batch=}; a kernel decodes 1 to 16 sequences: split larger batches")
     if isinstance(target, str):
@@ -196,10 +225,15 @@ def jit(f: Callable[..., Any], *, batch: int | None = None, target: str | Profil
     return Jitted(f, batch, target, interpret)
 
 
+def _array(leaf: Any) -> jax.Array:
+    """A leaf as JAX takes it: Python's numbers are float32 and int32, as NumPy's own are without x64."""
+    return leaf if isinstance(leaf, jax.Array) else jnp.asarray(leaf)
+
+
 def _signature(params: Any, kv: Any, token: Any, pos: Any) -> tuple[Any, ...]:
     def struct(a: Any) -> jax.ShapeDtypeStruct:
         a = a if hasattr(a, "shape") else np.asarray(a)
-        return jax.ShapeDtypeStruct(a.shape, a.dtype)
+        return jax.ShapeDtypeStruct(a.shape, jax.dtypes.canonicalize_dtype(a.dtype))
 
     tree = jax.tree.map(struct, (params, kv, token, pos))
     for name, a in zip(ARGUMENTS[2:], tree[2:], strict=True):
@@ -229,4 +263,16 @@ def check_positions(pos: Any, context: int) -> None:
     if positions.size and (positions.max() >= context or positions.min() < 0):
         raise ContextError(
             f"mk.jit: pos={positions.tolist()} with {context=}; positions run from 0 to {context - 1}: allocate a longer cache"
+        )
+
+
+def check_tokens(token: Any, vocabulary: int) -> None:
+    """Raises TokenError for a token outside the vocabulary, where that can be seen without waiting for a GPU. Elsewhere mk.embed clamps."""
+    on_host = not isinstance(token, Tracer) and (not isinstance(token, jax.Array) or all(d.platform == "cpu" for d in token.devices()))
+    if not on_host or not vocabulary:
+        return
+    tokens = np.asarray(token)
+    if tokens.size and (tokens.max() >= vocabulary or tokens.min() < 0):
+        raise TokenError(
+            f"mk.jit: token={tokens.tolist()} with {vocabulary=}; tokens run from 0 to {vocabulary - 1}: is the tokenizer another model's?"
         )

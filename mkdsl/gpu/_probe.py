@@ -76,7 +76,7 @@ def write_profile(profile: Profile, path: pathlib.Path | None = None) -> pathlib
     """Writes a profile as JSON, to $XDG_CACHE_HOME/mkdsl/profiles/NAME.json (by default under ~/.cache) unless told where; returns where."""
     path = path or directory("profiles") / f"{profile.name}.json"
     path.parent.mkdir(parents=True, exist_ok=True)
-    path.write_text(json.dumps(profile.to_json(), indent=2) + "\n")
+    path.write_text(json.dumps(profile.to_json(), indent=2) + "\n", encoding="utf-8")
     return path
 
 

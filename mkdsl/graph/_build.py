@@ -34,10 +34,9 @@ def build_graph(f: Callable[..., Any], params: Any, kv: Any, token: Any, pos: An
     pull_out_scalars(tracer)
     now = tracer.replaced
     carries = tuple((carry, now.get(init, init), now.get(final, final)) for carry, init, final in tracer.carries)
-    context = min((leaf.shape[-2] for leaf in jax.tree.leaves(kv)), default=0)
-    graph, *others = orders(
-        DecodeStep(tracer.dag, tuple(tracer.repeats), carries, tuple(now.get(o, o) for o in outputs), context, constants)
-    )
+    context = min((leaf.shape[-2] for leaf in jax.tree.leaves(kv) if leaf.ndim > 1), default=0)
+    outputs = tuple(now.get(o, o) for o in outputs)
+    graph, *others = orders(DecodeStep(tracer.dag, tuple(tracer.repeats), carries, outputs, context, constants, tracer.where))
     verify_graph(graph)
     return dataclasses.replace(graph, others=tuple(filter(_has_a_lowering, others))), tree
 

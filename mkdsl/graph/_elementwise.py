@@ -11,10 +11,16 @@ KNOWN = frozenset(
     (
         "add", "sub", "mul", "div", "rem", "max", "min", "neg", "abs", "sign", "exp", "exp2", "log", "log2", "tanh", "logistic", "sqrt", "rsqrt",
         "square", "integer_pow", "sin", "cos", "atan2", "erf", "round", "gt", "ge", "lt", "le", "eq", "ne", "and", "or", "xor", "not",
-        "select_n", "clamp", "convert_element_type",
+        "select_n", "clamp", "convert_element_type", "bitcast_convert_type", "shift_left", "shift_right_logical", "shift_right_arithmetic",
     )
 )  # fmt: skip
-IDENTITIES = frozenset(("copy", "copy_p", "stop_gradient"))
+FLOAT32_ONLY = frozenset(
+    ("exp", "exp2", "log", "log2", "tanh", "logistic", "sqrt", "rsqrt", "sin", "cos", "atan2", "erf", "round", "integer_pow")
+)
+DTYPES = ("float32", "bfloat16", "float16", "int32", "uint32", "bool")  # of what a kernel computes
+TABLE_DTYPES = ("float32", "bfloat16", "float16")  # of mk.embed's tables
+LEAF_DTYPES = (*DTYPES, "int8", "uint8", "int16", "uint16")  # of params that are no weights, which it converts first
+IDENTITIES = frozenset(("copy", "copy_p", "stop_gradient", "optimization_barrier", "name"))  # name is checkpoint_name
 
 
 def _log1p(x: jax.Array) -> jax.Array:
@@ -79,10 +85,8 @@ COMPOSED: dict[str, Callable[..., jax.Array]] = {
 
 
 def composed(name: str, params: dict[str, Any], avals: Sequence[Any]) -> Any:
-    """The closed jaxpr that an elementwise primitive is composed of, in float32; None if there is none."""
-    f = COMPOSED.get(name)
-    if name == "round" and params["rounding_method"] is not lax.RoundingMethod.TO_NEAREST_EVEN:
-        f = _round_away
+    """The closed jaxpr that a primitive is composed of, in float32; None if there is none."""
+    f = COMPOSED.get(name) or _by_params(name, params, avals)
     if f is None:
         return None
 
@@ -93,5 +97,16 @@ def composed(name: str, params: dict[str, Any], avals: Sequence[Any]) -> Any:
     return jax.make_jaxpr(in_float32)(*(jax.ShapeDtypeStruct(a.shape, a.dtype) for a in avals))
 
 
-def _round_away(x: jax.Array) -> jax.Array:
-    return jnp.sign(x) * _floor(jnp.abs(x) + 0.5)
+def _by_params(name: str, params: dict[str, Any], avals: Sequence[Any]) -> Callable[..., jax.Array] | None:
+    """What some uses of a primitive are composed of."""
+    if name in FLOAT32_ONLY and avals[0].dtype in (jnp.bfloat16, jnp.float16):
+        return lambda *args: getattr(lax, f"{name}_p").bind(*args, **params)
+    if name == "round" and params["rounding_method"] is not lax.RoundingMethod.TO_NEAREST_EVEN:
+        return lambda x: jnp.sign(x) * _floor(jnp.abs(x) + 0.5)
+    if name == "convert_element_type" and params["new_dtype"] == jnp.bool_ and avals[0].dtype != bool:
+        return lambda x: x != 0.0
+    if name in ("reduce_or", "reduce_and") and tuple(params["axes"]) == (avals[0].ndim - 1,):
+        return lambda x: (jnp.max if name == "reduce_or" else jnp.min)(x, -1) > 0.5
+    if name == "reduce_precision" and (params["exponent_bits"], params["mantissa_bits"]) == (8, 7):
+        return lambda x: x.astype(jnp.bfloat16)
+    return None

@@ -5,15 +5,17 @@ Everything else is recomputed by whoever needs it, in a prologue or an epilogue.
 order, and the one that comes last absorbs what joins them. `_orders` has the choices.
 """
 
+import math
 from collections.abc import Iterable, Sequence
 
 import networkx as nx
 
-from mkdsl.graph._phases import AttentionPhase, FoldPhase, MapPhase, Part, Phase, Tensor
-from mkdsl.graph._types import Code, DecodeStep, Node, UnsupportedError, depth
+from mkdsl.graph._phases import AttentionPhase, FoldPhase, MapPhase, Part, Phase, Tensor, tiled
+from mkdsl.graph._types import Code, DecodeStep, Node, UnsupportedError, depth, head_dims
 from mkdsl.ops import LINEAR
 
 ROWWISE = frozenset(("map", "broadcast", "reshape"))
+EXACT = ("float32", "bfloat16", "float16", "bool")  # what a float32 holds: outputs cross as that
 GIVEN = frozenset(("param", "cache", "literal", "token", "pos", "given"))
 
 
@@ -23,6 +25,7 @@ class Fuser:
     def __init__(self, step: DecodeStep) -> None:
         self.dag, self.repeats, self.outputs, self.node = step.dag, step.repeats, step.outputs, step.node
         self.order: list[int] = list(nx.topological_sort(self.dag))
+        self.head_dims = head_dims(map(self.node, self.dag))
         self.tensors: dict[str, Tensor] = {}
         self.tensor_of: dict[int, str] = {}
         self.output_of: dict[int, str] = {}
@@ -35,11 +38,15 @@ class Fuser:
 
     def _declare_carry(self, name: str, carry: int, init: int, final: int) -> None:
         segment = self.node(carry).segment
-        self.tensors[name] = Tensor(name=name, width=self.node(carry).width, carried=True)
+        self.tensors[name] = Tensor(name=name, width=self._tiled(carry), carried=True)
         for id in (carry, *(u for u in self.dag.successors(carry) if self.node(u).kind == "carried")):
             self.tensor_of[id] = name
         self.targets.setdefault((init, segment - 1), []).append(name)
         self.targets.setdefault((final, segment), []).append(name)
+
+    def _tiled(self, id: int) -> int:
+        """The width that a value is laid out with."""
+        return tiled(self.node(id).width, self.head_dims)
 
     def run(self, script: Sequence[int] = ()) -> "Fuser":
         """Fuses everything. Where several phases could come next it takes the one that `script` says, the first after its end; `taken` has
@@ -127,12 +134,16 @@ class Fuser:
         stats = self._reductions([resident, *epilogue])
         phase = FoldPhase(
             name=self._unique("+".join("·".join(map(self._weight, folds)) for folds, _ in parts)), segment=segment,
-            k=self.node(resident).width, dtype=self.node(first.inputs[0]).dtype, parallel=first.op == LINEAR, where=first.where,
+            k=self._tiled(resident) if first.op == LINEAR else self.node(resident).width, aligned=self._aligned(siblings),
+            dtype=self.node(first.inputs[0]).dtype, parallel=first.op == LINEAR, where=first.where,
             separable=self._separable(resident, stats), reductions=len(stats),
             reads=self._tensors([resident, *stats]), row_reads=self._tensors(epilogue, stats),
             parts=tuple(self._part(folds, [t for id in ids for t in written[id]]) for folds, ids in parts),
         )  # fmt: skip
         self._add(phase, Code(resident, stats, tuple((folds, tuple(id for id in ids for _ in written[id])) for folds, ids in parts)))
+
+    def _aligned(self, folds: list[int]) -> int:
+        return math.gcd(8, *(self.node(f).width for f in folds))
 
     def _separable(self, resident: int, stats: tuple[int, ...]) -> bool:
         wide = all(self.node(self.node(r).inputs[0]).width == self.node(resident).width for r in stats)
@@ -146,7 +157,7 @@ class Fuser:
         if id in self.outputs or any(u.kind == "argmax" for u in outside):
             names.append(self._declare_output(label, id))
         if any(u.kind != "argmax" for u in outside) and not self._available(id):  # else its users compute it from what is there
-            self.tensor_of[id] = self._declare(Tensor(name=label, width=self.node(id).width, rounds=self._rounded(id, cone)))
+            self.tensor_of[id] = self._declare(Tensor(name=label, width=self._tiled(id), rounds=self._rounded(id, cone)))
             names.append(self.tensor_of[id])
         return names
 
@@ -169,7 +180,7 @@ class Fuser:
         return [(folds, [b for b in written if feeds[b][0] in folds]) for folds in components if any(feeds[b][0] in folds for b in written)]
 
     def _part(self, folds: tuple[int, ...], writes: list[str]) -> Part:
-        return Part(weights=tuple(map(self._weight, folds)), rows=self.node(folds[0]).width, writes=tuple(writes))
+        return Part(weights=tuple(map(self._weight, folds)), rows=self._tiled(folds[0]), writes=tuple(writes))
 
     def _weight(self, fold: int) -> str:
         weight = self.node(self.node(fold).inputs[0])
@@ -184,14 +195,14 @@ class Fuser:
         node = self.node(id)
         inputs = self._attention_inputs(node)
         kv_heads, context, head_dim = self.node(node.inputs[1]).shape
-        reads = self._tensors(inputs)
+        reads, width = self._tensors(inputs), self._tiled(id)
         rounds = self._rounded(id, {id})
-        name = self._declare(Tensor(name="attention", width=node.width, heads=node.width // head_dim, rounds=rounds))
+        name = self._declare(Tensor(name="attention", width=width, heads=width // head_dim, rounds=rounds))
         self.tensor_of[id] = name
         phase = AttentionPhase(
             name=self._unique("attention"), segment=segment, context=context, heads=node.width // head_dim, kv_heads=kv_heads,
             head_dim=head_dim, dtype=self.node(node.inputs[1]).dtype, window=node.op.window, where=node.where, reads=reads, row_reads=(),
-            parts=(Part(weights=(), rows=node.width, writes=(name,)),),
+            parts=(Part(weights=(), rows=width, writes=(name,)),),
         )  # fmt: skip
         self._add(phase, Code(None, (), (((id,), inputs),)))
 
@@ -213,7 +224,7 @@ class Fuser:
             i for a in self.order if last and self.node(a).kind == "argmax" for i in self.node(a).inputs
         }
         for id in sorted(wanted - set(self.output_of)):
-            if self.node(id).dtype == "float32" and len(self.node(id).shape) == 1:
+            if self.node(id).kind != "param" and self.node(id).dtype in EXACT and len(self.node(id).shape) == 1:
                 todo.append((id, self._declare_output("out", id)))
         if todo:
             self._map(segment, todo)
@@ -224,15 +235,15 @@ class Fuser:
         stats = self._reductions(ids)
         phase = MapPhase(
             name=self._unique("map"), segment=segment, where=self.node(ids[0]).where, reads=self._tensors(stats),
-            row_reads=self._tensors(ids, stats), reductions=len(stats),
-            parts=tuple(Part(weights=(), rows=self.node(i).width, writes=(t,)) for i, t in written),
+            row_reads=self._tensors(ids, stats), reductions=len(stats), reduced=tuple(self._tiled(self.node(r).inputs[0]) for r in stats),
+            parts=tuple(Part(weights=(), rows=self._tiled(i), writes=(t,)) for i, t in written),
         )  # fmt: skip
         self._add(phase, Code(None, stats, tuple(((), (i,)) for i in ids)))
 
     # Names.
 
     def _declare_output(self, label: str, id: int) -> str:
-        self.output_of[id] = self._declare(Tensor(name=f"{label}.out", width=self.node(id).width, output=True))
+        self.output_of[id] = self._declare(Tensor(name=f"{label}.out", width=self._tiled(id), output=True))
         return self.output_of[id]
 
     def _declare(self, tensor: Tensor) -> str:

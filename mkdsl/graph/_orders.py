@@ -33,5 +33,6 @@ def _graph(step: DecodeStep, fuser: Fuser) -> OpGraph:
         Segment(phases=tuple(p.name for p in fuser.phases if p.segment == s), repeats=repeats) for s, repeats in enumerate(step.repeats)
     ]
     return OpGraph(
-        step.dag, tuple(fuser.phases), tuple(segments), fuser.tensors, fuser.code, fuser.tensor_of, fuser.output_of, step.outputs, step.context, step.constants,
+        step.dag, tuple(fuser.phases), tuple(segments), fuser.tensors, fuser.code, fuser.tensor_of, fuser.output_of,
+        step.outputs, step.context, step.constants, step.where,
     )  # fmt: skip

@@ -1,14 +1,26 @@
 """The phases of a graph: what is executed together, and the tensors that cross between them. One record per kind of phase."""
 
 import dataclasses
+import math
+from collections.abc import Iterable
 from typing import ClassVar
 
 ITEMSIZE = {"bfloat16": 2, "float32": 4}
+TILE = 64  # features
+
+
+def tiled(width: int, head_dims: Iterable[int] = ()) -> int:
+    """The width that a vector of so many features is laid out with: whole tiles, and whole heads where it is a number of heads.
+
+    What lies behind its own features is never looked at: weights have zeros there, and who reads the vector masks it.
+    """
+    whole = math.lcm(TILE, *(d for d in head_dims if width % d == 0)) if width % TILE else TILE
+    return -(-width // whole) * whole
 
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
 class Tensor:
-    """An activation that crosses phases: [batch, width] in global memory.
+    """An activation that crosses phases: [batch, width] in global memory, as `tiled` lays it out.
 
     `carried`: the layers' loop state, written in iteration i to be read in i + 1. `output`: handed to the caller, float32.
     `heads` > 0: attention's result, which a schedule may leave in splits to be merged by its readers. `rounds`: all its readers round it to
@@ -25,7 +37,7 @@ class Tensor:
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
 class Part:
-    """Rows of one phase that are finished together. `weights` are folded row by row in step (zipped: gate and up); `writes` are tensors."""
+    """Rows of one phase, in whole tiles, that are finished together. `weights` are folded row by row in step (zipped: gate and up); `writes` are tensors."""
 
     weights: tuple[str, ...]
     rows: int
@@ -75,6 +87,8 @@ class Phase:
 class FoldPhase(Phase):
     """Weights [rows, k] streamed past a resident [k].
 
+    k: in whole tiles, of which the weights fill the rest with zeros; of a fold that is not `parallel` as it is.
+    aligned: the power of two, at most 8, of which all its weights' numbers of rows are multiples.
     dtype: of the weights. parallel: made of `mk.dot` alone, so that a tile may be cut along k; other folds take whole rows.
     separable: nothing that the prologue stages or reduces waits for another reduction, and all of it is k wide, so that several workers can
       stage some columns each.
@@ -82,9 +96,15 @@ class FoldPhase(Phase):
 
     kind: ClassVar[str] = "fold"
     k: int
+    aligned: int = 8
     dtype: str = "bfloat16"
     parallel: bool = True
     separable: bool = True
+
+    def in_place(self, split_k: int) -> bool:
+        """Whether a copy engine takes tiles of so many pieces of K from the weights where they are: it counts whole blocks of 8 pieces, so
+        that a weight, of each layer, has whole ones. Else the kernel is handed a copy with more rows."""
+        return self.aligned % (8 // split_k) == 0
 
     @property
     def itemsize(self) -> int:
@@ -131,6 +151,10 @@ class AttentionPhase(Phase):
         """Query heads of one kv head."""
         return self.heads // self.kv_heads
 
+    def blocks(self, positions: int) -> int:
+        """Blocks of so many positions that the cache has; the last may be a part of one."""
+        return -(-self.context // positions)
+
     @property
     def attended(self) -> int:
         """Positions that a query at the end of the cache attends to."""
@@ -145,9 +169,10 @@ class AttentionPhase(Phase):
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
 class MapPhase(Phase):
-    """Values computed row block by row block. It streams nothing."""
+    """Values computed row block by row block. It streams nothing. reduced: the widths of the vectors that its prologue reduces."""
 
     kind: ClassVar[str] = "map"
+    reduced: tuple[int, ...] = ()
 
     def streamed_bytes(self, batch: int) -> int:
         return 0

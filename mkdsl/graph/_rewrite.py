@@ -30,12 +30,12 @@ def pull_out_scalars(tracer: Tracer) -> None:
 def _strip(tracer: Tracer, id: int) -> tuple[int, int] | None:
     """(id without its scalar factor, the scalar), or None where there is no such factor."""
     node = tracer.node(id)
-    if node.kind != "map" or node.op[0] is not lax.mul_p:
+    if node.kind != "map" or node.op[0] is not lax.mul_p or node.dtype != "float32":
         return None
     for vector, other in (node.inputs, node.inputs[::-1]):
         if _is_own_statistic(tracer, vector, other):
             return vector, other
-        if found := _strip(tracer, vector):
+        if vector != other and (found := _strip(tracer, vector)):  # of a square, only one of the factors would lose it
             rest, scalar = found
             inputs = tuple(rest if i == vector else i for i in node.inputs)
             return tracer.add("map", node, inputs, node.op, node.where, node.segment), scalar

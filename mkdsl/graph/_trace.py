@@ -1,5 +1,7 @@
 """jaxpr -> values. Calls are inlined, `lax.scan` over layers becomes a segment, and everything else must be a known primitive."""
 
+import functools
+import inspect
 from collections.abc import Callable, Sequence
 from typing import Any
 
@@ -9,12 +11,15 @@ import networkx as nx
 import numpy as np
 from jax._src import source_info_util
 from jax.extend.core import ClosedJaxpr, Literal
+from jax.interpreters.partial_eval import dce_jaxpr
 
 from mkdsl.graph._elementwise import IDENTITIES, KNOWN, composed
 from mkdsl.graph._types import Leaf, Node, UnsupportedError
 from mkdsl.ops import Append, Argmax, Attention, Embed, Fold, Operator, Rope, operator_p
 
 REDUCTIONS = frozenset(("reduce_sum", "reduce_max", "reduce_min"))
+SOURCES = frozenset(("token", "pos", "given"))
+PURE = frozenset(("map", "reshape", "broadcast", "reduce"))
 CALLS = frozenset(("jit", "custom_jvp_call", "custom_vjp_call", "remat2"))  # remat2 is jax.checkpoint
 KINDS: dict[type[Operator], str] = {Fold: "fold", Attention: "attention", Append: "append", Rope: "rope", Embed: "embed", Argmax: "argmax"}
 REMEDIES = {
@@ -26,15 +31,18 @@ REMEDIES = {
     "dynamic_slice": "stack per-layer weights on a leading axis and use mk.layers",
     "concatenate": "project with separate weights and keep the parts apart",
     "slice": "project with separate weights instead of slicing one projection",
-    "cumsum": "no running sums over features; restate as mk.fold",
+    "cum": "a running sum is mk.linear with a triangular matrix of ones in params; others are an mk.fold of such a matrix",
     "sort": "sample outside the decode step, from its logits",
     "top_k": "sample outside the decode step, from its logits",
     "argmax": "use mk.argmax, on the logits",
     "argmin": "use mk.argmax of the negative, on the logits",
     "rev": "no reordering of features; store the weights in the order that is needed",
-    "random_bits": "draw random numbers outside the decode step, and pass them as params or sample from its logits",
-    "random_wrap": "draw random numbers outside the decode step, and pass them as params or sample from its logits",
+    "transpose": "store the weights transposed",
+    "stack": "keep the parts apart; jnp.select is jnp.where inside jnp.where",
+    "random": "draw random numbers outside the decode step, and pass them as params or sample from its logits",
     "threefry2x32": "draw random numbers outside the decode step, and pass them as params or sample from its logits",
+    "callback": "print and call back outside the decode step",
+    "debug": "print and call back outside the decode step",
 }
 
 
@@ -51,10 +59,11 @@ class Tracer:
 
     def __init__(self) -> None:
         self.dag = nx.DiGraph()
-        self.where = ""  # of the call being inlined
+        self.where = ""  # of the decode step, and of the call being inlined
         self.repeats: list[int] = [1]
         self.carries: list[tuple[int, int, int]] = []  # (carry node, initial node, final node)
         self.replaced: dict[int, int] = {}  # by rewrites: node -> the node that stands for its value now
+        self.known: set[int] = set()  # what is known before the kernel starts
 
     @property
     def segment(self) -> int:
@@ -62,14 +71,20 @@ class Tracer:
 
     def add(self, kind: str, aval: Any, inputs: Sequence[int] = (), op: Any = None, where: str = "", segment: int | None = None) -> int:
         id = self.dag.number_of_nodes()
-        node = Node(id, kind, tuple(aval.shape), str(aval.dtype), tuple(inputs), op, where, self.segment if segment is None else segment)
+        segment = self.segment if segment is None else segment
+        node = Node(id, kind, tuple(aval.shape), str(aval.dtype), tuple(inputs), op, where or self.where, segment)
         self.dag.add_node(id, node=node)
         self.dag.add_edges_from((i, id) for i in inputs)
+        if kind in SOURCES or _is_number(node) or (kind in PURE and self.are_known(inputs)):
+            self.known.add(id)
         return id
 
+    def are_known(self, ids: Sequence[int]) -> bool:
+        """Whether these are known before the kernel starts, or constants, but not constants alone."""
+        return any(i in self.known for i in ids) and all(i in self.known or self.node(i).kind == "literal" for i in ids)
+
     def constant(self, aval: Any, value: Any) -> int:
-        numeric = not jnp.issubdtype(aval.dtype, jax.dtypes.extended)  # a random key is none
-        return self.add("literal", aval, op=np.asarray(value, aval.dtype) if numeric else value)
+        return self.add("literal", aval, op=np.asarray(value, aval.dtype) if _is_numeric(aval) else value)
 
     def node(self, id: int) -> Node:
         return self.dag.nodes[id]["node"]
@@ -102,21 +117,39 @@ class Tracer:
             return outs
         if name in IDENTITIES:
             return inputs
-        if name == "scan":
-            return self.scan(eqn, inputs, where)
         if closed := composed(name, params, [v.aval for v in eqn.invars]):
             return self.call(closed.jaxpr, closed.consts, inputs)
-        return [self.simple(eqn, name, params, inputs, where)]
+        simple = self.simple(eqn, inputs, where)
+        if simple is not None:
+            return [simple]
+        if self.is_given(eqn, inputs):
+            which = [(i,) for i in range(len(eqn.outvars))] if eqn.primitive.multiple_results else [()]
+            return [self.add("given", v.aval, inputs, (eqn.primitive, params, *w), where) for v, w in zip(eqn.outvars, which, strict=True)]
+        if name == "scan":
+            return self.scan(eqn, inputs, where)
+        shapes = ", ".join(f"{self.node(i).dtype}{list(self.node(i).shape)}" for i in inputs)
+        makes = ", ".join(str(list(v.aval.shape)) for v in eqn.outvars)
+        raise UnsupportedError(f"{where}: {name}({shapes}) -> {makes} has no tile lowering; {_remedy(name)}")
+
+    def is_given(self, eqn: Any, inputs: list[int]) -> bool:
+        """Whether an equation is of what is known before the kernel starts, so that XLA may compute it whatever it is. Numbers may come out of
+        leaves of params too, as in params["scale"][pos]."""
+        known = self.are_known([i for i in inputs if not self._is_leaf(i)] if all(v.aval.size == 1 for v in eqn.outvars) else inputs)
+        return bool(eqn.outvars) and all(_is_numeric(v.aval) for v in eqn.outvars) and not eqn.effects and known
+
+    def _is_leaf(self, id: int) -> bool:
+        return self.node(id).kind == "param" and not self.node(id).op.stacked
 
     def folded(self, eqn: Any, inputs: list[int]) -> list[int]:
         """The constants that an equation computes from constants alone; nothing of any other."""
         nodes = [self.node(i) for i in inputs]
-        if eqn.primitive is operator_p or eqn.primitive.multiple_results or any(n.kind != "literal" for n in nodes):
+        computable = not eqn.primitive.multiple_results and all(_is_numeric(v.aval) for v in (*eqn.invars, *eqn.outvars))
+        if not computable or any(n.kind != "literal" for n in nodes):
             return []
         with jax.ensure_compile_time_eval():
             constants = (jnp.broadcast_to(jnp.asarray(n.op, n.dtype), n.shape) for n in nodes)
             value = np.asarray(eqn.primitive.bind(*constants, **eqn.params))
-        same = value.size == 1 or (value.size and (value == value.flat[0]).all())
+        same = value.size == 1 or (value.size and _are_all_the_same(value))
         return [self.constant(eqn.outvars[0].aval, value.flat[0] if same else value)]
 
     def call(self, jaxpr: Any, consts: Sequence[Any], inputs: list[int]) -> list[int]:
@@ -124,29 +157,33 @@ class Tracer:
         env |= {v: self.constant(v.aval, c) for v, c in zip(jaxpr.constvars, consts, strict=True)}
         return self.walk(jaxpr, env)
 
-    def simple(self, eqn: Any, name: str, params: dict[str, Any], inputs: list[int], where: str) -> int:
-        out, first = eqn.outvars[0].aval, self.node(inputs[0]) if inputs else None
-        if first is not None and name == "convert_element_type" and first.dtype == str(out.dtype) and first.shape == tuple(out.shape):
+    def simple(self, eqn: Any, inputs: list[int], where: str) -> int | None:
+        """The node of an equation that a tile has a form of; None if it has none."""
+        name, params, outs = eqn.primitive.name, eqn.params, [v.aval for v in eqn.outvars]
+        if not inputs or len(outs) != 1:
+            return None
+        (out,), first = outs, self.node(inputs[0])
+        if name == "convert_element_type" and first.dtype == str(out.dtype) and first.shape == tuple(out.shape):
             return inputs[0]
         if name in KNOWN:
             return self.add("map", out, inputs, (eqn.primitive, params), where)
-        if first is not None and name in REDUCTIONS and tuple(params["axes"]) == (len(first.shape) - 1,):
+        if name in REDUCTIONS and tuple(params["axes"]) == (len(first.shape) - 1,):
             return self.add("reduce", out, inputs, name, where)
-        if first is not None and name in ("reshape", "squeeze", "expand_dims", "broadcast_in_dim"):
+        if name in ("reshape", "squeeze", "expand_dims", "broadcast_in_dim"):
             if first.width == out.size:
                 return self.add("reshape", out, inputs, None, where)
             if name == "broadcast_in_dim" and _is_feature_broadcast(first.shape, out.shape, params["broadcast_dimensions"]):
                 return self.add("broadcast", out, inputs, None, where)
-        remedy = REMEDIES.get(name, "use elementwise jnp, sums over the last axis, or an mk operator")
-        shapes = ", ".join(f"{self.node(i).dtype}{list(self.node(i).shape)}" for i in inputs)
-        raise UnsupportedError(f"{where}: {name}({shapes}) -> {list(out.shape)} has no tile lowering; {remedy}")
+        return None
 
     def scan(self, eqn: Any, inputs: list[int], where: str) -> list[int]:
         """Layers: consts and one iteration's slices in, carries become a segment of their own."""
         params = eqn.params
         n_consts, n_carry = (len(part) for part in params["ft_in"].unpack()[:2])
-        if self.repeats[-1] != 1 or params["reverse"]:
+        if self.segment % 2 or params["reverse"]:  # segments are straight code and loops by turns
             raise UnsupportedError(f"{where}: a scan inside a scan (or a reversed one); {REMEDIES['scan']}")
+        if not params["length"]:
+            raise UnsupportedError(f"{where}: a scan of no steps; leave it out")
         inner = params["jaxpr"]
         jaxpr = inner.jaxpr if isinstance(inner, ClosedJaxpr) else inner
         consts, init, xs = inputs[:n_consts], inputs[n_consts : n_consts + n_carry], inputs[n_consts + n_carry :]
@@ -176,6 +213,28 @@ class Tracer:
         return self.add(node.kind, aval, op=Leaf(leaf.path, leaf.index, True), where=where)
 
 
+def _are_all_the_same(value: np.ndarray) -> bool:
+    """Whether an array repeats one number, which may be NaN."""
+    first = value.flat[0]
+    return bool(((value == first) | ((value != value) & (first != first))).all())
+
+
+def _is_number(node: Node) -> bool:
+    """A parameter that is one number, the same for all layers."""
+    return node.kind == "param" and not node.op.stacked and node.is_scalar
+
+
+def _is_numeric(aval: Any) -> bool:
+    """Whether an array holds numbers: random keys are none."""
+    return not jnp.issubdtype(aval.dtype, jax.dtypes.extended)
+
+
+def _remedy(name: str) -> str:
+    """What to write instead of a primitive; families of them (random_bits, cummax, debug_callback) share a remedy."""
+    family = next((known for known in REMEDIES if name.startswith(known) or name.endswith(known)), None)
+    return REMEDIES.get(name) or REMEDIES.get(family or "", "use elementwise jnp, sums over the last axis, or an mk operator")
+
+
 def _is_feature_broadcast(shape: Sequence[int], out: Sequence[int], dims: Sequence[int]) -> bool:
     """One number per token (or per head) spread over features, or a [head_dim] weight over heads."""
     ones = all(d == 1 for d in shape)
@@ -185,15 +244,26 @@ def _is_feature_broadcast(shape: Sequence[int], out: Sequence[int], dims: Sequen
 def trace(f: Callable[..., Any], params: Any, kv: Any, token: Any, pos: Any) -> tuple[Tracer, list[int], Any]:
     """Traces one token's decode step from ShapeDtypeStructs. Returns the values, the output nodes, and the outputs' tree."""
     closed, out_shape = jax.make_jaxpr(f, return_shape=True)(params, kv, token, pos)
+    jaxpr, _ = dce_jaxpr(closed.jaxpr, True, instantiate=True)  # what nobody uses is not computed
     tracer = Tracer()
+    tracer.where = _place(f)
     ids = []
     for kind, tree in (("param", params), ("cache", kv)):
         leaves = jax.tree_util.tree_flatten_with_path(tree)[0]
         ids += [tracer.add(kind, leaf, op=Leaf(_name(path), i, False)) for i, (path, leaf) in enumerate(leaves)]
     ids += [tracer.add("token", token), tracer.add("pos", pos)]
-    env = dict(zip(closed.jaxpr.invars, ids, strict=True))
-    env |= {v: tracer.constant(v.aval, c) for v, c in zip(closed.jaxpr.constvars, closed.consts, strict=True)}
-    return tracer, tracer.walk(closed.jaxpr, env), jax.tree.structure(out_shape)
+    env = dict(zip(jaxpr.invars, ids, strict=True))
+    env |= {v: tracer.constant(v.aval, c) for v, c in zip(jaxpr.constvars, closed.consts, strict=True)}
+    return tracer, tracer.walk(jaxpr, env), jax.tree.structure(out_shape)
+
+
+def _place(f: Callable[..., Any]) -> str:
+    """Where a function is written, as JAX says of an equation's line; nothing of what has no code of its own."""
+    f = inspect.unwrap(f)
+    while isinstance(f, functools.partial):
+        f = inspect.unwrap(f.func)
+    code = getattr(f, "__code__", None)
+    return f"{code.co_filename}:{code.co_firstlineno}:1 ({f.__qualname__})" if code else ""
 
 
 def _name(path: Any) -> str:

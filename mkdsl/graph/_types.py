@@ -2,12 +2,12 @@
 
 import dataclasses
 import functools
-from collections.abc import Callable, Container, Sequence
+from collections.abc import Callable, Container, Iterable, Sequence
 from typing import Any
 
 import networkx as nx
 
-from mkdsl.graph._phases import AttentionPhase, Phase, Segment, Tensor
+from mkdsl.graph._phases import AttentionPhase, Phase, Segment, Tensor, tiled
 
 
 class UnsupportedError(TypeError):
@@ -70,7 +70,7 @@ class DecodeStep:
     """A decode step as values, before it is fused.
 
     `dag` holds every value (node attribute "node"), `repeats` how often each segment runs, `carries` (loop state, its first value, its value
-    after an iteration), `outputs` what the caller gets, `constants` are parameters of its own.
+    after an iteration), `outputs` what the caller gets, `constants` are parameters of its own, `where` it is written.
     """
 
     dag: nx.DiGraph
@@ -79,6 +79,7 @@ class DecodeStep:
     outputs: tuple[int, ...]
     context: int
     constants: tuple[Any, ...]
+    where: str
 
     def node(self, id: int) -> Node:
         return self.dag.nodes[id]["node"]
@@ -89,6 +90,11 @@ def depth(node: Callable[[int], Node], held: Container[int], id: int) -> int:
     if id in held:
         return 0
     return max((depth(node, held, i) + (node(i).kind == "reduce") for i in node(id).inputs), default=0)
+
+
+def head_dims(nodes: Iterable[Node]) -> frozenset[int]:
+    """The widths of attention's heads, of which vectors of several heads are whole numbers."""
+    return frozenset(node.shape[-1] for node in nodes if node.kind == "append")
 
 
 @dataclasses.dataclass(frozen=True, eq=False)
@@ -110,6 +116,7 @@ class OpGraph:
     outputs: tuple[int, ...]
     context: int
     constants: tuple[Any, ...] = ()
+    where: str = ""
     others: tuple["OpGraph", ...] = ()
 
     def in_order(self, phases: Sequence[str]) -> "OpGraph":
@@ -119,11 +126,24 @@ class OpGraph:
     def node(self, id: int) -> Node:
         return self.dag.nodes[id]["node"]
 
+    def tiled(self, width: int) -> int:
+        """The width that a vector of so many features is laid out with."""
+        return tiled(width, self._head_dims)
+
+    @functools.cached_property
+    def _head_dims(self) -> frozenset[int]:
+        return head_dims(map(self.node, self.dag))
+
     def stored(self, id: int) -> str | None:
         """The tensor that is a value as it stands, but for its shape; None if it must be computed."""
         while id not in self.tensor_of and self.node(id).kind == "reshape":
             id = self.node(id).inputs[0]
         return self.tensor_of.get(id)
+
+    def computes(self, phase: Phase, id: int) -> bool:
+        """Whether a phase computes a value that it writes. Else it only hands the value on from the tensor that holds it, as the loop's state when
+        the iteration began, also if what the state becomes is written by the same phase."""
+        return self.node(id).kind != "carry" and self.tensor_of.get(id) in (None, *phase.writes)
 
     def phase(self, name: str) -> Phase:
         return self._by_name[name]
@@ -156,17 +176,30 @@ class OpGraph:
 
     @functools.cached_property
     def position_limit(self) -> int:
-        """Positions that the step may be called with; 0 if it does not say, since it appends and attends at computed ones only."""
-        found = []
-        for phase in (p for p in self.phases if isinstance(p, AttentionPhase)):
-            attention = self.node(self.code[phase.name].parts[0][0][0])
-            positions = (attention.inputs[3], *(self.node(i).inputs[2] for i in attention.inputs[1:3]))
-            found += [phase.context] if any(self.node(i).kind == "pos" for i in positions) else []
-        return min(found, default=0)
+        """Positions that the step may be called with, since one of its attentions is NaN past its cache; 0 if it does not say."""
+        return min(self._contexts, default=0)
+
+    @functools.cached_property
+    def table_length(self) -> int:
+        """Positions that a table of rotations by `pos` has, past which all attention is NaN; 0 if some is not, as with a cache that is a ring."""
+        attentions = [p for p in self.phases if isinstance(p, AttentionPhase)]
+        return max(self._contexts, default=0) if len(self._contexts) == len(attentions) else 0
+
+    @functools.cached_property
+    def _contexts(self) -> list[int]:
+        """Of the attentions up to `pos` itself."""
+        attentions = [p for p in self.phases if isinstance(p, AttentionPhase)]
+        return [p.context for p in attentions if self.node(self.node(self.code[p.name].parts[0][0][0]).inputs[3]).kind == "pos"]
+
+    @functools.cached_property
+    def vocabulary(self) -> int:
+        """Tokens that the step may be called with: the rows of the tables in which it looks up the token itself; 0 if there are none."""
+        tables = [n.inputs for n in map(self.node, self.dag) if n.kind == "embed" and self.node(n.inputs[1]).kind == "token"]
+        return min((self.node(table).shape[0] for table, _ in tables), default=0)
 
     def has_table(self, rope: Node) -> bool:
         """Whether a rotation is by `pos` itself, of which there are few."""
-        return self.node(rope.inputs[1]).kind == "pos" and self.position_limit > 0
+        return self.node(rope.inputs[1]).kind == "pos" and self.table_length > 0
 
     def iterations(self, phase: Phase) -> int:
         return self.segments[phase.segment].repeats

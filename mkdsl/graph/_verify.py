@@ -1,7 +1,14 @@
 """`verify_graph`: what must hold of an `OpGraph` before a schedule is searched for it."""
 
+from collections.abc import Sequence
+
+from mkdsl.graph._computable import check_code
 from mkdsl.graph._phases import AttentionPhase, FoldPhase, Phase
-from mkdsl.graph._types import OpGraph, UnsupportedError
+from mkdsl.graph._types import Node, OpGraph, UnsupportedError
+
+MMA_K = 16  # elements of the streamed axis that one mma takes
+HEAD_DIMS = 64, 256  # the least and the most: of rows of an mma, and of registers for its sums
+POSITIONS = 8  # of a cache in one block of shared memory
 
 
 def verify_graph(graph: OpGraph) -> None:
@@ -11,6 +18,8 @@ def verify_graph(graph: OpGraph) -> None:
       UnsupportedError: a shape or dtype that no tile fits, with the numbers.
       ValueError: the graph is inconsistent (a fault of the compiler, not of the user).
     """
+    if not graph.phases:
+        raise UnsupportedError(f"{graph.where}: the decode step returns nothing that a kernel computes; run it with jax.jit")
     written: dict[str, str] = {}
     for segment in graph.segments:
         for phase in map(graph.phase, segment.phases):
@@ -22,6 +31,7 @@ def verify_graph(graph: OpGraph) -> None:
                     raise ValueError(f"{name} is written by {written[name]} and by {phase.name}")
                 written[name] = phase.name
             _check_shapes(graph, phase)
+            check_code(graph, phase)
     if missing := set(graph.tensors) - set(written):
         raise ValueError(f"nothing writes {sorted(missing)}")
     for id in graph.outputs:
@@ -31,11 +41,14 @@ def verify_graph(graph: OpGraph) -> None:
         _check_address(graph, id)
 
 
+INTEGERS = ("int32", "uint32")  # which a float32 does not hold
+
+
 def _check_output(graph: OpGraph, id: int) -> None:
     node = graph.node(id)
-    if id in graph.output_of or node.kind in ("append", "cache", "token", "pos", "literal", "given"):
+    if node.kind in ("append", "cache", "token", "pos", "literal", "given") or (id in graph.output_of and node.dtype not in INTEGERS):
         return
-    if node.kind not in ("argmax", "map"):
+    if node.kind not in ("argmax", "map") or id in graph.output_of:
         what = f"{node.dtype}{list(node.shape)} ({node.kind})"
         raise UnsupportedError(
             f"{node.where}: the decode step returns {what}; it returns float32 [features], mk.argmax of one, and the cache"
@@ -46,12 +59,39 @@ def _check_output(graph: OpGraph, id: int) -> None:
 
 def _check_appends(graph: OpGraph) -> None:
     """Attention is what writes the cache in a kernel."""
-    attended = {i for n in graph.dag if graph.node(n).kind == "attention" for i in graph.node(n).inputs}
-    for id in graph.dag:
-        if graph.node(id).kind == "append" and id not in attended:
+    nodes = [graph.node(id) for id in graph.dag]
+    attended = {i for n in nodes if n.kind == "attention" for i in n.inputs}
+    for node in (n for n in nodes if n.kind == "append"):
+        if node.id not in attended:
             raise UnsupportedError(
-                f"{graph.node(id).where}: mk.append without mk.attention over the result; a kernel writes the cache as it attends"
+                f"{node.where}: mk.append without an mk.attention over the result that the outputs depend on; "
+                "a kernel writes the cache as it attends"
             )
+    _check_in_place(graph, nodes)
+
+
+def _check_in_place(graph: OpGraph, nodes: Sequence[Node]) -> None:
+    """A kernel writes the cache in place: once, and keys and values at one position."""
+    written: dict[int, Node] = {}
+    for node in (n for n in nodes if n.kind == "append" and graph.node(n.inputs[0]).kind == "cache"):
+        cache = graph.node(node.inputs[0]).op
+        if cache.index in written:
+            raise UnsupportedError(
+                f"{node.where}: the cache {cache.path} is appended to a second time, after {written[cache.index].where}; a kernel writes it in "
+                "place: append once and attend as often as you like, or give each a cache of its own"
+            )
+        written[cache.index] = node
+    for node in (n for n in nodes if n.kind == "attention"):
+        keys, values = (graph.node(graph.node(i).inputs[2]) for i in node.inputs[1:3])
+        if _place(keys) != _place(values):
+            raise UnsupportedError(
+                f"{node.where}: keys and values were appended at different positions; attend over what one mk.append returned"
+            )
+
+
+def _place(at: Node) -> tuple[str, int]:
+    """What tells a position from another one: constants are nodes of their own wherever they stand."""
+    return at.kind, int(at.op) if at.kind == "literal" else at.id
 
 
 ADDRESSES = {"append": (2,), "attention": (3,), "rope": (1,), "embed": (1,)}  # inputs that say where
@@ -73,7 +113,10 @@ def _check_address(graph: OpGraph, id: int) -> None:
 
 def _check_shapes(graph: OpGraph, phase: Phase) -> None:
     if isinstance(phase, FoldPhase):
-        _multiple_of_64(phase, "in", phase.k)
+        if not phase.parallel and phase.k % MMA_K:
+            raise UnsupportedError(
+                f"{phase.where}: {phase.name} folds k={phase.k} elements of each row with a step of its own; such a k is a multiple of {MMA_K}"
+            )
         for id in (f for folds, _ in graph.code[phase.name].parts for f in folds):
             weight = graph.node(graph.node(id).inputs[0])
             if weight.dtype != "bfloat16":
@@ -81,14 +124,20 @@ def _check_shapes(graph: OpGraph, phase: Phase) -> None:
                     f"{phase.where}: the weight {weight.op.path} is {weight.dtype}{list(weight.shape)}; kernels stream bfloat16: cast it once"
                 )
     if isinstance(phase, AttentionPhase):
-        _multiple_of_64(phase, "head_dim", phase.head_dim)
-        _multiple_of_64(phase, "context", phase.context)
+        low, high = HEAD_DIMS
+        if phase.head_dim % MMA_K or not low <= phase.head_dim <= high:
+            raise UnsupportedError(
+                f"{phase.where}: head_dim={phase.head_dim}; kernels have heads of {low} to {high} features, multiples of {MMA_K}"
+            )
+        if phase.context % POSITIONS:
+            raise UnsupportedError(
+                f"{phase.where}: a cache of context={phase.context} positions; make it one of {-(-phase.context // POSITIONS) * POSITIONS}: "
+                f"copies take {POSITIONS} positions at a time"
+            )
         caches = [graph.node(graph.node(i).inputs[0]) for i in graph.node(graph.code[phase.name].parts[0][0][0]).inputs[1:3]]
         if any(c.dtype != "bfloat16" for c in caches):
             raise UnsupportedError(f"{phase.where}: the cache is {caches[0].dtype}; kernels stream a bfloat16 cache")
         _check_heads(graph, phase)
-    for part in phase.parts:
-        _multiple_of_64(phase, f"out of {'·'.join(part.weights) or phase.name}", part.rows)
 
 
 def _check_heads(graph: OpGraph, phase: AttentionPhase) -> None:
@@ -99,15 +148,9 @@ def _check_heads(graph: OpGraph, phase: AttentionPhase) -> None:
         if node.id in graph.tensor_of:
             continue
         wide = node.kind == "reduce" and graph.node(node.inputs[0]).shape[-1] != phase.head_dim
+        wide |= node.kind == "rope" and node.shape[-1] != phase.head_dim
         if wide or node.kind == "embed":
             raise UnsupportedError(
                 f"{node.where}: {node.kind}{list(node.shape)} cannot be computed for attention's heads; apply it before the projection, or to each head"
             )
         stack += node.inputs
-
-
-def _multiple_of_64(phase: Phase, what: str, n: int) -> None:
-    if n % 64:
-        raise UnsupportedError(
-            f"{phase.where}: {phase.name} has {what}={n}; tiles need a multiple of 64: pad the weights with zero rows or columns"
-        )

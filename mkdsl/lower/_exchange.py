@@ -7,7 +7,7 @@ stream nor needs a fence.
 Rounds alternate between two barriers and, where a phase has several, two sets of buffers. In each round everyone sends everyone at least a
 word, at its end. So a worker that has received all of round n + 1 knows that its peers have used what they received in round n, and may send
 in round n + 2. A phase's first round needs more: that every peer is done with all phases before, which is proven of a schedule's waits
-((`proof.exchanges`)).
+(`proof.exchanges`).
 """
 
 from collections.abc import Sequence

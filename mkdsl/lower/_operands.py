@@ -8,10 +8,11 @@ import jax.numpy as jnp
 import numpy as np
 from jax import lax
 
-from mkdsl.graph import FoldPhase, Node, OpGraph, Tensor, given_value
+from mkdsl.graph import AttentionPhase, FoldPhase, Node, OpGraph, Tensor, given_value
 from mkdsl.lower._machine import i32
+from mkdsl.lower._tile import Tile
 from mkdsl.lower.mosaic._ptx import COUNTER_STRIDE
-from mkdsl.schedule import SHARING, Schedule
+from mkdsl.schedule import SHARING, FoldPlan, Schedule
 
 
 @dataclasses.dataclass(frozen=True)
@@ -69,10 +70,10 @@ def _given(graph: OpGraph, schedule: Schedule) -> list[Operand]:
 
     out = [Operand("token", lambda a: padded(a.token.astype(i32))), Operand("pos", lambda a: padded(a.pos.astype(i32)))]
     for node in map(graph.node, graph.dag):
-        if node.kind == "given":
-            out.append(Operand(f"given{node.id}", lambda a, id=node.id: padded(given(id, a))))
+        if node.kind == "given" and node.is_scalar:
+            out.append(Operand(f"given{node.id}", lambda a, id=node.id: padded(given(id, a).reshape(-1))))
         if node.kind == "rope" and graph.has_table(node):
-            table = node.op.table(graph.position_limit, node.shape[1])
+            table = node.op.table(graph.table_length, node.shape[1])
             out.append(Operand(f"rope{node.id}", lambda _, t=table: jnp.asarray(t)))
         elif node.kind == "rope":
             out.append(Operand(f"rope{node.id}", lambda a, node=node: padded(rotations(node, a))))
@@ -80,27 +81,53 @@ def _given(graph: OpGraph, schedule: Schedule) -> list[Operand]:
 
 
 def _weights(graph: OpGraph, schedule: Schedule) -> list[Operand]:
-    """Each streamed weight as [layers * rows, split_k, k / split_k]: pieces of one row apart, so that one copy fetches a tile. A free reshape."""
+    """Each streamed weight as [layers * rows, split_k, k / split_k]: pieces of one row apart, so that one copy fetches a tile. A free reshape
+    of all but those that no copy engine takes as they are."""
     out = []
     for phase in (p for p in graph.phases if isinstance(p, FoldPhase)):
-        split_k = schedule.plan(phase.name).split_k
+        plan = schedule.plan(phase.name)
+        assert isinstance(plan, FoldPlan)
+        tile = Tile.of(phase, plan, schedule.padded_batch)
+        shape = (-1, tile.k) if tile.split_k == 1 else (-1, tile.split_k, tile.k // tile.split_k)
         for fold in (f for folds, _ in graph.code[phase.name].parts for f in folds):
             leaf = graph.node(graph.node(fold).inputs[0]).op
-            shape = (-1, phase.k) if split_k == 1 else (-1, split_k, phase.k // split_k)
-            out.append(Operand(f"weight{fold}", lambda a, i=leaf.index, s=shape: a.params[i].reshape(s)))
+
+            def build(a: Inputs, i: int = leaf.index, tile: Tile = tile, shape: tuple[int, ...] = shape) -> jax.Array:
+                return _in_multiples(a.params[i], tile.block_rows, tile.k).reshape(shape)
+
+            out.append(Operand(f"weight{fold}", build))
     return out
+
+
+def _in_multiples(x: jax.Array, *of: int) -> jax.Array:
+    """With zeros behind its last axes, up to multiples of these sizes; itself where it has them, which is nearly always."""
+    more = [-n % m for n, m in zip(x.shape[-len(of) :], of, strict=True)]
+    return jnp.pad(x, [(0, 0)] * (x.ndim - len(of)) + [(0, n) for n in more]) if any(more) else x
 
 
 def _small(graph: OpGraph) -> list[Operand]:
-    """Norm weights and biases as [layers, features], numbers as [layers], embedding tables as they are."""
+    """Norm weights and biases as [layers, features], numbers as [layers], embedding tables as they are; features in whole tiles."""
     out = []
     for node in (n for n in map(graph.node, graph.dag) if n.kind == "param"):
         users = [graph.node(u) for u in graph.dag.successors(node.id)]
-        if all(u.kind == "fold" and u.inputs[0] == node.id for u in users):
+        if all(u.kind == "given" or (u.kind == "fold" and u.inputs[0] == node.id) for u in users):
             continue
-        vector = not node.op.stacked and len(node.shape) == 1
-        out.append(Operand(f"param{node.op.index}", lambda a, i=node.op.index, v=vector: a.params[i][None] if v else a.params[i]))
+        table = any(u.kind == "embed" for u in users)
+        shape = (-1,) if node.is_scalar else (-1, node.width)
+        width = 1 if node.is_scalar else graph.tiled(node.shape[-1] if table else node.width)
+
+        def build(
+            a: Inputs, i: int = node.op.index, shape: tuple[int, ...] | None = None if table else shape, width: int = width
+        ) -> jax.Array:
+            return _in_multiples(_shaped(a.params[i], shape), width)
+
+        out.append(Operand(f"param{node.op.index}", build))
     return out
+
+
+def _shaped(array: jax.Array, shape: tuple[int, ...] | None) -> jax.Array:
+    array = array.astype(i32) if array.dtype == bool else array
+    return array if shape is None else array.reshape(shape)
 
 
 def _caches(graph: OpGraph) -> list[Operand]:
@@ -113,19 +140,28 @@ def _caches(graph: OpGraph) -> list[Operand]:
 def _tensors(graph: OpGraph, schedule: Schedule) -> list[Operand]:
     out = []
     for tensor in graph.tensors.values():
-        out.append(
-            Operand(
-                tensor.name, lambda _, t=tensor: _empty(schedule, t, tensor_shape(schedule, t), schedule.tensor(t.name).dtype), written=True
-            )
-        )
+        shape, real = tensor_shape(schedule, tensor), _written(graph, schedule, tensor)
+        if tensor.output:
+            out.append(Operand(tensor.name, lambda _, s=shape: lax.empty(s, jnp.float32), written=True))
+            continue
+        dtype = schedule.tensor(tensor.name).dtype
+        out.append(Operand(tensor.name, lambda _, s=shape, r=real, d=dtype: _empty(s, r, d), written=True))
         if tensor.heads and schedule.tensor(tensor.name).splits > 1:
-            shape = (*tensor_shape(schedule, tensor)[:3], tensor.width // SHARING)
-            out.append(Operand(f"{tensor.name}.lse", lambda _, t=tensor, s=shape: _empty(schedule, t, s, "float32"), written=True))
+            lse = (*shape[:3], tensor.width // SHARING)
+            real = {axis: n * shape[-1] // SHARING if axis == 3 else n for axis, n in real.items()}
+            out.append(Operand(f"{tensor.name}.lse", lambda _, s=lse, r=real: _empty(s, r, "float32"), written=True))
     return out
 
 
+def _written(graph: OpGraph, schedule: Schedule, tensor: Tensor) -> dict[int, int]:
+    """By axis, how much of a tensor is ever written: not the sequences that only pad the batch, nor heads that only fill the last tile."""
+    real = {2 if tensor.heads else 1: schedule.batch}
+    writers = [p for p in graph.writers[tensor.name] if isinstance(p, AttentionPhase)]
+    return real | {3: writers[0].heads} if writers else real
+
+
 def tensor_shape(schedule: Schedule, tensor: Tensor) -> tuple[int, ...]:
-    """[incarnations, batch, width]; attention's result as [incarnations, splits, batch, heads, head_dim]."""
+    """[incarnations, batch, width]; attention's result as [incarnations, splits, batch, heads, head_dim], heads that fill the last tile included."""
     if tensor.output:
         return 1, schedule.padded_batch, tensor.width
     plan = schedule.tensor(tensor.name)
@@ -134,14 +170,11 @@ def tensor_shape(schedule: Schedule, tensor: Tensor) -> tuple[int, ...]:
     return plan.incarnations, schedule.padded_batch, tensor.width
 
 
-def _empty(schedule: Schedule, tensor: Tensor, shape: tuple[int, ...], dtype: str) -> jax.Array:
-    """Nothing yet: the sentinel in every word, and zeros for the sequences that only pad the batch."""
-    if tensor.output:
-        return lax.empty(shape, jnp.float32)
+def _empty(shape: tuple[int, ...], real: dict[int, int], dtype: str) -> jax.Array:
+    """Nothing yet: the sentinel in every word that will be written, and zeros in all others."""
     word = {"bfloat16": jnp.uint16, "float32": jnp.uint32}[dtype]
-    ones = lax.bitcast_convert_type(jnp.full(shape, jnp.iinfo(word).max, word), dtype)
-    if schedule.batch == schedule.padded_batch:
-        return ones
-    axis = 2 if tensor.heads else 1
-    real = lax.broadcasted_iota(i32, shape, axis) < schedule.batch
-    return jnp.where(real, ones, jnp.zeros(shape, dtype))
+    out = lax.bitcast_convert_type(jnp.full(shape, jnp.iinfo(word).max, word), dtype)
+    for axis, size in real.items():
+        if size < shape[axis]:
+            out = jnp.where(lax.broadcasted_iota(i32, shape, axis) < size, out, jnp.zeros(shape, dtype))
+    return out

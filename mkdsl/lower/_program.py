@@ -37,6 +37,11 @@ class Program:
     def __call__(self, params: Any, kv: Any, token: jax.Array, pos: jax.Array) -> Any:
         return self._call(operands(self.graph, self.schedule), params, kv, token, pos)[0]
 
+    @property
+    def operand_names(self) -> list[str]:
+        """What the kernels are handed, in order."""
+        return [o.name for o in operands(self.graph, self.schedule)]
+
     def timed(self, params: Any, kv: Any, token: jax.Array, pos: jax.Array) -> tuple[Any, jax.Array]:
         """The same in a kernel that notes times. The second result is int32 [workers, steps, 5]: nanoseconds by the GPU's clock, low 32 bits,
         at which a worker's compute arrived at a step, knew that its input is there, had read it, had folded its (last) units, and had
@@ -81,7 +86,7 @@ class Program:
     def _output(self, node: Node, refs: dict[str, Any], inputs: Inputs) -> jax.Array:
         batch = self.schedule.batch
         if node.id in self.graph.output_of:
-            return refs[self.graph.output_of[node.id]][0, :batch]
+            return refs[self.graph.output_of[node.id]][0, :batch, : node.width].astype(node.dtype)
         if node.kind == "argmax":
             return jax.vmap(lambda x: Argmax().reference(x)[0])(self._output(self.graph.node(node.inputs[0]), refs, inputs))
         if node.kind == "append":

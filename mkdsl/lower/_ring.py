@@ -62,12 +62,13 @@ def claim(m: Machine, i: Index) -> None:
         pl.when(i >= behind)(lambda: await_unit(m, slot_of(m, i - behind)))
 
 
-def copy(m: Machine, source: Ref, there: Ref, layout: tuple, slot: Index) -> None:
-    """One of a unit's two copies, asynchronous; `layout`: of the stage."""
+def copy(m: Machine, source: Ref, there: Ref, layout: tuple, slot: Index, valid: Index = None) -> None:
+    """One of a unit's two copies, asynchronous. layout: of the stage. valid: how many of its rows there are, if it may reach behind the array,
+    which TMA knows by itself."""
     if m.tma:
         plgpu.copy_gmem_to_smem(source, there, m.refs["full"].at[slot])
     else:
-        _copies.copy_async(source, there, layout)
+        _copies.copy_async(source, there, layout, valid)
 
 
 def _land(m: Machine, i: Index, later: int) -> None:

@@ -42,6 +42,11 @@ class Tile:
         return math.gcd(self.tile_k, 64)
 
     @property
+    def block_rows(self) -> int:
+        """Rows of a weight in one swizzled block, which is 8 pieces of rows high."""
+        return 8 // self.split_k
+
+    @property
     def stage_k(self) -> int:
         """Elements of each mma row in one K stage of one worker."""
         return self.k // self.split_k // self.cluster // self.k_stages
@@ -72,7 +77,7 @@ class Tile:
     @property
     def written(self) -> tuple:
         """The layout of a stage [rows, split_k, tile_k], or [rows, tile_k] if split_k is 1: blocks of 8 rows of the mma."""
-        outer = (8,) if self.split_k in (1, 8) else (8 // self.split_k, self.split_k)
+        outer = (8,) if self.split_k in (1, 8) else (self.block_rows, self.split_k)
         return self.swizzle(*outer, self.width)
 
     def views(self, num_stages: int, stage_bytes: int) -> tuple[Buffer, Buffer]:
@@ -96,12 +101,15 @@ class Tile:
 
 def kv_view(num_stages: int, stage_bytes: int, head_dim: int) -> Buffer:
     """A stage as a block of keys or of values: [positions, head_dim]."""
-    return plgpu.SMEM((num_stages, stage_bytes // (ITEMSIZE * head_dim), head_dim), STORED, transforms=KV_WRITTEN)
+    return plgpu.SMEM((num_stages, stage_bytes // (ITEMSIZE * head_dim), head_dim), STORED, transforms=kv_written(head_dim))
+
+
+def kv_written(head_dim: int) -> tuple:
+    """The layout of a block of keys or of values: swizzled blocks as wide as whole ones fill a head."""
+    width = math.gcd(head_dim, 64)
+    return swizzled((8, width), ITEMSIZE * width)
 
 
 def swizzled(tiling: tuple[int, ...], bytes: int) -> tuple:
     """The layout of shared memory that TMA writes and the mma reads without bank conflicts."""
     return plgpu.TilingTransform(tiling), plgpu.SwizzleTransform(bytes)  # pyright: ignore[reportAbstractUsage]
-
-
-KV_WRITTEN = swizzled((8, 64), 128)

@@ -93,7 +93,7 @@ def kv_blocks(m: Machine, plan: AttentionPlan, phase: AttentionPhase, sequence: 
         else lax.div(jnp.clip(pos + 1, 0, phase.context) + (plan.block - 1), plan.block)
     )
     low = 0 if phase.window is None else lax.div(jnp.maximum(pos - (phase.window - 1), 0), plan.block)
-    first = low + lax.rem(share - low + shares * (phase.context // plan.block + 1), shares)
+    first = low + lax.rem(share - low + shares * (phase.blocks(plan.block) + 1), shares)
     return first, lax.div(jnp.maximum(end - first, 0) + (shares - 1), shares)
 
 

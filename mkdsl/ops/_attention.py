@@ -7,7 +7,7 @@ import jax
 import jax.numpy as jnp
 from jax import lax
 
-from mkdsl.ops._operator import Operator, bind, cache_is_shared, require
+from mkdsl.ops._operator import Operator, bind, cache_is_shared, require, static
 
 MASKED = -1e30
 
@@ -81,6 +81,7 @@ def attention(
 
     Raises:
       ValueError: the shapes do not meet.
+      TypeError: scale, window or softcap is no Python number.
     """
     k, v = cache_leaves(kv, "attention")
     require(
@@ -92,8 +93,10 @@ def attention(
         f"heads={q.shape[0]} is no multiple of kv_heads={k.shape[0]}",
         "use a cache whose kv_heads divides heads",
     )
+    window = None if window is None else static("attention", "window", window, int)
     require(window is None or window > 0, "attention", f"{window=}", "a window counts positions; None means all")
-    op = Attention(float(q.shape[1] ** -0.5 if scale is None else scale), window, softcap)
+    softcap = None if softcap is None else static("attention", "softcap", softcap, float)
+    op = Attention(static("attention", "scale", q.shape[1] ** -0.5 if scale is None else scale, float), window, softcap)
     return bind(op, q, k, v, jnp.asarray(pos, jnp.int32))[0]
 
 

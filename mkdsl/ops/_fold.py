@@ -80,12 +80,23 @@ def fold(
       [rows] float32.
 
     Raises:
-      ValueError: the shapes do not meet.
+      ValueError: the shapes do not meet, or step or finish returns something else than it should.
     """
     require(streamed.ndim == 2 and resident.ndim == 1, name, f"{streamed.shape=} and {resident.shape=}", "pass [rows, k] and [k]")
     require(streamed.shape[1] == resident.shape[0], name, f"{streamed.shape=} does not meet {resident.shape=}", "their k must agree")
     init = (float(init),) if isinstance(init, int | float) else tuple(map(float, init))
-    return bind(Fold(step, init, merge, finish, name), streamed, resident)[0]
+    op = Fold(step, init, merge, finish, name)
+    carry = jax.eval_shape(lambda: op.carry(streamed.shape[0]))
+    stepped = jax.eval_shape(step, carry, streamed, resident)
+    require(_shapes(stepped) == _shapes(carry), name, f"step makes {_shapes(stepped)} of carries {_shapes(carry)}", "return what comes in")
+    finished = jax.eval_shape(finish, carry)
+    rows = streamed.shape[:1]
+    require(_shapes(finished) == rows, name, f"finish returns {_shapes(finished)} of carries {_shapes(carry)}", "return one array [rows]")
+    return bind(op, streamed, resident)[0]
+
+
+def _shapes(tree: Any) -> Any:
+    return jax.tree.map(lambda a: a.shape, tree)
 
 
 def _accumulate(acc: jax.Array, tile: jax.Array, x: jax.Array) -> jax.Array:

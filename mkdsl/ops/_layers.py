@@ -46,11 +46,15 @@ def prefill(decode_step: Callable[..., Any]) -> Callable[..., Any]:
     The same function, vmapped over tokens that share one cache: each layer appends every token before any of them attends, and each
     attends up to its own position. A position past the cache writes nothing, so prompts can be padded with such positions. Returns
     what the decode step returns, with a leading token axis on everything but the cache; the decode step must return its cache last.
+
+    The function raises ValueError where the decode step returns something else than a tuple with its cache last.
     """
 
     def all_tokens(params: Any, kv: Any, tokens: jax.Array, positions: jax.Array) -> Any:
         with shared_cache():
             outs = jax.eval_shape(decode_step, params, kv, tokens[0], positions[0])
+            last = isinstance(outs, tuple) and jax.tree.structure(outs[-1:]) == jax.tree.structure((kv,))
+            require(last, "prefill", f"the decode step returns {jax.tree.structure(outs)}", "return a tuple with its cache last")
             axes = (*(0 for _ in outs[:-1]), None)
             return jax.vmap(decode_step, (None, None, 0, 0), axes)(params, kv, tokens, positions)
 

@@ -11,8 +11,10 @@ from collections.abc import Callable, Iterator, Sequence
 from typing import Any
 
 import jax
+import jax.numpy as jnp
+import numpy as np
 from jax._src import source_info_util
-from jax.core import ShapedArray
+from jax.core import ShapedArray, Tracer
 from jax.extend.core import Primitive
 from jax.interpreters import batching, mlir
 
@@ -91,3 +93,12 @@ def require(condition: bool, where: str, problem: str, remedy: str) -> None:
     """Raises ValueError `where: problem; remedy` unless the condition holds."""
     if not condition:
         raise ValueError(f"mk.{where}: {problem}; {remedy}")
+
+
+def static[N: (int, float)](where: str, name: str, value: Any, kind: type[N]) -> N:
+    """The value as a Python number. Raises TypeError for what is none, such as a traced value: a kernel is made for one."""
+    if not isinstance(value, Tracer):
+        array = np.asarray(value)
+        if array.ndim == 0 and jnp.issubdtype(array.dtype, jnp.integer if kind is int else jnp.number):
+            return kind(array.item())
+    raise TypeError(f"mk.{where}: {name} is {value!r}; pass {'an int' if kind is int else 'a float'} of Python's: a kernel is made for one")

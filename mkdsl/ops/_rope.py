@@ -7,7 +7,7 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 
-from mkdsl.ops._operator import Operator, bind, require
+from mkdsl.ops._operator import Operator, bind, require, static
 
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
@@ -59,12 +59,24 @@ def rope(x: jax.Array, pos: jax.Array, *, theta: float = 10_000.0, scaling: Llam
 
     Raises:
       ValueError: x is not [heads, even head_dim].
+      TypeError: theta is no Python number.
     """
     require(x.ndim == 2 and x.shape[1] % 2 == 0, "rope", f"{x.shape=}", "pass [heads, head_dim] with an even head_dim: see mk.heads")
-    return bind(Rope(float(theta), scaling), x, jnp.asarray(pos, jnp.int32))[0]
+    return bind(Rope(static("rope", "theta", theta, float), scaling), x, jnp.asarray(pos, jnp.int32))[0]
 
 
 def heads(x: jax.Array, count: int) -> jax.Array:
-    """[count * head_dim] seen as [count, head_dim]."""
-    require(x.ndim == 1 and x.shape[0] % count == 0, "heads", f"{x.shape=} with {count=}", "the features must split evenly into heads")
+    """[count * head_dim] seen as [count, head_dim].
+
+    Raises:
+      ValueError: the features do not split evenly.
+      TypeError: count is no Python int.
+    """
+    count = static("heads", "count", count, int)
+    require(
+        x.ndim == 1 and count > 0 and x.shape[0] % count == 0,
+        "heads",
+        f"{x.shape=} with {count=}",
+        "the features must split evenly into heads",
+    )
     return x.reshape(count, -1)

@@ -76,12 +76,10 @@ def _(phase: AttentionPhase, graph: OpGraph, schedule: Schedule, profile: Profil
     assert isinstance(p, AttentionPlan)
     # Scores are masked and summed 64 positions at a time.
     yield p.block >= 1 and p.block % 64 == 0, Rule.TILE, f"block={p.block} is no multiple of 64"
-    # The cache ends with a whole block.
-    yield phase.context % p.block == 0, Rule.TILE, f"block={p.block} does not divide the context {phase.context}"
     # Every share of an item has a block, or it would hand over nothing but its neutral carry.
     shares = p.splits * p.cluster
-    fits = p.splits >= 1 and 1 <= shares <= phase.context // p.block
-    yield fits, Rule.TILE, f"splits={p.splits} x cluster={p.cluster} of {phase.context // p.block} cache blocks"
+    blocks = phase.blocks(max(1, p.block))
+    yield p.splits >= 1 and 1 <= shares <= blocks, Rule.TILE, f"splits={p.splits} x cluster={p.cluster} of {blocks} cache blocks"
     yield from _stage_rules(schedule, p.unit_bytes(phase), phase.head_dim)
 
 
@@ -93,7 +91,7 @@ def _(phase: MapPhase, graph: OpGraph, schedule: Schedule, profile: Profile) -> 
     whole = p.rows >= 1 and p.rows % 64 == 0 and all(part.rows % p.rows == 0 for part in phase.parts)
     yield whole, Rule.TILE, f"rows={p.rows}: no multiple of 64 that divides {[part.rows for part in phase.parts]}"
     # What the prologue reduces is laid over rows as a fold's resident is.
-    widths = [graph.tensors[name].width for name in phase.reads]
+    widths = [*phase.reduced, *(graph.tensors[name].width for name in phase.reads)]
     even = p.split_k in SPLIT_K and all(width % (p.split_k * MMA_K) == 0 for width in widths)
     yield even, Rule.TILE, f"split_k={p.split_k} does not divide the {widths} that it reduces"
 

@@ -127,7 +127,7 @@ def profile(name: str) -> Profile:
 
 def _read(path: pathlib.Path) -> Profile:
     try:
-        data = json.loads(path.read_text())
+        data = json.loads(path.read_text(encoding="utf-8"))
     except OSError as error:
         raise ValueError(f"no GPU profile {str(path)!r}: {error.strerror}") from None
     except ValueError:

@@ -9,7 +9,7 @@ from mkdsl.search._cost import floor_us
 from mkdsl.search._draft import draft, timed
 from mkdsl.search._handoffs import with_handoffs
 from mkdsl.search._report import explain
-from mkdsl.search._rings import RINGS, cheapest
+from mkdsl.search._rings import RINGS, cheapest, rings
 from mkdsl.search._search import search, without_k_split
 
-__all__ = ["RINGS", "cheapest", "directory", "draft", "explain", "floor_us", "search", "timed", "with_handoffs", "without_k_split"]
+__all__ = ["RINGS", "cheapest", "directory", "draft", "explain", "floor_us", "rings", "search", "timed", "with_handoffs", "without_k_split"]

@@ -49,7 +49,7 @@ def _digest(text: str) -> str:
 def load(key: str) -> Schedule | None:
     """The schedule kept under a key; None if there is none, or what is there is not what was stored."""
     try:
-        digest, _, text = (directory() / f"{key}.json").read_text().partition("\n")
+        digest, _, text = (directory() / f"{key}.json").read_text(encoding="utf-8").partition("\n")
     except (OSError, UnicodeDecodeError):
         return None
     return Schedule.from_json(json.loads(text)) if digest == _digest(text) else None

@@ -121,9 +121,7 @@ def _plans(phase: Phase, setting: Setting) -> Iterator[PhasePlan]:
 
 @_plans.register
 def _(phase: FoldPhase, setting: Setting) -> Iterator[PhasePlan]:
-    for split_k in SPLIT_K if phase.parallel else (1,):
-        if phase.k % (MMA_K * split_k) or any(part.rows % (MMA_ROWS // split_k) for part in phase.parts):
-            continue
+    for split_k in _splits_of_rows(phase):
         for k_stages, cluster in _splits_of_k(phase, setting.clusters):
             stage_k, rest = divmod(phase.k // split_k, k_stages * cluster)
             for tile_k in [] if rest else tiles_of(stage_k, setting.stage_bytes, phase.itemsize):
@@ -131,6 +129,12 @@ def _(phase: FoldPhase, setting: Setting) -> Iterator[PhasePlan]:
                 for n in epilogue_tiles(phase, plan, setting.batch, setting.workers):
                     for instruction in setting.instructions if phase.parallel else ("mma",):  # a user's fold does without tensor cores
                         yield dataclasses.replace(plan, epilogue_tiles=n, instruction=instruction)
+
+
+def _splits_of_rows(phase: FoldPhase) -> list[int]:
+    """Choices of `FoldPlan.split_k`; those that take the weights where they are, if there are any."""
+    dividing = [s for s in (SPLIT_K if phase.parallel else (1,)) if phase.k % (MMA_K * s) == 0]
+    return [s for s in dividing if phase.in_place(s)] or dividing
 
 
 def _splits_of_k(phase: FoldPhase, clusters: tuple[int, ...]) -> list[tuple[int, int]]:
@@ -170,12 +174,12 @@ def epilogue_tiles(phase: FoldPhase, plan: FoldPlan, batch: int, workers: int) -
 @_plans.register
 def _(phase: AttentionPhase, setting: Setting) -> Iterator[PhasePlan]:
     splittable = may_split(setting.graph, phase.writes[0])
-    for block in range(64, phase.context + 1, 64):
+    for block in (b for b in range(64, phase.context + 64, 64) if -phase.context % b < 64):  # no block in vain, the last perhaps in part
         plan = AttentionPlan(name=phase.name, block=block, tasks=(), waits=())
         fits = setting.stage_bytes % (16 * phase.head_dim) == 0 and plan.unit_bytes(phase) <= setting.stage_bytes
-        if phase.context % block or not fits:
+        if not fits:
             continue
-        blocks = phase.context // block
+        blocks = phase.blocks(block)
         for splits in _splits(blocks, setting.batch * phase.kv_heads, setting.workers) if splittable else (1,):
             for cluster in (n for n in setting.clusters if n == 1 or splits * n <= blocks):
                 yield dataclasses.replace(plan, splits=splits, cluster=cluster)
@@ -197,7 +201,7 @@ def _splits(blocks: int, heads: int, workers: int) -> list[int]:
 @_plans.register
 def _(phase: MapPhase, setting: Setting) -> Iterator[PhasePlan]:
     common = math.gcd(*(part.rows for part in phase.parts))
-    widths = [setting.graph.tensors[t].width for t in (*phase.reads, *phase.row_reads)]
+    widths = [*phase.reduced, *(setting.graph.tensors[t].width for t in (*phase.reads, *phase.row_reads))]
     split_k = 8 if all(w % (8 * MMA_K) == 0 for w in widths) else 1  # how a reduction's vector is laid over rows
     for rows in (64 << i for i in range(common.bit_length()) if common % (64 << i) == 0):
         yield MapPlan(name=phase.name, rows=rows, split_k=split_k, tasks=(), waits=())

@@ -1,9 +1,10 @@
 """Under one ring: for each depth worth a search, the shortest path through all phases' candidates."""
 
 import dataclasses
+import math
 from collections.abc import Iterator
 
-from mkdsl.graph import OpGraph, Phase
+from mkdsl.graph import AttentionPhase, OpGraph, Phase
 from mkdsl.schedule import KIB, FoldPlan, Handoff, PhasePlan, Profile, fixed_bytes
 from mkdsl.search._candidates import Candidate, candidates, padded
 from mkdsl.search._cost import Cost, Model, Ring
@@ -19,6 +20,12 @@ RINGS = (
     Ring(28 * KIB, 2),
     Ring(36 * KIB, 2),
 )
+
+
+def rings(graph: OpGraph) -> tuple[Ring, ...]:
+    """The rings whose stages are whole swizzled blocks as every attention's caches have them."""
+    whole = math.lcm(KIB, *(16 * p.head_dim for p in graph.phases if isinstance(p, AttentionPhase)))  # bytes of 8 positions of bfloat16
+    return tuple(dict.fromkeys(Ring(ring.stage_bytes // whole * whole, ring.max_in_flight) for ring in RINGS))
 
 
 Choices = dict[str, list[tuple[int, Candidate]]]  # per phase, its candidates with their numbers

@@ -14,7 +14,7 @@ from mkdsl.search._draft import draft, rough, timed
 from mkdsl.search._handoffs import with_handoffs
 from mkdsl.search._path import shortest_path
 from mkdsl.search._refine import refined
-from mkdsl.search._rings import RINGS, Choice, Prices, cheapest, numbered
+from mkdsl.search._rings import Choice, Prices, cheapest, numbered, rings
 
 FINALISTS = 2  # depths of each ring
 SIMULATED = 16  # of all rings' cheapest, for each launch
@@ -89,7 +89,7 @@ def finalists(graph: OpGraph, batch: int, gpu: Profile, handoff: Handoff) -> lis
 
 def _launched(graph: OpGraph, batch: int, gpu: Profile, launch: Profile, handoff: Handoff) -> list[Choice]:
     """The finalists of one launch; none that leaves SMs idle for clusters that no phase uses."""
-    found = [choice for ring in RINGS for choice in first(cheapest(graph, batch, launch, handoff, ring))]
+    found = [choice for ring in rings(graph) for choice in first(cheapest(graph, batch, launch, handoff, ring))]
     used = [c for c in found if launch.workers == gpu.workers or any(x.plan.cluster > 1 for x in c.found.candidates)]
     return sorted(used, key=lambda choice: choice.found.cost)[:SIMULATED]
 
@@ -127,7 +127,7 @@ def _no_room(graph: OpGraph, batch: int, gpu: Profile) -> str:
     least: dict[str, int] = {}
     for phase in graph.phases:
         found = candidates(
-            graph, phase, batch=batch, stage_bytes=max(r.stage_bytes for r in RINGS), workers=gpu.workers, smem_bytes=1 << 62
+            graph, phase, batch=batch, stage_bytes=max(r.stage_bytes for r in rings(graph)), workers=gpu.workers, smem_bytes=1 << 62
         )
         least[phase.name] = min((c.bytes for c in found), default=-1)
     untiled = [name for name, size in least.items() if size < 0]

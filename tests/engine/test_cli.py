@@ -112,11 +112,11 @@ def test_checkpoints_that_are_refused(checkpoint, key):
 
 def test_what_a_kernel_does_not_take(checkpoint, monkeypatch):
     def refuse(*_):
-        raise UnsupportedError("argmax has out of embed=260; tiles need a multiple of 64")
+        raise UnsupportedError("attention has head_dim=40; kernels have heads of 64 to 256 features")
 
     monkeypatch.setattr("mkdsl.engine._generate.default_decoder", refuse)
     monkeypatch.setattr("mkdsl.engine._generate.load", None)  # not reached
-    refused(run(checkpoint, "--prompt", "hello"), "mkdsl: argmax has out of embed=260")
+    refused(run(checkpoint, "--prompt", "hello"), "mkdsl: attention has head_dim=40")
 
 
 @pytest.mark.medium

@@ -1,13 +1,11 @@
 """The pieces of `mkdsl demo`; the whole takes minutes."""
 
 import jax
-import jax.experimental.pallas.mosaic_gpu as plgpu
 import jax.numpy as jnp
-import numpy as np
 import pytest
 
 from mkdsl import engine
-from mkdsl.engine._demo import RACE, affordable, error, first_layers, float32, watched, work
+from mkdsl.engine._demo import affordable, error, first_layers, float32, work
 from mkdsl.models import SHAPES, decode_step, init_cache
 
 SMOLLM2 = SHAPES["smollm2-135m"]
@@ -44,23 +42,3 @@ def test_layers_that_the_time_allows(seconds, layers):
 
 def test_work_is_as_measured():
     assert work(SMOLLM2, 3) / work(SMOLLM2, 1) == pytest.approx(167.3 / 92.6, rel=0.2)  # which was of another schedule
-
-
-@pytest.mark.parametrize("racy", [False, True])
-def test_races_are_seen(racy):
-    def body(ref):
-        me = jax.lax.axis_index("sm")
-        ref[0 if racy else me] = me
-
-    kernel = plgpu.kernel(body, out_type=(), grid=(2,), grid_names=("sm",), interpret=plgpu.InterpretGPUParams(detect_races=True))
-
-    @jax.jit
-    def run():
-        ref = jax.new_ref(jnp.zeros(2, jnp.int32))
-        kernel(ref)
-        return ref[...]
-
-    out, said = watched(run)
-    assert (RACE in said) == racy
-    if not racy:
-        np.testing.assert_array_equal(out, [0, 1])

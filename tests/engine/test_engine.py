@@ -24,6 +24,7 @@ from mkdsl.engine import (
     load_tokenizer,
 )
 from mkdsl.engine._backend import Backend, _decode, _fill
+from mkdsl.engine._decoder import decode_steps
 from mkdsl.engine._pages import PagePool
 from mkdsl.engine._scheduler import Scheduler
 from mkdsl.models import CheckpointError
@@ -53,7 +54,15 @@ def make(config, params, checkpoint):
     def engine(*, pages=24, max_batch=4, params=params, config=config):
         scheduler = Scheduler(PagePool(count=pages, size=SIZE), max_batch=max_batch, piece=PIECE, max_steps=STEPS)
         backend = Backend(
-            config, params, pages=pages, page_size=SIZE, context=CONTEXT, max_batch=max_batch, max_steps=STEPS, cache_dtype=jnp.float32
+            config,
+            params,
+            pages=pages,
+            page_size=SIZE,
+            context=CONTEXT,
+            max_batch=max_batch,
+            max_steps=STEPS,
+            cache_dtype=jnp.float32,
+            step_of=decode_steps(config, CONTEXT),
         )
         tokenizer = load_tokenizer(checkpoint)
         made.append(Engine(config=config, tokenizer=tokenizer, context=CONTEXT, scheduler=scheduler, backend=backend))

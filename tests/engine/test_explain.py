@@ -83,7 +83,7 @@ def test_unknown_gpu_is_refused():
 def test_what_has_no_tiles_is_refused_in_one_line():
     out = CliRunner().invoke(app, ["explain", "smollm2-135m", "--context", "100"])
     assert out.exit_code == 1
-    assert "a multiple of 64" in out.stderr
+    assert "make it one of 104" in out.stderr
     assert "Traceback" not in out.stderr
 
 

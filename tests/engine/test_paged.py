@@ -1,5 +1,7 @@
 """The paged decode step and prefill, against the same on one whole cache; and how many pages a device holds."""
 
+import functools
+
 import jax
 import jax.numpy as jnp
 import numpy as np
@@ -7,7 +9,7 @@ import pytest
 
 from mkdsl import models
 from mkdsl.engine import PagesError
-from mkdsl.engine._paged import empty_pages, paged_fill, paged_step, pages_that_fit
+from mkdsl.engine._paged import batched_step, empty_pages, gathered, paged_fill, pages_that_fit, written_back
 from mkdsl.ops import prefill
 
 COUNT, SIZE, WIDTH = 9, 8, 3
@@ -60,28 +62,42 @@ def test_a_piece_goes_on_from_the_one_before(shape, params):
         np.testing.assert_allclose(cache, as_cache(whole, TABLES[0])[name], atol=1e-5)
 
 
+def several(shape, params, pages, tables, tokens, positions):
+    """Steps [steps, b] of tokens: (logits of each, pages)."""
+    kv, out = gathered(pages, tables, positions), []
+    for i, token in enumerate(tokens):
+        logits, kv = batched_step(shape)(params, kv, token, positions + i)
+        out.append(logits)
+    return out, written_back(pages, tables, kv, positions, jnp.full(len(tables), len(tokens)), most=len(tokens))
+
+
 @pytest.mark.medium
 def test_a_step_is_each_sequences_own(shape, params):
     """From within a page over the first position of the next."""
     pages, positions = filled(shape, params, [12, 5]), np.array([12, 5], np.int32)
-    step, alone = jax.jit(paged_step(shape)), jax.jit(models.decode_step(shape))
+    step, alone = jax.jit(functools.partial(several, shape)), jax.jit(models.decode_step(shape))
     caches = [jax.tree.map(jnp.nan_to_num, as_cache(pages, table)) for table in TABLES]
-    for _ in range(8):
-        tokens = TOKENS[[0, 1], positions]
-        logits, pages = step(params, pages, TABLES, tokens, positions)
+    for _ in range(2):
+        tokens = np.stack([TOKENS[[0, 1], positions + i] for i in range(4)])
+        every, pages = step(params, pages, TABLES, tokens, positions)
         for i in range(2):
-            _, expected, caches[i] = alone(params, caches[i], tokens[i], positions[i])
-            np.testing.assert_allclose(logits[i], expected, atol=1e-4)
-        positions = positions + 1
+            for token, logits in zip(tokens, every, strict=True):
+                _, expected, caches[i] = alone(params, caches[i], token[i], positions[i])
+                np.testing.assert_allclose(logits[i], expected, atol=1e-4)
+                positions[i] += 1
     for table, kv, count in zip(TABLES, caches, positions, strict=True):
         jax.tree.map(lambda a, b, n=count: np.testing.assert_allclose(a[:, :, :n], b[:, :, :n], atol=1e-4), as_cache(pages, table), kv)
 
 
-def test_a_position_past_the_table_writes_nothing(shape, params):
+@pytest.mark.parametrize(("first", "counts", "written"), [(0, (0, 1), {4}), (6, (4, 2), {7, 2, 4}), (20, (9, 0), {0})])
+def test_only_what_is_new_is_written_back(shape, first, counts, written):
+    """At the end of a table as well: what lies past it is nobody's."""
     pages = empty_pages(shape, count=COUNT, size=SIZE, dtype=jnp.float32)
-    _, after = jax.jit(paged_step(shape))(params, pages, TABLES, TOKENS[:, 0], np.array([SIZE * WIDTH, 0], np.int32))
-    written = [page for page in range(COUNT) if np.asarray(after["k"][page]).any()]
-    assert written == [4]
+    kv = jax.tree.map(jnp.ones_like, gathered(pages, TABLES, np.zeros(2, np.int32)))
+    after = written_back(pages, TABLES, kv, np.full(2, first, np.int32), np.array(counts, np.int32), most=9)
+    assert {page for page in range(COUNT) if np.asarray(after["k"][page]).any()} == written
+    rows = sum(min(n, SIZE * WIDTH - first) for n in counts)
+    assert int(after["v"].sum()) == rows * shape.layers * shape.kv_heads * shape.head_dim
 
 
 @pytest.mark.parametrize("free", [None, 1 << 40])

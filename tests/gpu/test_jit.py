@@ -1,6 +1,7 @@
 """`mk.jit`: its stages, and what it refuses."""
 
 import dataclasses
+import re
 
 import jax
 import jax.numpy as jnp
@@ -8,7 +9,7 @@ import numpy as np
 import pytest
 
 import mkdsl as mk
-from mkdsl.gpu import ContextError, has_gpu
+from mkdsl.gpu import ContextError, TokenError, has_gpu
 from mkdsl.schedule import Schedule, profile
 
 SMALL = dataclasses.replace(profile("H200"), name="h200 with 2 SMs", workers=2)
@@ -74,6 +75,95 @@ def test_batch_out_of_range(batch, message):
         mk.jit(step, batch=batch)
 
 
+@pytest.mark.parametrize("batch", [True, 2.0, "2", [2]])
+def test_batch_of_another_type(batch):
+    """Regression: True and 2.0 were taken, and "2" was compared with 1."""
+    with pytest.raises(TypeError, match=re.escape(f"mk.jit: {batch=}; pass how many sequences a step takes, 1 to 16, or None")):
+        mk.jit(step, batch=batch)
+    mk.jit(step, batch=np.int64(2))
+
+
+def test_what_is_no_function():
+    with pytest.raises(TypeError, match=r"mk\.jit: 3 is no function; pass f"):
+        mk.jit(3)
+
+
+def returning(results):
+    """The step with other results, of (token, logits, kv, pos)."""
+
+    def other(params, kv, token, pos):
+        return results(*step(params, kv, token, pos), pos)
+
+    return other
+
+
+RETURNED = {
+    "token and cache": lambda token, logits, kv, pos: (token, kv),
+    "logits": lambda token, logits, kv, pos: logits,
+    "a dict": lambda token, logits, kv, pos: {"logits": logits, "kv": kv, "next": pos + 1},
+    "half of the cache": lambda token, logits, kv, pos: (logits, kv["k"]),
+    "other types": lambda token, logits, kv, pos: (
+        logits.astype(jnp.bfloat16),
+        logits > 0,
+        jax.nn.softmax(logits).astype(jnp.float16),
+        3,
+        2.5,
+    ),
+    "after the kernel": lambda token, logits, kv, pos: (jnp.where(pos > 3, token, 0), kv["v"] * 2),
+    "twice": lambda token, logits, kv, pos: (logits, logits, 2 * logits),
+}
+
+
+@pytest.mark.medium
+@pytest.mark.parametrize("batch", [None, 2])
+@pytest.mark.parametrize("name", RETURNED)
+def test_results_are_those_of_the_step(name, batch):
+    """Regression: bfloat16 and booleans came back as float32."""
+    f = returning(RETURNED[name])
+    lowered = mk.jit(f, batch=batch, target=SMALL, interpret=True).lower(*arguments(batch))
+    plain = f if batch is None else jax.vmap(f, (None, 0, 0, 0))
+    ours, theirs = jax.eval_shape(lowered.program, *lowered.signature), jax.eval_shape(plain, *arguments(batch))
+    assert jax.tree.map(lambda a: (a.shape, a.dtype), ours) == jax.tree.map(lambda a: (a.shape, a.dtype), theirs)
+
+
+NOT_RETURNED = {
+    "nothing": (
+        lambda token, logits, kv, pos: None,
+        r"test_jit.py:\d+:.*: the decode step returns nothing that a kernel computes; run it with jax.jit",
+    ),
+    "the cache": (lambda token, logits, kv, pos: kv, "mk.append without an mk.attention over the result"),
+    "integers": (
+        lambda token, logits, kv, pos: logits.astype(jnp.int32),
+        r"the decode step returns int32\[64\] \(map\); it returns float32",
+    ),
+    "a sum": (lambda token, logits, kv, pos: logits.sum(), r"the decode step returns float32\[\] \(reduce\)"),
+    "heads": (lambda token, logits, kv, pos: logits.reshape(2, 32), r"the decode step returns float32\[2, 32\] \(reshape\)"),
+}
+
+
+@pytest.mark.parametrize("name", NOT_RETURNED)
+def test_results_that_no_kernel_has(name):
+    """Regression: a step that returned its cache alone, or nothing, was a ValueError about an empty max()."""
+    results, message = NOT_RETURNED[name]
+    with pytest.raises(mk.UnsupportedError, match=message):
+        mk.jit(returning(results), target=SMALL).trace(*arguments())
+
+
+def test_lower_has_emitted_the_kernel(monkeypatch):
+    """What fails when a kernel is emitted fails in .lower(), also for a GPU that is not there."""
+
+    def fail(*_):
+        raise NotImplementedError("no such instruction")
+
+    for interpret in (False, True):
+        traced = mk.jit(step, target=SMALL, interpret=interpret).trace(*arguments())
+        monkeypatch.setattr("mkdsl.lower.phases._epilogue.store", fail)
+        with pytest.raises(NotImplementedError, match="no such instruction"):
+            traced.lower()
+        monkeypatch.undo()
+        assert "mosaic" in traced.lower().emitted.as_text() or interpret
+
+
 def test_unknown_target():
     with pytest.raises(ValueError, match="gtx"):
         mk.jit(step, target="gtx 970")
@@ -101,6 +191,34 @@ def test_wrong_shape_or_dtype_after_compiling():
         compiled(params | {"wq": params["wq"].astype(jnp.float32)}, kv, token, pos)
     with pytest.raises(ContextError, match="pos=64 with context=64"):
         compiled(params, kv, token, 64)
+    for outside in (-1, 64, jnp.int32(64)):
+        with pytest.raises(TokenError, match=rf"token={outside} with vocabulary=64; tokens run from 0 to 63"):
+            compiled(params, kv, outside, pos)
+
+
+@pytest.mark.medium
+@pytest.mark.usefixtures("race_detector")
+def test_a_traced_token_is_clamped():
+    """As mk.embed says, in the kernel and in the reference."""
+    params, kv, _, pos = arguments()
+    program = mk.jit(step, target=SMALL, interpret=True).lower(params, kv, 0, pos).program
+    for run in (jax.jit(program), jax.jit(step)):
+        for token, clamped in ((-1, 0), (64, 63)):
+            np.testing.assert_array_equal(run(params, kv, token, pos)[1], run(params, kv, clamped, pos)[1])
+
+
+@pytest.mark.medium
+@pytest.mark.usefixtures("race_detector")
+def test_numbers_that_are_no_arrays_yet():
+    """Regression: a Python number in params warned of float64, and then had no shape."""
+
+    def scaled(params, kv, token, pos):
+        y = mk.linear(params["wq"], mk.embed(params["embed"], token)) * params["scale"] + params["shift"] * params["each"]
+        return mk.argmax(y), y, kv
+
+    params = arguments()[0] | {"scale": 1.5, "shift": 2, "each": np.linspace(-1, 1, 64)}
+    compiled = mk.jit(scaled, target=SMALL, interpret=True)
+    np.testing.assert_allclose(compiled(params, (), 3, 0)[1], jax.jit(scaled)(params, (), 3, 0)[1], atol=2e-2)
 
 
 def test_float_token():

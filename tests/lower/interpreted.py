@@ -12,7 +12,7 @@ import mkdsl as mk
 from mkdsl.gpu import Traced
 from mkdsl.graph import OpGraph
 from mkdsl.schedule import Handoff, Profile, Schedule, profile
-from mkdsl.search import RINGS, draft, timed, with_handoffs
+from mkdsl.search import draft, rings, timed, with_handoffs
 from mkdsl.search._candidates import padded
 from mkdsl.search._cost import Model
 from mkdsl.search._draft import with_memory
@@ -52,7 +52,7 @@ def check_schedule(decoder: Decoder, args: tuple[Any, ...], schedule: Schedule, 
 
 def with_tiles(graph: OpGraph, batch: int, gpu: Profile = SMALL, **wanted: dict[str, Any]) -> Schedule:
     """The best schedule in which phases have the fields that are asked for: wo={"split_k": 4}."""
-    ring = RINGS[0]
+    ring = rings(graph)[0]
     choices = {
         name: [(i, c) for i, c in found if all(getattr(c.plan, k) == v for k, v in wanted.get(name, {}).items())]
         for name, found in numbered(graph, batch, gpu, ring).items()

@@ -7,7 +7,6 @@ import pytest
 import tiny_decoders as tiny
 from interpreted import SMALL, arguments, changed, check, check_schedule, traced, with_tiles
 
-from mkdsl.engine._demo import RACE
 from mkdsl.lower import _kernel
 from mkdsl.lower._machine import Machine
 from mkdsl.schedule import FoldPlan
@@ -77,5 +76,5 @@ def test_all_phases_in_one_launch(batch, monkeypatch, capsys):
     program = dataclasses.replace(lowered.program, form="mega")
     monkeypatch.setattr(_kernel, "Machine", lambda *a: dataclasses.replace(Machine(*a), concurrent=False))
     check(decoder, args, jax.jit(lambda *a: program(*a))(*args))
-    reports = capsys.readouterr().out.split(RACE)[1:]
+    reports = capsys.readouterr().out.split("RACE DETECTED")[1:]
     assert all("(copy)" in report and "alias group" in report for report in reports), reports

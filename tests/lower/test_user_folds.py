@@ -24,6 +24,7 @@ def check(fold, batch: int) -> None:
         return mk.argmax(y), y, kv
 
     args = PARAMS, (), np.arange(batch), np.zeros(batch, int)
+    mk.jit(step, batch=batch, target=SMALL).lower(*args)  # is emitted for a GPU
     got = mk.jit(step, batch=batch, target=SMALL, interpret=True)(*args)
     want = jax.vmap(step, (None, None, 0, 0), (0, 0, None))(*args)
     np.testing.assert_allclose(got[1], want[1], atol=2e-2)
@@ -74,6 +75,8 @@ CALLS = (
     with_derivative,
     with_gradient,
     lambda tile, x: jnp.sum(jax.nn.relu(tile.astype(jnp.float32) - x), -1),  # a custom_jvp of JAX's own
+    lambda tile, x: jnp.sum(jnp.log1p(jnp.abs(tile - x)) * jnp.floor(x), -1),  # composed of what a kernel has
+    lambda tile, x: 0.1 * jnp.sum(jnp.exp(tile).astype(jnp.float32), -1),  # in bfloat16, which XLA need not round to
     jax.jit(functools.partial(lambda half, tile, x: half * distance(tile, x), jnp.float32(0.5))),  # holds a constant
 )
 
@@ -86,6 +89,6 @@ def test_a_step_that_calls_functions():
 
 def test_a_step_that_has_no_lowering():
     with pytest.raises(
-        mk.UnsupportedError, match=r"test_user_folds.py:\d+.*: table's step uses cumsum on \[\(64, \d+\)\]; a step is elementwise jnp"
+        mk.UnsupportedError, match=r"test_user_folds.py:\d+.*: fold's step uses cumsum on \[\(64, \d+\)\]; a step is elementwise jnp"
     ):
         check(lambda t, x: mk.fold(lambda carry, tile, x: carry + jnp.cumsum(tile, -1)[:, -1].astype(jnp.float32), t, x), 1)

@@ -39,7 +39,7 @@ def test_folds(good: Schedule, field: str, value: int) -> None:
     assert f"{field}={value}" in message
 
 
-@pytest.mark.parametrize(("field", "value"), [("block", 96), ("block", 0), ("block", 256), ("splits", 3), ("splits", 0)])
+@pytest.mark.parametrize(("field", "value"), [("block", 96), ("block", 0), ("splits", 3), ("splits", 0)])
 def test_attentions(good: Schedule, field: str, value: int) -> None:
     message = refused(with_plan(good, "attention", **{"block": 64, "splits": 1, field: value}), Rule.TILE)
     assert message.startswith("attention: ")

@@ -12,6 +12,7 @@ from oracle.sources import with_workers
 from mkdsl.graph import AttentionPhase, FoldPhase, MapPhase, OpGraph, Part, Phase, Tensor
 from mkdsl.proof._legality import check_plan
 from mkdsl.schedule import KIB, AttentionPlan, FoldPlan, MapPlan, Profile, Schedule, TensorPlan, attention_extents, fold_extents, profile
+from mkdsl.search import RINGS, rings
 from mkdsl.search._assign import assign_all
 from mkdsl.search._candidates import Candidate, busiest_counts, candidates, epilogue_tiles, may_split, padded, tiles_of
 
@@ -54,6 +55,44 @@ def test_as_many_tiles_are_finished_together_as_there_is_room_for():
     assert epilogue_tiles(phase, plan, 16, 2) == [2]
     assert epilogue_tiles(phase, dataclasses.replace(plan, k_stages=2), 16, 2) == [8, 2]
     assert epilogue_tiles(phase, plan, 1, 2) == [8]
+
+
+@pytest.mark.parametrize(("aligned", "split_ks"), [(8, {1, 2, 4, 8}), (4, {2, 4, 8}), (1, {8})])
+def test_weights_are_taken_where_they_are(aligned: int, split_ks: set[int]):
+    """What a copy engine cannot count in whole blocks would have to be copied in each step, such as 32,003 rows in less than 8 pieces."""
+    part = Part(weights=("out",), rows=32_064, writes=("y",))
+    phase = FoldPhase(name="f", segment=0, parts=(part,), reads=(), row_reads=(), k=2048, aligned=aligned)
+    found = of(make_graph([(1, [phase])], [Tensor(name="y", width=32_064, output=True)]), phase, H200)
+    assert {c.plan.split_k for c in found} == split_ks
+
+
+def test_rows_that_must_be_copied_may_be_cut_in_any_way():
+    part = Part(weights=("out",), rows=32_064, writes=("y",))
+    phase = FoldPhase(name="f", segment=0, parts=(part,), reads=(), row_reads=(), k=320, aligned=1)
+    found = of(make_graph([(1, [phase])], [Tensor(name="y", width=32_064, output=True)]), phase, H200, stage_bytes=30 * KIB)
+    assert {c.plan.split_k for c in found} == {1, 2, 4}
+
+
+def attention_of(context: int = 128, head_dim: int = 64) -> tuple[OpGraph, AttentionPhase]:
+    graph = attention_only()
+    changed = {"attention": dataclasses.replace(graph.phase("attention"), context=context, head_dim=head_dim)}
+    graph = dataclasses.replace(graph, phases=tuple(changed.get(p.name, p) for p in graph.phases))
+    phase = graph.phase("attention")
+    assert isinstance(phase, AttentionPhase)
+    return graph, phase
+
+
+@pytest.mark.parametrize(("context", "blocks"), [(1024, {64, 128, 256}), (1000, {64, 128, 256}), (200, {64, 128, 256}), (192, {64, 192})])
+def test_a_cache_need_not_end_with_a_whole_block(context: int, blocks: set[int]):
+    graph, phase = attention_of(context=context)
+    assert {c.plan.block for c in of(graph, phase, H200)} == blocks
+
+
+def test_stages_are_whole_blocks_of_any_head():
+    assert rings(llama_1b()) == RINGS
+    odd, _ = attention_of(head_dim=80)
+    assert {ring.stage_bytes % (16 * 80) for ring in rings(odd)} == {0}
+    assert all(ring.stage_bytes % KIB == 0 for ring in rings(odd))
 
 
 # All of a phase.

@@ -14,7 +14,7 @@ from mkdsl.graph import FoldPhase, OpGraph
 from mkdsl.proof import Rule, ScheduleError
 from mkdsl.schedule import KIB, Handoff, Profile, fixed_bytes, profile
 from mkdsl.search import _candidates as candidates_module
-from mkdsl.search import _search as search_module
+from mkdsl.search import _rings as rings_module
 from mkdsl.search._candidates import padded
 from mkdsl.search._cost import Model
 from mkdsl.search._path import shortest_path
@@ -38,7 +38,7 @@ def check_against_brute_force(graph: OpGraph, batch: int, gpu: Profile) -> None:
         patch.setattr(candidates_module, "SPLIT_K", (8, 2))
         patch.setattr(candidates_module, "K_STAGES", (1, 4))
         patch.setattr(Profile, "instructions", ("mma",))
-        patch.setattr(search_module, "RINGS", RINGS[:2])
+        patch.setattr(rings_module, "RINGS", RINGS[:2])
         want = least_cost(graph, batch, gpu, RINGS[:2])
         if want == float("inf"):
             with pytest.raises(ScheduleError) as error:

@@ -12,6 +12,7 @@ from typing import Any, ClassVar
 import jax
 import jax.experimental.pallas.mosaic_gpu as plgpu
 import jax.numpy as jnp
+import numpy as np
 from jax import lax
 from jax.experimental import pallas as pl
 
@@ -55,11 +56,7 @@ class Frame(Evaluator):
         return {"param": self.param, "embed": self.embedding, "reduce": self.statistic, **given}
 
     def is_view(self, node: Node) -> bool:
-        return node.kind in ("broadcast", "reshape") and len(node.shape) == 1
-
-    def refusal(self, node: Node) -> str:
-        remedy = "arithmetic on [heads, head_dim] belongs between a projection and mk.attention; elsewhere flatten it with reshape(-1)"
-        return f"inside {self.phase.name}; {remedy}"
+        return node.kind in ("broadcast", "reshape") and len(node.shape) <= 1
 
     def combine(self, id: int, loaded: list[jax.Array]) -> Value:
         return loaded[0]
@@ -114,7 +111,7 @@ class Rows(Frame):
 
     def param(self, node: Node) -> Value:
         ref, layer = self.m.refs[f"param{node.op.index}"], self.m.layer(node.op, self.iteration)
-        return PerRow(ref[layer]) if node.shape == () else self.stack([self._features(ref, layer)])
+        return PerRow(as_bool(node, ref[layer])) if node.is_scalar else as_bool(node, self.stack([self._features(ref, layer)]))
 
     def given(self, node: Node) -> PerRow:
         ref = self.m.given(node.id)
@@ -153,7 +150,7 @@ def embedding_row(m: Machine, node: Node, sequence: Index) -> tuple[Ref, Index]:
 
 @dataclasses.dataclass
 class Cell(Frame):
-    """Columns [block * width, + width) of rows [height * group, + height) of a vector seen as [batch * split_k, k / split_k]."""
+    """Columns [block * width, + width) of rows [height * group, + height) of a vector seen as [batch * split_k, k / split_k]. k: as it is laid out."""
 
     split_k: int = 8
     height: int = 8
@@ -177,6 +174,16 @@ class Cell(Frame):
             return [Request(ref, lead, view, (pl.ds(first, self.height), columns), self.layout)]
         return [Request(ref, lead, view, (r, columns), self.layout.reduce(0)) for r in range(rows)]
 
+    def masked(self, value: jax.Array, width: int, neutral: float) -> jax.Array:
+        """A value of a vector of so many features; something neutral where these end before the vector's last tile does."""
+        if width == self.k:
+            return value
+        at = iota(self.m, self.shape, 1, self.layout) + self.block * self.width
+        if self.split_k > 1:
+            row = iota(self.m, self.shape, 0, self.layout) + self.height * self.group
+            at = at + lax.rem(row, self.split_k) * (self.k // self.split_k)
+        return jnp.where(at < width, value, filled(np.float32(neutral), self.shape))
+
     def requests(self, id: int) -> list[Request]:
         name = self.m.graph.tensor_of[id]
         tensor, ref = self.m.graph.tensors[name], self.m.refs[name]
@@ -186,12 +193,18 @@ class Cell(Frame):
             return self._rows(ref, (inc,), rows)
         splits = self.m.schedule.tensor(name).splits
         values = [r for s in range(splits) for r in self._rows(ref, (inc, s), rows)]
-        return values + [self._lse(name, inc, s, rows) for s in range(splits)] if splits > 1 else values
+        spans = range(self._spans(name) if splits > 1 else 0)
+        return values + [self._lse(name, (inc, s), rows, n) for s in range(splits) for n in spans]
 
-    def _lse(self, name: str, inc: Index, split: int, rows: int) -> Request:
-        """Log-sum-exps of the heads in which each row's columns lie."""
-        view, column = (rows, self.k // self.split_k // SHARING), self.block * self.width // SHARING
-        return Request(self.m.refs[f"{name}.lse"], (inc, split), view, (self._span(), column), self.layout.reduce(1))
+    def _spans(self, name: str) -> int:
+        """How many log-sum-exps a row's columns have: one, or one for every 16 columns where blocks reach over the ends of heads."""
+        tensor = self.m.graph.tensors[name]
+        return 1 if (tensor.width // tensor.heads) % self.width == 0 else self.width // SHARING
+
+    def _lse(self, name: str, lead: tuple[Index, int], rows: int, span: int) -> Request:
+        """Log-sum-exps of the heads in which each row's columns, or a span of them, lie."""
+        view, column = (rows, self.k // self.split_k // SHARING), self.block * self.width // SHARING + span
+        return Request(self.m.refs[f"{name}.lse"], lead, view, (self._span(), column), self.layout.reduce(1))
 
     def _span(self) -> Index:
         """Which rows of all this frame's are; a vector of one is a scalar."""
@@ -202,25 +215,30 @@ class Cell(Frame):
         splits = self.m.schedule.tensor(name).splits
         if splits == 1:
             return self.stack(loaded)
-        each = (len(loaded) - splits) // splits
+        spans = self._spans(name)
+        each = len(loaded) // splits - spans
         values = [self.stack(loaded[s * each : (s + 1) * each]) for s in range(splits)]
-        lse = loaded[splits * each :]
-        top = lse[0]
-        for e in lse[1:]:
-            top = jnp.maximum(top, e)
-        weights = [jnp.exp(e - top) for e in lse]
-        merged = [v * self.full(PerRow(w)) for v, w in zip(values, weights, strict=True)]
-        return sum(merged[1:], merged[0]) * self.full(PerRow(1.0 / sum(weights[1:], weights[0])))  # divisions are slow
+        weights = [_merging(loaded[splits * each + n :: spans]) for n in range(spans)]
+        *wide, last = (self._by_span(numbers) for numbers in zip(*weights, strict=True))
+        merged = [v * w for v, w in zip(values, wide, strict=True)]
+        return sum(merged[1:], merged[0]) * last
+
+    def _by_span(self, numbers: Sequence[jax.Array]) -> jax.Array:
+        """A number of each row for each span of columns."""
+        out = self.full(PerRow(numbers[0]))
+        for n, number in enumerate(numbers[1:], 1):
+            out = jnp.where(iota(self.m, self.shape, 1, self.layout) >= n * SHARING, self.full(PerRow(number)), out)
+        return out
 
     def param(self, node: Node) -> Value:
-        if node.shape == ():
-            return PerRow(self.m.refs[f"param{node.op.index}"][self.m.layer(node.op, self.iteration)])
+        if node.is_scalar:
+            return PerRow(as_bool(node, self.m.refs[f"param{node.op.index}"][self.m.layer(node.op, self.iteration)]))
         if node.id not in self.weights:
             lead = (self.m.layer(node.op, self.iteration),)
             self.weights[node.id] = self.stack(
                 [self.m.load(r) for r in self._rows(self.m.refs[f"param{node.op.index}"], lead, self.split_k)]
             )
-        return self.weights[node.id]
+        return as_bool(node, self.weights[node.id])
 
     def given(self, node: Node) -> jax.Array:
         """Row r is of sequence (height * group + r) // split_k."""
@@ -237,9 +255,9 @@ class Cell(Frame):
         stack = list(roots)
         while stack:
             node = self.m.graph.node(stack.pop())
-            if node.kind == "param" and len(node.shape) == 1:
+            if node.kind == "param" and not node.is_scalar:
                 self.param(node)
-            if node.id not in self.m.graph.tensor_of and node.kind != "embed":
+            if node.id not in self.m.graph.tensor_of and node.kind not in ("embed", "given"):
                 stack.extend(node.inputs)
 
     def embedding(self, node: Node) -> jax.Array:
@@ -254,6 +272,13 @@ class Cell(Frame):
     def statistic(self, node: Node) -> PerRow:
         slot = self.m.graph.code[self.phase.name].stats.index(node.id)
         return PerRow(self.m.load(Request(self.m.refs["statistics"], (slot,), None, (self._span(),), self.layout.reduce(1))))
+
+
+def _merging(lse: list[jax.Array]) -> list[jax.Array]:
+    """What splits are weighed with, by their log-sum-exps; and last what their sum is multiplied with, since divisions are slow."""
+    top = functools.reduce(jnp.maximum, lse)
+    weights = [jnp.exp(e - top) for e in lse]
+    return [*weights, 1.0 / sum(weights[1:], weights[0])]
 
 
 def iota(m: Machine, shape: tuple[int, int], axis: int, layout: Layout) -> jax.Array:

@@ -5,6 +5,7 @@ everything else is elementwise on each.
 """
 
 import dataclasses
+import math
 from collections.abc import Callable, Sequence
 from typing import Any, ClassVar, NamedTuple
 
@@ -12,7 +13,7 @@ import jax
 import jax.numpy as jnp
 from jax.experimental import pallas as pl
 
-from mkdsl.graph import AttentionPhase, Node, UnsupportedError
+from mkdsl.graph import AttentionPhase, Node
 from mkdsl.lower._machine import Machine, Request, spread
 from mkdsl.lower._types import Index, Layout, Ref, Value
 from mkdsl.lower.evaluate._evaluator import COMBINE, GIVEN, Evaluator, PerRow, as_bool, filled, repeated
@@ -50,14 +51,11 @@ class Heads(Evaluator):
     def requests(self, id: int) -> list[Request]:
         """Both halves of a projection's heads."""
         m, name = self.m, self.m.graph.tensor_of[id]
-        tensor = m.graph.tensors[name]
-        if tensor.heads:
-            raise UnsupportedError(f"{self.phase.where}: attention reads another attention's result directly; project it first")
         inc = m.slot_read(name, self.phase, self.iteration)
-        return self._halves(m.refs[name], (inc, self.sequence), tensor.width)
+        return self._halves(m.refs[name], (inc, self.sequence))
 
-    def _halves(self, ref: Ref, lead: tuple[Any, ...], width: int) -> list[Request]:
-        view = (width // self.phase.head_dim, 2, self.half)
+    def _halves(self, ref: Ref, lead: tuple[Any, ...]) -> list[Request]:
+        view = (math.prod(ref.shape[len(lead) :]) // self.phase.head_dim, 2, self.half)
         return [Request(ref, lead, view, (pl.ds(self.first, self.count), h, pl.ds(0, self.half)), self.layout) for h in range(2)]
 
     def combine(self, id: int, loaded: list[jax.Array]) -> Halves:
@@ -69,9 +67,6 @@ class Heads(Evaluator):
 
     def is_view(self, node: Node) -> bool:
         return node.kind in ("reshape", "broadcast")
-
-    def refusal(self, node: Node) -> str:
-        return "for attention's heads; apply it after attention"
 
     def apply(self, primitive: Any, params: dict[str, Any], pieces: list[Halves]) -> Halves:
         return Halves(*(primitive.bind(*half, **params) for half in zip(*pieces, strict=True)))
@@ -91,15 +86,15 @@ class Heads(Evaluator):
         return PerRow(as_bool(node, self.m.given(node.id)[self.sequence]))
 
     def _param(self, node: Node) -> Value:
-        if node.shape == ():
-            return PerRow(self.m.refs[f"param{node.op.index}"][self.m.layer(node.op, self.iteration)])
+        if node.is_scalar:
+            return PerRow(as_bool(node, self.m.refs[f"param{node.op.index}"][self.m.layer(node.op, self.iteration)]))
         ref, lead = self.m.refs[f"param{node.op.index}"], (self.m.layer(node.op, self.iteration),)
         if node.width == self.phase.head_dim:  # the same for every head
-            halves = [self.m.load(Request(ref, lead, None, (pl.ds(h * self.half, self.half),), self.layout.reduce(0))) for h in range(2)]
-            return Halves(*(spread(h, self.shape, 1, self.layout) for h in halves))
-        if node.width % self.phase.head_dim:
-            raise UnsupportedError(f"{node.where}: a weight of {list(node.shape)} meets heads of {self.phase.head_dim}")
-        return Halves(*map(self.m.load, self._halves(ref, lead, node.width)))
+            vectors = (Request(ref, lead, None, (pl.ds(h * self.half, self.half),), self.layout.reduce(0)) for h in range(2))
+            halves = [spread(self.m.load(v), self.shape, 1, self.layout) for v in vectors]
+        else:
+            halves = list(map(self.m.load, self._halves(ref, lead)))
+        return Halves(*(as_bool(node, h) for h in halves))
 
     def prepare(self, roots: Sequence[int]) -> None:
         """Loads what does not depend on other workers: weights and rotary tables."""
@@ -110,14 +105,14 @@ class Heads(Evaluator):
                 self.value(node.id)
             if node.kind == "rope":
                 self.tables[node.id] = self._rotation(node)
-            if node.id not in self.m.graph.tensor_of:
+            if node.id not in self.m.graph.tensor_of and node.kind != "given":
                 stack.extend(node.inputs)
 
     def _rotation(self, node: Node) -> tuple[jax.Array, jax.Array]:
         """(cos, sin) of this sequence's position."""
         graph, table, row = self.m.graph, self.m.refs[f"rope{node.id}"], self.sequence
         if graph.has_table(node):
-            row = jnp.minimum(self.m.refs["pos"][self.sequence], graph.position_limit - 1)
+            row = jnp.clip(self.m.refs["pos"][self.sequence], 0, graph.table_length - 1)
         return self._table(table, (row, 0)), self._table(table, (row, 1))
 
     def _rope(self, node: Node) -> Halves:

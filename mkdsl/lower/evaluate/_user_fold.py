@@ -14,9 +14,8 @@ import jax.numpy as jnp
 import numpy as np
 from jax import lax
 from jax.experimental import pallas as pl
-from jax.extend.core import Literal
 
-from mkdsl.graph import Phase, UnsupportedError, callee
+from mkdsl.graph import Phase, StepWalker
 from mkdsl.lower._machine import Machine, Request, f32, spread
 from mkdsl.lower._ring import await_unit, free_stage, slot_of
 from mkdsl.lower._tile import Tile
@@ -25,7 +24,6 @@ from mkdsl.lower.mosaic._layouts import ACC
 from mkdsl.ops import Fold
 from mkdsl.schedule import MMA_ROWS
 
-NOT_ELEMENTWISE = ("reduce", "dot", "gather", "slice", "dynamic", "concatenate", "sort", "cum", "arg")  # of single results
 REDUCTIONS = {"reduce_sum": jnp.sum, "reduce_max": jnp.max, "reduce_min": jnp.min}
 
 
@@ -52,7 +50,7 @@ def user_fold(m: Machine, phase: Phase, tile: Tile, op: Fold, i: Index) -> list[
             out = []
             for b in range(m.batch):
                 x = _piece(m, phase, b, c * (tile.tile_k // tile.width) + q)
-                out += _step(op, carries[b * arrays : (b + 1) * arrays], left, x, phase)
+                out += _step(op, carries[b * arrays : (b + 1) * arrays], left, x)
             return tuple(out)
 
         carries = m.times(tile.tile_k // tile.width, block, carries)
@@ -61,7 +59,7 @@ def user_fold(m: Machine, phase: Phase, tile: Tile, op: Fold, i: Index) -> list[
 
     start = tuple(plgpu.layout_cast(jnp.full((MMA_ROWS,), v, f32), ACC.reduce(1)) for _ in range(m.batch) for v in op.init)
     carries = m.times(tile.units, one_unit, start)
-    return [_finish(op, carries[b * arrays : (b + 1) * arrays], phase) for b in range(m.batch)]
+    return [_finish(op, carries[b * arrays : (b + 1) * arrays]) for b in range(m.batch)]
 
 
 def _tile(tile: Tile, whole: jax.Array | None, read: Ref, slot: Index, q: Index) -> OnTile:
@@ -78,26 +76,26 @@ def _piece(m: Machine, phase: Phase, sequence: int, block: Index) -> OnTile:
     return OnTile(m.load(request).astype(f32), (1,))
 
 
-def _step(op: Fold, carry: Sequence[jax.Array], tile: OnTile, x: OnTile, phase: Phase) -> list[jax.Array]:
+def _step(op: Fold, carry: Sequence[jax.Array], tile: OnTile, x: OnTile) -> list[jax.Array]:
     args = [*(OnTile(c, (0,)) for c in carry), tile, x]
     pack = (lambda c: c[0]) if len(carry) == 1 else tuple
     shapes = [
         *(jax.ShapeDtypeStruct((MMA_ROWS,), f32) for _ in carry),
         *(jax.ShapeDtypeStruct(v.array.shape, v.array.dtype) for v in (tile, x)),
     ]
-    return _evaluate(lambda *a: op.step(pack(a[:-2]), a[-2], a[-1]), shapes, args, phase)
+    return _evaluate(lambda *a: op.step(pack(a[:-2]), a[-2], a[-1]), shapes, args)
 
 
-def _finish(op: Fold, carry: Sequence[jax.Array], phase: Phase) -> jax.Array:
+def _finish(op: Fold, carry: Sequence[jax.Array]) -> jax.Array:
     pack = (lambda c: c[0]) if len(carry) == 1 else tuple
     shapes = [jax.ShapeDtypeStruct((MMA_ROWS,), f32) for _ in carry]
-    return _evaluate(lambda *a: op.finish(pack(a)), shapes, [OnTile(c, (0,)) for c in carry], phase)[0]
+    return _evaluate(lambda *a: op.finish(pack(a)), shapes, [OnTile(c, (0,)) for c in carry])[0]
 
 
-def _evaluate(f: Callable[..., Any], shapes: Sequence[Any], args: Sequence[OnTile], phase: Phase) -> list[jax.Array]:
+def _evaluate(f: Callable[..., Any], shapes: Sequence[Any], args: Sequence[OnTile]) -> list[jax.Array]:
     closed = jax.make_jaxpr(f)(*shapes)
     width = args[-1].array.shape[-1]
-    outs = _Evaluator(phase, width).run(closed.jaxpr, [*(OnTile(c, ()) for c in closed.consts), *args])
+    outs = _Emitter(width).run(closed.jaxpr, closed.consts, args)
     return [_to(o, (0,), width).astype(f32) for o in outs]
 
 
@@ -115,44 +113,27 @@ def _to(value: OnTile, axes: tuple[int, ...], width: int) -> jax.Array:
 
 
 @dataclasses.dataclass(frozen=True)
-class _Evaluator:
-    phase: Phase
+class _Emitter(StepWalker[OnTile]):
     width: int
 
-    def run(self, jaxpr: Any, args: Sequence[OnTile]) -> list[OnTile]:
-        env = dict(zip([*jaxpr.constvars, *jaxpr.invars], args, strict=True))
+    def axes(self, value: OnTile) -> tuple[int, ...]:
+        return value.axes
 
-        def read(atom: Any) -> OnTile:
-            return OnTile(np.asarray(atom.val), ()) if isinstance(atom, Literal) else env[atom]
+    def constant(self, array: Any) -> OnTile:
+        return OnTile(np.asarray(array), ())
 
-        for eqn in jaxpr.eqns:
-            outs = self._equation(eqn, [read(a) for a in eqn.invars])
-            env.update(zip(eqn.outvars, outs, strict=True))
-        return [read(a) for a in jaxpr.outvars]
+    def view(self, eqn: Any, value: OnTile) -> OnTile:
+        return value
 
-    def _equation(self, eqn: Any, args: list[OnTile]) -> list[OnTile]:
-        name, params = eqn.primitive.name, eqn.params
-        if inner := callee(eqn):
-            jaxpr, consts = inner
-            return self.run(jaxpr, [*(OnTile(np.asarray(c), ()) for c in consts), *args])
-        if name in ("broadcast_in_dim", "reshape", "squeeze", "expand_dims"):
-            return [args[0]]  # a value spreads where an operation needs it
-        if name in REDUCTIONS and args[0].axes == (0, 1) and tuple(params["axes"]) == (1,):
-            return [OnTile(REDUCTIONS[name](args[0].array, axis=1), (0,))]
-        if name == "dot_general" and {a.axes for a in args} == {(0, 1), (1,)}:
-            tile, x = (next(a for a in args if a.axes == axes) for axes in ((0, 1), (1,)))
-            product = tile.array.astype(f32) * _to(OnTile(x.array.astype(f32), (1,)), (0, 1), self.width)
-            return [OnTile(jnp.sum(product, axis=1), (0,))]
-        if eqn.primitive.multiple_results or name.startswith(NOT_ELEMENTWISE):
-            shapes = [v.aval.shape for v in eqn.invars]
-            raise UnsupportedError(
-                f"{self.phase.where}: {self.phase.name}'s step uses {name} on {shapes}; "
-                "a step is elementwise jnp, mk.dot(tile, x), and sum, max or min over the tile's last axis"
-            )
-        return [self._map(eqn, args)]
+    def reduced(self, name: str, tile: OnTile) -> OnTile:
+        return OnTile(REDUCTIONS[name](tile.array, axis=1), (0,))
 
-    def _map(self, eqn: Any, args: list[OnTile]) -> OnTile:
-        axes = tuple(sorted({a for v in args for a in v.axes}))
+    def dot(self, tile: OnTile, piece: OnTile) -> OnTile:
+        product = tile.array.astype(f32) * _to(OnTile(piece.array.astype(f32), (1,)), (0, 1), self.width)
+        return OnTile(jnp.sum(product, axis=1), (0,))
+
+    def mapped(self, eqn: Any, values: list[OnTile]) -> OnTile:
+        axes = tuple(sorted({a for v in values for a in v.axes}))
         if not axes:
-            return OnTile(np.asarray(eqn.primitive.bind(*(a.array for a in args), **eqn.params)), ())
-        return OnTile(eqn.primitive.bind(*(_to(a, axes, self.width) for a in args), **eqn.params), axes)
+            return OnTile(np.asarray(eqn.primitive.bind(*(v.array for v in values), **eqn.params)), ())
+        return OnTile(eqn.primitive.bind(*(_to(v, axes, self.width) for v in values), **eqn.params), axes)

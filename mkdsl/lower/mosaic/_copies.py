@@ -10,43 +10,55 @@ from jax.experimental.mosaic.gpu import utils as mu
 from jaxlib.mlir import ir
 from jaxlib.mlir.dialects import arith, llvm, nvvm, scf
 
-from mkdsl.lower._types import Context, Ref
-from mkdsl.lower.mosaic._ptx import constant, is_missing
+from mkdsl.lower._types import Context, Index, Ref
+from mkdsl.lower.mosaic._ptx import SCALAR, constant, is_missing
 
 BLOCKS = 8  # of a resident that one round of copies takes: 4 per thread
 
 
-def copy_async(source: Ref, there: Ref, layout: tuple) -> None:
+def copy_async(source: Ref, there: Ref, layout: tuple, valid: Index = None) -> None:
     """Rows of global memory to shared memory, in the layout (tiling, swizzle) that TMA would write: `cp.async`, all threads of the warpgroup.
+    Of rows from `valid` on, which lie behind the array, nothing is read and zeros are written, as TMA does; None: there are none such.
 
     Done when `wait_copies` says so, in the order of issue.
     """
     tiling, swizzle = layout
     columns, width = source.shape[-1], tiling.tiling[-1]
     rows = math.prod(source.shape[:-1])
+    limits = () if valid is None else (valid * (rows // source.shape[0]),)
 
-    @plgpu.inline_mgpu(arg_types=(plgpu.RefType(), plgpu.RefType(layout)))
-    def go(ctx: Context, source: Ref, there: Ref) -> None:
+    @plgpu.inline_mgpu(arg_types=(plgpu.RefType(), plgpu.RefType(layout), *(SCALAR for _ in limits)))
+    def go(ctx: Context, source: Ref, there: Ref, *limits: Any) -> None:
         blocks = mu.memref_reshape(there, (rows // 8, columns // width, 8, width))
         threads = fa.tiled_copy_smem_gmem_layout(rows // 8, columns // width, swizzle.swizzle, 16)
         size = 2 * threads.vector_length
         cached = nvvm.LoadCacheModifierKind.CG if size == 16 else nvvm.LoadCacheModifierKind.CA
         strides, base = _thread_start(source, threads)
+        first_row = _thread_offset(threads, (1, 0))
         for _, _, index, to in fa.FragmentedArray.transfer_tiled(blocks, swizzle.swizzle, threads, (rows, columns), optimized=False):
-            offset = sum(i * s for i, s in zip(index(), strides, strict=True))
-            nvvm.cp_async_shared_global(to, mu.getelementptr(base, [offset], ir.BF16Type.get()), size, cached)
+            row, column = index()
+            read = None
+            for limit in limits:
+                inside = arith.cmpi(arith.CmpIPredicate.slt, arith.addi(first_row, constant(row)), limit.registers.item())
+                read = arith.select(inside, constant(size), constant(0))
+            at = mu.getelementptr(base, [row * strides[0] + column * strides[1]], ir.BF16Type.get())
+            nvvm.cp_async_shared_global(to, at, size, cached, cp_size=read)
         nvvm.cp_async_commit_group()
 
-    go(source, there)  # pyright: ignore[reportCallIssue]
+    go(source, there, *limits)  # pyright: ignore[reportCallIssue]
 
 
 def _thread_start(source: ir.Value, threads: fa.TiledLayout) -> tuple[list[int], ir.Value]:
     """Strides of rows and columns, and where this thread's first vector lies; all pieces of a row are rows of their own."""
     strides = ir.MemRefType(source.type).get_strides_and_offset()[0][-2:]
-    tiled = [mu.c(s, ir.IntegerType.get_signless(32)) for s in threads.tiling.tile_strides(tuple(strides))[2:]]
-    offset = arith.addi(mu.dyn_dot(threads.warp_indices(), tiled), mu.dyn_dot(threads.lane_indices(), tiled))
     pointer = llvm.addrspacecast(llvm.PointerType.get(address_space=1), mu.memref_ptr(source))
-    return strides, mu.getelementptr(pointer, [offset], ir.BF16Type.get())
+    return strides, mu.getelementptr(pointer, [_thread_offset(threads, tuple(strides))], ir.BF16Type.get())
+
+
+def _thread_offset(threads: fa.TiledLayout, strides: tuple[int, ...]) -> ir.Value:
+    """Where this thread's first vector lies, of rows and columns so far apart."""
+    tiled = [mu.c(s, ir.IntegerType.get_signless(32)) for s in threads.tiling.tile_strides(strides)[2:]]
+    return arith.addi(mu.dyn_dot(threads.warp_indices(), tiled), mu.dyn_dot(threads.lane_indices(), tiled))
 
 
 def wait_copies(later: int) -> None:

@@ -11,7 +11,7 @@ from mkdsl.graph import AttentionPhase, Leaf
 from mkdsl.lower import _exchange
 from mkdsl.lower._machine import Machine, bf16, f32
 from mkdsl.lower._ring import claim, copy, slot_of
-from mkdsl.lower._tile import KV_WRITTEN, kv_view
+from mkdsl.lower._tile import kv_view, kv_written
 from mkdsl.lower._types import Buffer, Index
 from mkdsl.lower._walk import Epilogue, cache_at, caches, kv_blocks, kv_item, kv_share, over_epilogues, over_peers
 from mkdsl.lower.phases._attention_item import Item, carry_words, query_columns
@@ -71,8 +71,10 @@ def _load_item(m: Machine, phase: AttentionPhase, plan: AttentionPlan, item: Ind
         claim(m, i)
         slot = slot_of(m, i)
         for h in range(2):
-            source, index = cache_at(m, cache, iteration, sequence, head, pl.ds(start + h * half, half))
-            copy(m, source.at[index], view.at[slot, pl.ds(h * half, half)], KV_WRITTEN, slot)
+            at = start + h * half
+            source, index = cache_at(m, cache, iteration, sequence, head, pl.ds(at, half))
+            valid = phase.context - at if phase.context % plan.block else None
+            copy(m, source.at[index], view.at[slot, pl.ds(h * half, half)], kv_written(phase.head_dim), slot, valid)
         return i + 1
 
     def block(j: Index, i: Index) -> Index:
@@ -108,10 +110,10 @@ def _fold(
     carry = item.first_carry(item.prepare())
     m.stamp(phase, iteration, "read")
     _, blocks = kv_blocks(m, plan, phase, item.sequence, item.share)
-    m_, z, acc, i = lax.fori_loop(0, blocks, item.fold_block, (*carry, i))
+    m_, z, *sums, i = lax.fori_loop(0, blocks, item.fold_block, (*carry, i))
     m.stamp(phase, iteration, "folded")
     item.append()
-    item.keep(m_, z, acc)
+    item.keep(m_, z, sums)
     return item, i
 
 

@@ -7,7 +7,6 @@ what they have folded of each other's items to those who write them.
 
 import dataclasses
 import functools
-import math
 from collections.abc import Sequence
 from typing import Any
 
@@ -53,8 +52,11 @@ class Item:
         return query_columns(self.phase)
 
     @property
-    def shape(self) -> tuple[int, int]:
-        return self.phase.head_dim, self.columns
+    def chunks(self) -> tuple[tuple[int, int], ...]:
+        """(first feature, how many) of what the tensor cores compute together: 64 rows at a time, of which the last ones overlap those before
+        and compute the same values twice."""
+        d = self.phase.head_dim
+        return ((0, d - d % 64), (d - 64, 64)) if d % 64 else ((0, d),)
 
     @property
     def op(self) -> Any:
@@ -103,15 +105,19 @@ class Item:
         else:
             store_vectors([scores], self.ref("score"), [(0,)], layout=layout.reduce(1))
 
-    def first_carry(self, scores: jax.Array) -> tuple[jax.Array, jax.Array, jax.Array]:
-        """(m, z, acc) of share 0: the own token alone; of others: nothing. Past the cache everything becomes NaN."""
+    def first_carry(self, scores: jax.Array) -> tuple[jax.Array, ...]:
+        """(m, z, sums of each of the chunks) of share 0: the own token alone; of others: nothing. Past the cache everything becomes NaN."""
         mine = ((self.share == 0) & self._attends_itself()).astype(f32)
         attended = self.m.address(positions(self.m, self.phase).attended, self.sequence)
         inside = jnp.where((attended >= 0) & (attended < self.phase.context), 0.0, jnp.nan).astype(f32)
         own = self.op.score(scores) * mine + (MASKED * (1.0 - mine) + inside)
-        value = self.m.load(Request(self.ref("new"), (1,), None, (pl.ds(0, self.phase.head_dim),), ACC.reduce(1))).astype(f32)
-        z = plgpu.layout_cast(jnp.full((self.columns,), 1.0, f32), ACC.reduce(0)) * mine
-        return own, z, spread(value * mine, self.shape, 0, ACC)
+        z = (own - own) + mine  # the own score's exp(s - s): 1, or NaN
+        values = ((size, self._new(1, first, size)) for first, size in self.chunks)
+        return own, z, *(spread(value.astype(f32) * mine, (size, self.columns), 0, ACC) for size, value in values)
+
+    def _new(self, row: int, first: int, size: int) -> jax.Array:
+        """Some features of the token's own key (0) or value (1)."""
+        return self.m.load(Request(self.ref("new"), (row,), None, (pl.ds(first, size),), ACC.reduce(1)))
 
     def _attends_itself(self) -> Index:
         """Whether the token attends to its own key: always, unless it is appended elsewhere than where it attends up to."""
@@ -131,7 +137,7 @@ class Item:
 
     def fold_block(self, j: Index, carry: Carry) -> Any:
         """A block of keys and the same positions' values, a unit each: scores, online softmax, weighted values."""
-        m_old, z, acc, i = carry
+        m_old, z, *sums, i = carry
         m, plan = self.m, self.plan
         first, _ = kv_blocks(m, plan, self.phase, self.sequence, self.share)
         keys, values = slot_of(m, i), slot_of(m, i + 1)
@@ -143,16 +149,17 @@ class Item:
         for s in scores:
             m_new = jnp.maximum(m_new, jnp.max(s, axis=0))
         old = jnp.exp(m_old - m_new)
-        z, acc = z * old, acc * spread(old, self.shape, 1, ACC)
+        z, sums = z * old, [acc * spread(old, acc.shape, 1, ACC) for acc in sums]
         for b, s in enumerate(scores):
             p = jnp.exp(s - spread(m_new, (64, self.columns), 1, ACC))
             z = z + jnp.sum(p, axis=0)
             self.ref("p")[pl.ds(64 * b, 64), :] = p.astype(bf16)
         await_unit(m, values)
         for b in range(len(scores)):
-            acc = self.m.mma(acc, self._stage(values, 64 * b, transpose=True), self._probabilities(b))
+            p = self._probabilities(b)
+            sums = [m.mma(acc, self._values(values, 64 * b, *chunk), p) for acc, chunk in zip(sums, self.chunks, strict=True)]
         free_stage(m, values)
-        return m_new, z, acc, i + 2
+        return m_new, z, *sums, i + 2
 
     def _queries(self) -> jax.Array:
         q = self.ref("q")
@@ -162,19 +169,24 @@ class Item:
         """[64 positions, columns] each, masked by position."""
         out = []
         for b in range(block // 64):
-            keys = self._stage(slot, 64 * b, transpose=False)
+            keys = self._keys(slot, 64 * b)
             s = self.op.score(self.m.mma(zeros((64, self.columns), ACC), keys, queries))
             at = iota(self.m, (64, self.columns), 0, ACC) + (start + 64 * b)
             out.append(jnp.where(self._keep(at), s, MASKED))
         return out
 
-    def _stage(self, slot: Index, row: int, *, transpose: bool) -> jax.Array:
+    def _keys(self, slot: Index, row: int) -> jax.Array:
+        """Keys of 64 positions, [64, head_dim]."""
+        view = self.m.refs[f"stage.{self.phase.name}"]
+        return view[slot][row : row + 64] if self.m.interpret else plgpu.load(view.at[slot, pl.ds(row, 64)], layout=LHS)
+
+    def _values(self, slot: Index, row: int, first: int, size: int) -> jax.Array:
+        """Some features of the values of 64 positions, [size, 64]."""
         view = self.m.refs[f"stage.{self.phase.name}"]
         if self.m.interpret:
-            block = view[slot][row : row + 64]
-            return block.T if transpose else block
-        block = view.at[slot, pl.ds(row, 64)]
-        return plgpu.load(block.transpose((1, 0)) if transpose else block, layout=LHS)
+            return view[slot][row : row + 64, first : first + size].T
+        block = view.at[slot, pl.ds(row, 64)] if size == self.phase.head_dim else view.at[slot, pl.ds(row, 64), pl.ds(first, size)]
+        return plgpu.load(block.transpose((1, 0)), layout=LHS)
 
     def _probabilities(self, b: int) -> jax.Array:
         p = self.ref("p").at[pl.ds(64 * b, 64), :]
@@ -189,20 +201,21 @@ class Item:
         @pl.when(turn & (pos >= 0) & (pos < self.phase.context))
         def _() -> None:
             for row, cache in enumerate(caches(m, self.phase)):
-                new = m.load(Request(self.ref("new"), (row,), None, (pl.ds(0, self.phase.head_dim),), ACC.reduce(1)))
-                there, index = cache_at(m, cache, self.iteration, self.sequence, self.head, pos)
-                there[index] = new
+                there, (*at, _) = cache_at(m, cache, self.iteration, self.sequence, self.head, pos)
+                for first, size in self.chunks:
+                    there[(*at, pl.ds(first, size))] = self._new(row, first, size)
 
-    def keep(self, m_: jax.Array, z: jax.Array, acc: jax.Array) -> None:
+    def keep(self, m_: jax.Array, z: jax.Array, sums: Sequence[jax.Array]) -> None:
         """The normalised result [head_dim, columns] and its log-sum-exps to shared memory."""
         z = jnp.maximum(z, TINY)
-        self.ref("out")[...] = acc * spread(1.0 / z, self.shape, 1, ACC)  # divisions are slow
+        for (first, size), acc in zip(self.chunks, sums, strict=True):
+            self.ref("out")[pl.ds(first, size), :] = acc * spread(1.0 / z, acc.shape, 1, ACC)  # divisions are slow
         self.ref("score")[...] = m_ + jnp.log(z)
 
     def send(self, number: jax.Array, peer: jax.Array) -> None:
         """What was kept, to the worker that writes this item."""
         there = self.ref("received").at[_exchange.buffer(self.m, self.phase, number, self.m.rank)]
-        size = math.prod(self.shape)
+        size = self.phase.head_dim * self.columns
         _exchange.send_array(self.m, self.ref("out").reshape(-1), there.at[pl.ds(0, size)], number, peer)
         _exchange.send_array(self.m, self.ref("score"), there.at[pl.ds(size, self.columns)], number, peer)
 
@@ -247,7 +260,7 @@ class Item:
         value = self.m.load(Request(self.ref("score"), (), None, (pl.ds(0, self.phase.queries),), layout.reduce(1)))
 
         def rows(inc: Index) -> Request:
-            view, index = (self.phase.heads, shape[1]), (heads, pl.ds(0, shape[1]))
+            view, index = (self.m.graph.tensors[name].heads, shape[1]), (heads, pl.ds(0, shape[1]))
             return Request(self.m.refs[f"{name}.lse"], (inc, self.split, self.sequence), view, index, layout)
 
         self.m.hand_over(name, self.phase, self.iteration, rows, spread(value, shape, 0, layout))

@@ -117,7 +117,7 @@ def _added(m: Machine, phase: FoldPhase, plan: FoldPlan, frame: Rows, part: int,
 def row_leaves(m: Machine, frame: Rows, roots: tuple[int, ...]) -> list[int]:
     """Tensor nodes that a frame must load to evaluate `roots`. What this phase writes itself is computed, never read back."""
     parts = m.graph.code[frame.phase.name].parts
-    fresh = {id for _, ids in parts for id in ids if m.graph.tensor_of.get(id) in (None, *frame.phase.writes)}  # not what is only handed on
+    fresh = {id for _, ids in parts for id in ids if m.graph.computes(frame.phase, id)}
     found, seen, stack = {}, set(frame.values) | {f for folds, _ in parts for f in folds}, list(roots)
     while stack:
         id = stack.pop()

@@ -79,7 +79,8 @@ def _load_tiles(
     tile = Tile.of(phase, plan, m.batch)
     for fold in m.graph.code[phase.name].parts[part][0]:
         weight = m.graph.node(m.graph.node(fold).inputs[0])
-        top = m.layer(weight.op, iteration) * weight.shape[0] + first * tile.rows
+        rows = -(-weight.shape[0] // tile.block_rows) * tile.block_rows  # as the kernel is handed them
+        top = m.layer(weight.op, iteration) * rows + first * tile.rows
 
         def half(k: Index, i: Index, fold: int = fold, top: Index = top) -> Index:
             h, u = lax.rem(k, 2), lax.div(k, 2)
@@ -97,8 +98,10 @@ def _copy_half(m: Machine, phase: FoldPhase, tile: Tile, fold: int, row: Index, 
     source, half, columns = m.refs[f"weight{fold}"], tile.rows // 2, pl.ds(column, tile.tile_k)
     slot = slot_of(m, i)
     there = m.refs[f"written.{phase.name}"].at[slot, pl.ds(pl.multiple_of(h * half, half), half)]
-    rows = pl.ds(row + h * half, half)
-    copy(m, source.at[rows, columns] if tile.split_k == 1 else source.at[rows, :, columns], there, tile.written, slot)
+    first, total = row + h * half, source.shape[0]
+    rows = pl.ds(first, half)
+    valid = total - first if total % tile.rows else None  # the last tile of the last layer may reach behind the array
+    copy(m, source.at[rows, columns] if tile.split_k == 1 else source.at[rows, :, columns], there, tile.written, slot, valid)
 
 
 # Compute.

@@ -21,7 +21,7 @@ def compute(m: Machine, phase: MapPhase, iteration: Index, i: Index) -> Index:
     wait(m, phase, iteration)
     m.stamp(phase, iteration, "known")
     if code.stats:
-        width = m.graph.node(m.graph.node(code.stats[0]).inputs[0]).width
+        width = phase.reduced[0]
         Prologue(m, phase, code, Tile(8, plan.split_k, width // plan.split_k, 1, width, m.batch), iteration).run()
     m.stamp(phase, iteration, "read")
     m.stamp(phase, iteration, "folded")

@@ -112,9 +112,11 @@ class Prologue:
 
     def _copied(self) -> bool:
         """Whether the resident is a tensor as others wrote it, which needs no registers on its way to shared memory."""
-        m, name = self.m, self._stored()
-        if m.interpret or name is None or not self.tile.tensor_cores or m.schedule.tensor(name).dtype != "bfloat16":
+        m, name, resident = self.m, self._stored(), self.code.resident
+        if m.interpret or name is None or resident is None or not self.tile.tensor_cores or m.schedule.tensor(name).dtype != "bfloat16":
             return False
+        if m.graph.node(resident).width != self.tile.k:
+            return False  # what fills its last tile must be masked
         return m.schedule.tensor(name).splits == 1 and _copies.stageable(m.batch * self.tile.split_k, self.tile.blocks, self.tile.width)
 
     def _stored(self) -> str | None:
@@ -131,6 +133,10 @@ class Prologue:
         _copies.stage(source, m.refs[f"resident.{self.phase.name}"], tile.swizzle(8, tile.width), self_validating=checked)
 
     def _width(self, reduction: int) -> int:
+        """Of what is reduced, as it is laid out."""
+        return self.m.graph.tiled(self._features(reduction))
+
+    def _features(self, reduction: int) -> int:
         return self.m.graph.node(self.m.graph.node(reduction).inputs[0]).width
 
     def _depth(self, id: int) -> int:
@@ -182,7 +188,7 @@ class Prologue:
                     group=g,
                     block=first + b,
                     width=t.width,
-                    k=t.k,
+                    k=self.m.graph.tiled(t.k),
                     weights=weights,
                 )
                 for g in range(t.column_groups)
@@ -205,12 +211,13 @@ class Prologue:
     def _columns(self, sweep: Sweep, cells: list[Cell], first: Index, partial: list[jax.Array]) -> list[jax.Array]:
         groups = sweep.tile.column_groups
         if sweep.resident is not None:
-            self._store(sweep.tile, cells, [cell.evaluate(sweep.resident).astype(bf16) for cell in cells], first)
+            width = self.m.graph.node(sweep.resident).width
+            self._store(sweep.tile, cells, [c.masked(c.evaluate(sweep.resident), width, 0.0).astype(bf16) for c in cells], first)
         for n, r in enumerate(sweep.reductions):
-            combine = COMBINE[self.m.graph.node(r).op][0]
+            combine, _, neutral = COMBINE[self.m.graph.node(r).op]
             for cell in cells:
-                where = n * groups + cell.group
-                partial[where] = combine(partial[where], cell.evaluate(self.m.graph.node(r).inputs[0]))
+                where, value = n * groups + cell.group, cell.evaluate(self.m.graph.node(r).inputs[0])
+                partial[where] = combine(partial[where], cell.masked(value, self._features(r), neutral))
         return partial
 
     def _store(self, tile: Tile, cells: list[Cell], values: list[jax.Array], first: Index) -> None:
