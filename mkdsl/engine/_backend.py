@@ -20,7 +20,7 @@ from mkdsl.engine._sampling import SamplingParams
 from mkdsl.engine._slots import Slots, count, empty_slots, occupy
 from mkdsl.models import DecoderConfig
 
-SMALLEST = 16  # tokens of a prompt in a piece: pieces are powers of two from here on, each compiled once
+SMALLEST = 16  # tokens of a prompt in a piece: they are powers of two from here on, each compiled once
 
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
@@ -76,7 +76,7 @@ class Backend:
 
     def __init__(
         self, config: DecoderConfig, params: Any, *, pages: int, page_size: int, context: int, max_batch: int, max_steps: int,
-        cache_dtype: DTypeLike = jnp.bfloat16,
+        smallest: int = SMALLEST, cache_dtype: DTypeLike = jnp.bfloat16,
     ) -> None:  # fmt: skip
         """Sets up the device.
 
@@ -88,10 +88,11 @@ class Backend:
           context: positions a sequence has at most.
           max_batch: sequences that are admitted at the same time at most.
           max_steps: decode steps in one dispatch at most.
+          smallest: tokens in a piece of a prompt at least; shorter ones are padded.
           cache_dtype: of the pages.
         """
         self.config, self._params = config, params
-        self._width, self._page_size, self._max_steps = -(-context // page_size), page_size, max_steps
+        self._width, self._page_size, self._max_steps, self._smallest = -(-context // page_size), page_size, max_steps, smallest
         self._empty_pages = functools.partial(empty_pages, config, count=pages, size=page_size, dtype=cache_dtype)
         self._empty_slots = functools.partial(empty_slots, max_batch, config.vocab)
         self.reset()
@@ -104,7 +105,7 @@ class Backend:
         """Compiles decode steps of these batches, and prefill of pieces of up to so many tokens; else each is compiled when it is first needed."""
         for batch in batches:
             self.decode([self._nobody()], batch=batch, steps=1, until_one_ends=False)
-        length = SMALLEST
+        length = self._smallest
         while length <= piece:
             self.prefill([0] * length, start=self._past, pages=())
             length *= 2
@@ -115,7 +116,7 @@ class Backend:
 
     def prefill(self, tokens: Sequence[int], *, start: int, pages: Sequence[int]) -> None:
         """Writes tokens of a prompt at the positions from `start` on, all of which lie in these pages."""
-        padding = (0, max(SMALLEST, 1 << (len(tokens) - 1).bit_length()) - len(tokens))
+        padding = (0, max(self._smallest, 1 << (len(tokens) - 1).bit_length()) - len(tokens))
         positions = np.arange(start, start + len(tokens), dtype=np.int32)
         self._pages = _fill(
             self._params, self._pages, self._table(pages), np.pad(np.asarray(tokens, np.int32), padding),
