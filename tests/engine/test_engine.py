@@ -302,17 +302,15 @@ def test_streams_of_several_prompts(make):
         assert "".join(delta.text for delta in deltas if delta.prompt == number) == answer.text
 
 
-def test_how_busy_it_is(make):
+def test_how_busy_it_is(make, monkeypatch):
     engine, seen = make(), []
-
-    async def look():
-        async for delta in engine.stream_all([*PROMPTS[:4], *PROMPTS[5:]], dataclasses.replace(GREEDY, max_tokens=30)):
-            seen.append((delta.prompt, engine.stats()))
-
-    asyncio.run(look())
+    decode = engine.backend.decode
+    monkeypatch.setattr(engine.backend, "decode", lambda *args, **options: seen.append(engine.stats()) or decode(*args, **options))
+    engine.generate([*PROMPTS[:4], *PROMPTS[5:]], dataclasses.replace(GREEDY, max_tokens=30))
     settle(engine)
-    assert (max(s.waiting for _, s in seen), max(s.running for _, s in seen)) == (2, 4)
-    assert min(s.free for _, s in seen) < 24
+    assert (seen[0].waiting, seen[0].running) == (3, 3)  # one without a prefill, one after its, and one before
+    assert max(stats.running for stats in seen) == 4
+    assert min(stats.free for stats in seen) < 24
     after = engine.stats()
     assert (after.waiting, after.running, after.pages, after.free) == (0, 0, 24, 24)
     assert after.published > 0
