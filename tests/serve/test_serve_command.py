@@ -1,5 +1,8 @@
 """`mkdsl serve`, as a process."""
 
+import concurrent.futures
+import contextlib
+import functools
 import os
 import pathlib
 import re
@@ -66,21 +69,63 @@ def test_the_other_commands_are_there_too(monkeypatch, capsys):
     assert engine.main is not serve.main
 
 
+@contextlib.contextmanager
+def process(directory, name, *options):
+    """The command serving a checkpoint at some port: the process, and a client of it."""
+    command = [
+        sys.executable,
+        "-c",
+        "from mkdsl.serve import main; main()",
+        "serve",
+        str(directory),
+        "--port",
+        "0",
+        "--name",
+        name,
+        *options,
+    ]
+    environment = os.environ | {"PYTHONPATH": os.pathsep.join([str(ROOT), os.environ.get("PYTHONPATH", "")]), "JAX_PLATFORMS": "cpu"}
+    with subprocess.Popen(command, env=environment, stderr=subprocess.PIPE, text=True) as serving:
+        assert serving.stderr is not None
+        try:
+            address = next(re.findall(r"http://\S+?/v1", line)[0] for line in serving.stderr if "http://" in line)
+            with openai.OpenAI(base_url=address, api_key="none", max_retries=0, timeout=300) as client:
+                yield serving, client
+        finally:
+            serving.send_signal(signal.SIGTERM)
+            assert serving.wait(60) == 0, serving.stderr.read()
+
+
 @pytest.mark.medium
 def test_sigterm_drains(session_checkpoint):
     """The answers that have begun are completed, and then the process ends with 0."""
-    command = [sys.executable, "-c", "from mkdsl.serve import main; main()", "serve", str(session_checkpoint), "--port", "0"]
-    environment = os.environ | {"PYTHONPATH": os.pathsep.join([str(ROOT), os.environ.get("PYTHONPATH", "")]), "JAX_PLATFORMS": "cpu"}
-    limits = ["--max-batch", "2", "--context", "256", "--name", "tiny"]
-    with subprocess.Popen([*command, *limits], env=environment, stderr=subprocess.PIPE, text=True) as process:
-        assert process.stderr is not None
-        said = next(line for line in process.stderr if "http://" in line)
-        address = re.findall(r"http://\S+?/v1", said)[0]
-        with openai.OpenAI(base_url=address, api_key="none", max_retries=0, timeout=60) as client:
-            ask = {"model": "tiny", "prompt": "hello", "max_tokens": 240, "logit_bias": {"257": -100}}
-            stream = iter(client.completions.create(stream=True, **ask))
-            chunks = [next(stream)]
-            process.send_signal(signal.SIGTERM)
-            chunks += stream
+    with process(session_checkpoint, "tiny", "--max-batch", "1", "--context", "256") as (serving, client):
+        ask = {"model": "tiny", "prompt": "hello", "max_tokens": 240, "logit_bias": {"257": -100}}
+        stream = iter(client.completions.create(stream=True, **ask))
+        chunks = [next(stream)]
+        serving.send_signal(signal.SIGTERM)
+        chunks += stream
         assert chunks[-1].choices[0].finish_reason == "length"
-        assert process.wait(60) == 0, process.stderr.read()
+        serving.wait(60)
+
+
+@pytest.mark.slow
+def test_smollm2():
+    """A real model: it says what `mkdsl generate` says, alone and in company, whole and in a stream."""
+    model = engine.load_model(engine.fetch_smollm2(), context=256)
+    questions = [[{"role": "user", "content": f"What is the capital of {country}?"}] for country in ("France", "Italy", "Japan", "Spain")]
+    with process(engine.fetch_smollm2(), "smollm2", "--max-batch", "4", "--context", "256") as (_, client):
+        ask = functools.partial(client.chat.completions.create, model="smollm2", temperature=0, max_tokens=32)
+        alone = [ask(messages=messages).choices[0].message.content for messages in questions]
+        prompts = [model.tokenizer.encode_chat(messages) for messages in questions]
+        assert alone == ["".join(model.tokenizer.stream(engine.generate(model, prompt, max_tokens=32))) for prompt in prompts]
+        assert "Paris" in alone[0]
+        with concurrent.futures.ThreadPoolExecutor(4) as pool:
+            together = pool.map(
+                lambda messages: "".join(c.choices[0].delta.content for c in ask(messages=messages, stream=True)), questions
+            )
+        assert list(together) == alone
+        reply = ask(messages=questions[0], n=2, temperature=1, seed=1, logprobs=True, top_logprobs=3)
+        for choice in reply.choices:
+            text = b"".join(bytes(one.bytes) for one in choice.logprobs.content if one.bytes).decode()
+            assert text == choice.message.content
