@@ -40,6 +40,7 @@ class Stats:
       waiting: answers that have not begun.
       running: answers that prefill or decode.
       pages: there are in all.
+      page_size: positions in each.
       free: pages that nobody holds; the content of some may be kept.
       published: pages whose content is found by its prefix.
     """
@@ -47,6 +48,7 @@ class Stats:
     waiting: int
     running: int
     pages: int
+    page_size: int
     free: int
     published: int
 
@@ -181,7 +183,10 @@ class Engine:
         """How busy it is now."""
         scheduler, pool = self._scheduler, self._scheduler.pool
         running = len(scheduler.running) + (scheduler.prefilling is not None)
-        return Stats(waiting=len(scheduler.waiting), running=running, pages=pool.count, free=pool.available, published=pool.published)
+        return Stats(
+            waiting=len(scheduler.waiting), running=running, pages=pool.count, page_size=pool.size, free=pool.available,
+            published=pool.published,
+        )  # fmt: skip
 
     async def _stream(self, jobs: Sequence[Job]) -> AsyncGenerator[Delta]:
         loop, said = asyncio.get_running_loop(), asyncio.Queue()

@@ -7,6 +7,7 @@ import os
 import pathlib
 import re
 import signal
+import socket
 import subprocess
 import sys
 
@@ -36,14 +37,21 @@ def test_another_address_wants_a_key(monkeypatch, capsys, host):
 
 @pytest.mark.parametrize("host", ["127.0.0.1", "::1", "localhost", "127.8.8.8"])
 def test_this_machines_own_wants_none(monkeypatch, capsys, host):
-    code, said = run(monkeypatch, capsys, "serve", "nowhere", "--host", host)
+    code, said = run(monkeypatch, capsys, "serve", "nowhere", "--port", "0", "--host", host)
     assert code == 1
     assert "nowhere" in said and "there is no such directory" in said
 
 
+def test_a_port_that_another_has(monkeypatch, capsys):
+    with socket.create_server(("127.0.0.1", 0)) as other:
+        code, said = run(monkeypatch, capsys, "serve", "nowhere", "--port", str(other.getsockname()[1]))
+    assert code == 2
+    assert "cannot be had (Address already in use); give another one" in said
+
+
 def test_another_address_with_a_key(monkeypatch, capsys):
     monkeypatch.setenv("MKDSL_API_KEY", "a key")
-    assert run(monkeypatch, capsys, "serve", "nowhere", "--host", "0.0.0.0")[0] == 1
+    assert run(monkeypatch, capsys, "serve", "nowhere", "--port", "0", "--host", "0.0.0.0")[0] == 1
 
 
 @pytest.mark.parametrize("batch", ["0", "3", "17"])
