@@ -15,12 +15,12 @@ from jax import lax
 from jax.typing import DTypeLike
 
 from mkdsl.engine._paged import Step, empty_pages, gathered, paged_fill, written_back
-from mkdsl.engine._sampler import NOT_FINITE, Sampled, sample
+from mkdsl.engine._sampler import NOT_FINITE, Asked, Sampled, sample
 from mkdsl.engine._sampling import SamplingParams
 from mkdsl.engine._slots import Slots, count, empty_slots, occupy
 from mkdsl.models import DecoderConfig
 
-SMALLEST = 16  # tokens of a prompt in a piece: pieces are powers of two from here on, each compiled once
+SMALLEST = 16  # tokens of a prompt in a piece: they are powers of two from here on, each compiled once
 
 
 NOWHERE = -1  # the position of who has none: nothing is appended there, and nothing of a cache is read
@@ -36,7 +36,7 @@ class Lane:
       token: the one to feed.
       position: where it goes.
       index: how many tokens its answer has.
-      logprobs: whether log-probabilities are wanted.
+      params: how its tokens are chosen.
     """
 
     slot: int
@@ -44,7 +44,7 @@ class Lane:
     token: int
     position: int
     index: int
-    logprobs: bool
+    params: SamplingParams
 
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
@@ -79,7 +79,7 @@ class Backend:
 
     def __init__(
         self, config: DecoderConfig, params: Any, *, pages: int, page_size: int, context: int, max_batch: int, max_steps: int,
-        cache_dtype: DTypeLike = jnp.bfloat16, step_of: Callable[[int], Step],
+        step_of: Callable[[int], Step], smallest: int = SMALLEST, cache_dtype: DTypeLike = jnp.bfloat16,
     ) -> None:  # fmt: skip
         """Sets up the device.
 
@@ -91,12 +91,13 @@ class Backend:
           context: positions a sequence has at most.
           max_batch: sequences that are admitted at the same time at most.
           max_steps: decode steps in one dispatch at most.
+          smallest: tokens in a piece of a prompt at least; shorter ones are padded.
           cache_dtype: of the pages.
           step_of: the decode step of so many sequences, whose caches have `context` positions in whole pages.
         """
         self._step_of = step_of
         self.config, self._params = config, params
-        self._width, self._page_size, self._max_steps = -(-context // page_size), page_size, max_steps
+        self._width, self._page_size, self._max_steps, self._smallest = -(-context // page_size), page_size, max_steps, smallest
         self._empty_pages = functools.partial(empty_pages, config, count=pages, size=page_size, dtype=cache_dtype)
         self._empty_slots = functools.partial(empty_slots, max_batch, config.vocab)
         self.reset()
@@ -109,7 +110,7 @@ class Backend:
         """Compiles decode steps of these batches, and prefill of pieces of up to so many tokens; else each is compiled when it is first needed."""
         for batch in batches:
             self.decode([self._nobody()], batch=batch, steps=1, until_one_ends=False)
-        length = SMALLEST
+        length = self._smallest
         while length <= piece:
             self.prefill([0] * length, start=self._past, pages=())
             length *= 2
@@ -120,7 +121,7 @@ class Backend:
 
     def prefill(self, tokens: Sequence[int], *, start: int, pages: Sequence[int]) -> None:
         """Writes tokens of a prompt at the positions from `start` on, all of which lie in these pages."""
-        padding = (0, max(SMALLEST, 1 << (len(tokens) - 1).bit_length()) - len(tokens))
+        padding = (0, max(self._smallest, 1 << (len(tokens) - 1).bit_length()) - len(tokens))
         positions = np.arange(start, start + len(tokens), dtype=np.int32)
         self._pages = _fill(
             self._params, self._pages, self._table(pages), np.pad(np.asarray(tokens, np.int32), padding),
@@ -141,13 +142,13 @@ class Backend:
         """
         self._pages, self._slots, said, ended, taken = _decode(
             self._params, self._pages, self._slots, self._lanes(lanes, batch), np.int32(steps), np.bool_(until_one_ends),
-            step=self._step_of(batch), max_steps=self._max_steps,
+            step=self._step_of(batch), max_steps=self._max_steps, asked=(asked := Asked.of(lane.params for lane in lanes)),
         )  # fmt: skip
         tokens, ended, taken = jax.device_get((said.token, ended, taken))
-        said = jax.device_get(said) if any(lane.logprobs for lane in lanes) else None
+        said = jax.device_get(said) if asked.logprobs else None
 
         def of(i: int, n: int) -> Said:
-            sampled = jax.tree.map(lambda a: a[:n, i], said) if lanes[i].logprobs else None
+            sampled = jax.tree.map(lambda a: a[:n, i], said) if lanes[i].params.logprobs is not None else None
             return Said(tokens=tokens[:n, i].tolist(), sampled=sampled, ended=bool(ended[i]))
 
         return [of(i, int(taken[i])) for i in range(len(lanes))]
@@ -158,7 +159,7 @@ class Backend:
         return self._width * self._page_size
 
     def _nobody(self, slot: int = 0) -> Lane:
-        return Lane(slot=slot, pages=(), token=0, position=self._past, index=0, logprobs=False)
+        return Lane(slot=slot, pages=(), token=0, position=self._past, index=0, params=SamplingParams(temperature=0.0))
 
     def _table(self, pages: Sequence[int]) -> np.ndarray:
         return np.pad(np.asarray(pages, np.int32), (0, self._width - len(pages)))
@@ -194,10 +195,10 @@ class _Run:
     said: Sampled
 
 
-@functools.partial(jax.jit, static_argnames=("step", "max_steps"), donate_argnames=("pages", "slots"))
+@functools.partial(jax.jit, static_argnames=("step", "max_steps", "asked"), donate_argnames=("pages", "slots"))
 def _decode(
     params: Any, pages: Any, slots: Slots, lanes: _Lanes, steps: jax.Array, until_one_ends: jax.Array,
-    *, step: Step, max_steps: int,
+    *, step: Step, max_steps: int, asked: Asked,
 ) -> tuple[Any, Slots, Sampled, jax.Array, jax.Array]:  # fmt: skip
     """Returns pages, slots, what was said, and over lanes whether each ended and how many tokens it took."""
     exists = lanes.positions < lanes.tables.shape[1] * pages["k"].shape[3]
@@ -208,7 +209,7 @@ def _decode(
     def once(run: _Run) -> _Run:
         positions = jnp.where(run.live, lanes.positions + run.steps, NOWHERE)
         logits, kv = step(params, run.kv, run.token, positions)
-        sampled = sample(logits, run.slots, lanes.rows, lanes.index + run.steps)
+        sampled = sample(logits, run.slots, lanes.rows, lanes.index + run.steps, asked=asked)
         ends = run.slots.ends[lanes.rows, sampled.token] | (sampled.token == NOT_FINITE)
         return _Run(
             steps=run.steps + 1,
@@ -221,7 +222,7 @@ def _decode(
         )
 
     logits = jax.ShapeDtypeStruct((exists.size, slots.bias.shape[1]), jnp.float32)
-    sampled = jax.eval_shape(sample, logits, slots, lanes.rows, lanes.index)
+    sampled = jax.eval_shape(functools.partial(sample, asked=asked), logits, slots, lanes.rows, lanes.index)
     said = jax.tree.map(lambda a: jnp.zeros((max_steps, *a.shape), a.dtype), sampled)
     nothing, kv = jnp.zeros(exists.shape, jnp.int32), gathered(pages, lanes.tables, lanes.positions)
     run = _Run(steps=jnp.int32(0), kv=kv, slots=slots, token=lanes.tokens, live=exists, taken=nothing, said=said)

@@ -14,7 +14,7 @@ from typing import Self
 import jax
 
 from mkdsl.engine._answers import Answer, Delta, Writer, answers
-from mkdsl.engine._backend import Backend
+from mkdsl.engine._backend import SMALLEST, Backend
 from mkdsl.engine._decoder import decode_steps
 from mkdsl.engine._generate import check_prompt, positions
 from mkdsl.engine._loop import Job, Loop
@@ -41,6 +41,7 @@ class Stats:
       waiting: answers that have not begun.
       running: answers that prefill or decode.
       pages: there are in all.
+      page_size: positions in each.
       free: pages that nobody holds; the content of some may be kept.
       published: pages whose content is found by its prefix.
     """
@@ -48,6 +49,7 @@ class Stats:
     waiting: int
     running: int
     pages: int
+    page_size: int
     free: int
     published: int
 
@@ -68,13 +70,23 @@ class Engine:
         self._close = weakref.finalize(self, self._loop.close)  # at the latest when nobody has the engine, or Python ends
 
     @classmethod
-    def load(cls, directory: str | pathlib.Path, *, max_batch: int = 16, context: int | None = None, ahead: bool = False) -> Self:
+    def load(
+        cls,
+        directory: str | pathlib.Path,
+        *,
+        max_batch: int = 16,
+        context: int | None = None,
+        batch_invariant: bool = False,
+        ahead: bool = False,
+    ) -> Self:
         """Loads a Hugging Face checkpoint.
 
         Args:
           directory: the checkpoint.
           max_batch: sequences decoded together at most: 1, 2, 4, 8 or 16. Others wait.
           context: positions in each one's cache; by default 2048, or the whole tiles of what the model has been made for if that is less.
+          batch_invariant: an answer with a seed has the same bits whoever else there is. All decode steps are of max_batch sequences then, prompts
+            are written 512 tokens at a time, and of a prefix only as many are shared.
           ahead: compile everything now. Else each batch and each length of a piece is compiled when it is first needed, and all wait for it.
 
         Returns:
@@ -95,12 +107,14 @@ class Engine:
         pages = pages_that_fit(config, size=PAGE, context=context, max_batch=max_batch, free=_free_bytes())
         log.info("%d pages of %d positions: %.1f sequences of %d", pages, PAGE, pages * PAGE / context, context)
         steps = 1 if jax.default_backend() == "cpu" else STEPS
-        scheduler = Scheduler(PagePool(count=pages, size=PAGE), max_batch=max_batch, piece=PIECE, max_steps=steps)
+        pool = PagePool(count=pages, size=PAGE)
+        scheduler = Scheduler(pool, max_batch=max_batch, piece=PIECE, max_steps=steps, batch_invariant=batch_invariant)
         backend = Backend(
-            config, params, pages=pages, page_size=PAGE, context=context, max_batch=max_batch, max_steps=steps, step_of=step_of
-        )
+            config, params, pages=pages, page_size=PAGE, context=context, max_batch=max_batch, max_steps=steps, step_of=step_of,
+            smallest=PIECE if batch_invariant else SMALLEST,
+        )  # fmt: skip
         if ahead:
-            backend.compile([size for size in BATCHES if size <= max_batch], PIECE)
+            backend.compile([max_batch] if batch_invariant else [size for size in BATCHES if size <= max_batch], PIECE)
         return cls(config=config, tokenizer=tokenizer, context=context, scheduler=scheduler, backend=backend)
 
     def close(self) -> None:
@@ -171,7 +185,10 @@ class Engine:
         """How busy it is now."""
         scheduler, pool = self._scheduler, self._scheduler.pool
         running = len(scheduler.running) + (scheduler.prefilling is not None)
-        return Stats(waiting=len(scheduler.waiting), running=running, pages=pool.count, free=pool.available, published=pool.published)
+        return Stats(
+            waiting=len(scheduler.waiting), running=running, pages=pool.count, page_size=pool.size, free=pool.available,
+            published=pool.published,
+        )  # fmt: skip
 
     async def _stream(self, jobs: Sequence[Job]) -> AsyncGenerator[Delta]:
         loop, said = asyncio.get_running_loop(), asyncio.Queue()

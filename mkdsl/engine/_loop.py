@@ -173,7 +173,7 @@ class Loop:
             token=sequence.next_token,
             position=sequence.written,
             index=len(sequence.answer),
-            logprobs=self._work[sequence][0].params.logprobs is not None,
+            params=self._work[sequence][0].params,
         )
 
     def _tell(self, sequence: Sequence, said: Said) -> None:

@@ -3,6 +3,7 @@
 Of the pages nothing else knows how they lie in memory.
 """
 
+import functools
 from collections.abc import Callable
 from typing import Any
 
@@ -63,6 +64,7 @@ def pages_that_fit(config: DecoderConfig, *, size: int, context: int, max_batch:
     return fit
 
 
+@functools.cache  # so that what is compiled for one engine serves the next
 def batched_step(config: DecoderConfig) -> Step:
     """The decode step of several sequences as plain JAX means it."""
 

@@ -5,12 +5,13 @@ neighbour. What nobody asks for is not computed. Nothing is sorted: top-k and to
 """
 
 import dataclasses
+from collections.abc import Iterable
 
 import jax
 import jax.numpy as jnp
 from jax import lax
 
-from mkdsl.engine._sampling import MOST_LOGPROBS
+from mkdsl.engine._sampling import MOST_LOGPROBS, SamplingParams
 from mkdsl.engine._slots import Knobs, Slots
 
 NOT_FINITE = -1  # no token: what stands for one whose logits are not numbers
@@ -35,7 +36,40 @@ class Sampled:
     top_logprobs: jax.Array
 
 
-def sample(logits: jax.Array, slots: Slots, rows: jax.Array, index: jax.Array) -> Sampled:
+@dataclasses.dataclass(frozen=True, kw_only=True)
+class Asked:
+    """What some sequence of a batch asks for. It is known before a dispatch, so that the device need not ask itself whether to compute it: on a GPU each
+    such question is a trip to the host and back.
+
+    Attributes:
+      changes: penalties or a bias.
+      draws: a temperature above 0.
+      top_k, top_p: that not all tokens count.
+      logprobs: log-probabilities.
+    """
+
+    changes: bool
+    draws: bool
+    top_k: bool
+    top_p: bool
+    logprobs: bool
+
+    @staticmethod
+    def of(several: Iterable[SamplingParams]) -> "Asked":
+        several = list(several)
+        drawn = [p for p in several if p.temperature > 0]
+        plain = SamplingParams()
+        same = ("repetition_penalty", "presence_penalty", "frequency_penalty", "logit_bias")
+        return Asked(
+            changes=any(getattr(p, name) != getattr(plain, name) for p in several for name in same),
+            draws=bool(drawn),
+            top_k=any(p.top_k is not None for p in drawn),
+            top_p=any(p.top_p < 1 for p in drawn),
+            logprobs=any(p.logprobs is not None for p in several),
+        )
+
+
+def sample(logits: jax.Array, slots: Slots, rows: jax.Array, index: jax.Array, *, asked: Asked) -> Sampled:
     """Chooses a token for each sequence.
 
     Args:
@@ -43,19 +77,19 @@ def sample(logits: jax.Array, slots: Slots, rows: jax.Array, index: jax.Array) -
       slots: of all sequences.
       rows: [b] int32, each one's slot.
       index: [b] int32, the place of this token in each one's answer. It and the seed make the key, and nothing else does.
+      asked: what the sequences ask for; or more, which changes nothing.
 
     Returns:
       The tokens.
     """
     knobs = jax.tree.map(lambda a: a[rows], slots.knobs)
-    changes = (knobs.repetition != 1) | (knobs.presence != 0) | (knobs.frequency != 0) | knobs.biased
-    scores = lax.cond(changes.any(), lambda: _penalised(logits, knobs, slots, rows), lambda: logits)
-    likeliest = jnp.argmax(scores, axis=1).astype(jnp.int32)
-    draws = knobs.temperature > 0
-    token = lax.cond(draws.any(), lambda: jnp.where(draws, _draw(scores, knobs, index), likeliest), lambda: likeliest)
+    scores = _penalised(logits, knobs, slots, rows) if asked.changes else logits
+    token = jnp.argmax(scores, axis=1).astype(jnp.int32)
+    if asked.draws:
+        token = jnp.where(knobs.temperature > 0, _draw(scores, knobs, index, asked), token)
     token = jnp.where(jnp.isfinite(logits).all(axis=1), token, NOT_FINITE)
-    asked = lax.cond(knobs.logprobs.any(), lambda: _logprobs(logits, token), lambda: _no_logprobs(logits))
-    return Sampled(token=token, logprob=asked[0], top_tokens=asked[1], top_logprobs=asked[2])
+    logprob, top_tokens, top_logprobs = (_logprobs if asked.logprobs else _no_logprobs)(logits, token)
+    return Sampled(token=token, logprob=logprob, top_tokens=top_tokens, top_logprobs=top_logprobs)
 
 
 def _penalised(logits: jax.Array, knobs: Knobs, slots: Slots, rows: jax.Array) -> jax.Array:
@@ -66,13 +100,15 @@ def _penalised(logits: jax.Array, knobs: Knobs, slots: Slots, rows: jax.Array) -
     return scores - knobs.frequency[:, None] * generated - knobs.presence[:, None] * said + slots.bias[rows]
 
 
-def _draw(scores: jax.Array, knobs: Knobs, index: jax.Array) -> jax.Array:
+def _draw(scores: jax.Array, knobs: Knobs, index: jax.Array, asked: Asked) -> jax.Array:
     """A token by its probability among those that count: the largest logit after Gumbel noise is just that, and needs no sum."""
     scores = (scores - scores.max(axis=1, keepdims=True)) / jnp.maximum(knobs.temperature, COLDEST)[:, None]
     scores = _only(scores >= jnp.log(knobs.min_p)[:, None], scores)
     vocab = scores.shape[1]
-    scores = lax.cond((knobs.top_k < vocab).any(), lambda: _only(_top_k(scores, knobs.top_k), scores), lambda: scores)
-    scores = lax.cond((knobs.top_p < 1).any(), lambda: _only(_top_p(scores, knobs.top_p), scores), lambda: scores)
+    if asked.top_k:
+        scores = _only(_top_k(scores, knobs.top_k), scores)
+    if asked.top_p:
+        scores = _only(_top_p(scores, knobs.top_p), scores)
 
     def noise(key: jax.Array, i: jax.Array) -> jax.Array:  # "high": of 100,000 tokens the largest noise would else often be cut off
         return jax.random.gumbel(jax.random.fold_in(jax.random.wrap_key_data(key, impl="threefry2x32"), i), (vocab,), mode="high")
@@ -115,6 +151,6 @@ def _logprobs(logits: jax.Array, token: jax.Array) -> tuple[jax.Array, jax.Array
     return jnp.take_along_axis(logprobs, token[:, None], axis=1)[:, 0], tokens, top
 
 
-def _no_logprobs(logits: jax.Array) -> tuple[jax.Array, jax.Array, jax.Array]:
+def _no_logprobs(logits: jax.Array, token: jax.Array) -> tuple[jax.Array, jax.Array, jax.Array]:
     batch, top = logits.shape[0], min(MOST_LOGPROBS, logits.shape[1])
     return jnp.zeros(batch), jnp.zeros((batch, top), jnp.int32), jnp.zeros((batch, top))

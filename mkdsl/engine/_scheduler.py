@@ -53,7 +53,7 @@ class Scheduler:
       running: those that get a token from each decode step.
     """
 
-    def __init__(self, pool: PagePool, *, max_batch: int, piece: int, max_steps: int) -> None:
+    def __init__(self, pool: PagePool, *, max_batch: int, piece: int, max_steps: int, batch_invariant: bool = False) -> None:
         """Sets the limits.
 
         Args:
@@ -61,6 +61,8 @@ class Scheduler:
           max_batch: sequences that prefill or run at the same time, one of BATCHES.
           piece: positions written by one Prefill at most.
           max_steps: steps in one Decode at most.
+          batch_invariant: whether what is computed of a sequence may depend on itself alone: all decode steps are of max_batch, pieces of a prompt
+            begin at multiples of `piece`, which is one of the page's size, and what decode steps have written is nobody's prefix.
 
         Raises:
           ValueError: max_batch is another number.
@@ -72,7 +74,9 @@ class Scheduler:
         self.prefilling: Sequence | None = None
         self.running: list[Sequence] = []
         self._slots = list(range(max_batch))[::-1]
-        self._piece, self._max_steps = piece, max_steps
+        self._piece, self._max_steps, self._batch_invariant = piece, max_steps, batch_invariant
+        self._batches = (max_batch,) if batch_invariant else BATCHES
+        self._unit = piece if batch_invariant else pool.size
         self._decode_is_due = False
 
     def check(self, prompt: int, max_tokens: int) -> None:
@@ -136,7 +140,7 @@ class Scheduler:
 
     def prefilled(self, step: Prefill) -> None:
         """The positions are written."""
-        step.sequence.wrote(self.pool, (), step.stop - step.start)
+        step.sequence.prefilled(self.pool, step.stop)
         if not step.sequence.unfilled:
             self.prefilling = None
             self._run(step.sequence)
@@ -149,13 +153,13 @@ class Scheduler:
           tokens: those that belong to its answer, not more than the steps.
           ended: nothing follows them. Where max_tokens are reached, nothing does anyway.
         """
-        sequence.wrote(self.pool, tokens, len(tokens))
+        sequence.said(self.pool, tokens, publish=not self._batch_invariant)
         if ended or not sequence.remaining:
             self._end(sequence, State.FINISHED)
 
     def _admit(self) -> None:
         """One prompt is written at a time: those behind it then find the pages that they share with it."""
-        while self.waiting and self._slots and not self.prefilling and self.waiting[0].claim(self.pool):
+        while self.waiting and self._slots and not self.prefilling and self.waiting[0].claim(self.pool, self._unit):
             sequence = self.waiting.popleft()
             sequence.slot = self._slots.pop()
             if sequence.unfilled:
@@ -177,7 +181,7 @@ class Scheduler:
         steps = 1 if self.prefilling else min(self._max_steps, *(sequence.remaining for sequence in self.running))
         for sequence in self.running:
             sequence.take_until(self.pool, sequence.written + steps)
-        batch = next(size for size in BATCHES if size >= len(self.running))
+        batch = next(size for size in self._batches if size >= len(self.running))
         return Decode(sequences=tuple(self.running), batch=batch, steps=steps, until_one_ends=bool(self.waiting))
 
     def _end(self, sequence: Sequence, state: State) -> None:

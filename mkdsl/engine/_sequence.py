@@ -64,10 +64,14 @@ class Sequence:
         """The token to be fed next."""
         return self.prompt[self.written] if self.written < len(self.prompt) else self.answer[self.written - len(self.prompt)]
 
-    def claim(self, pool: PagePool) -> bool:
-        """Gets hold of the longest prefix that is there, and is promised all pages it may need beside; or neither, where there are too few."""
+    def claim(self, pool: PagePool, unit: int) -> bool:
+        """Gets hold of the longest prefix that is there, in whole units of so many positions, and is promised all pages it may need beside.
+
+        Or it gets neither, and False is returned, where there are too few pages.
+        """
         self._digests = self._digests or list(digests(self.prompt[:-1], pool.size))  # the last token is fed, so its page is written
         shared = pool.find(self._digests)
+        shared = shared[: len(shared) // (unit // pool.size) * (unit // pool.size)]
         more = pages_at_most(len(self.prompt), self.max_tokens, pool.size) - len(shared)
         if not pool.claim(shared, more):
             return False
@@ -83,11 +87,20 @@ class Sequence:
         if not all(map(pool.may_write, self.pages[self.written // pool.size :])):
             raise AssertionError("a page would be written that is shared: this is a mistake of mkdsl's scheduler")
 
-    def wrote(self, pool: PagePool, tokens: Many[int], count: int) -> None:
-        """The answer goes on with tokens, and `count` more positions are written; pages that are full now are published."""
+    def prefilled(self, pool: PagePool, stop: int) -> None:
+        """The prompt is written up to this position; pages that are full now are published."""
+        full, self.written = self.written // pool.size, stop
+        self._publish(pool, full)
+
+    def said(self, pool: PagePool, tokens: Many[int], *, publish: bool) -> None:
+        """The answer goes on with tokens, and as many positions are written; pages that are full now are published, or not."""
         full = self.written // pool.size
         self.answer += tokens
-        self.written += count
+        self.written += len(tokens)
+        if publish:
+            self._publish(pool, full)
+
+    def _publish(self, pool: PagePool, full: int) -> None:
         for number in range(full, self.written // pool.size):
             pool.publish(self.pages[number], self._digest(number, pool.size))
 

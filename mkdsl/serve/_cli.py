@@ -5,6 +5,7 @@ import json
 import pathlib
 import shlex
 import signal
+import socket
 import sys
 from typing import Annotated
 
@@ -35,23 +36,36 @@ def serve(
         import uvicorn
 
         from mkdsl.serve._app import create_app
-    console, name = rich.console.Console(stderr=True), name or directory.resolve().name
-    with console.status(f"loading {directory}, and compiling"):
-        engine = Engine.load(directory, max_batch=max_batch, context=context, ahead=True)
-    with engine:
-        app = create_app(engine, model=name, api_key=api_key, max_open=max_batch + max_queue)
-        server = uvicorn.Server(config := uvicorn.Config(app, host=host, port=port, log_level="warning"))
-        socket = config.bind_socket()
-        console.print(
-            f"{name}: {max_batch} answers at once, of {engine.context} tokens with their prompts. Ctrl-C ends it. Try",
-            style="dim",
-            markup=False,
-            soft_wrap=True,
-        )
-        console.print(_curl(host, socket.getsockname()[1], name, api_key), highlight=False, markup=False, soft_wrap=True)
-        for number in (signal.SIGINT, signal.SIGTERM):  # uvicorn raises them once more when all answers are complete
-            signal.signal(number, lambda *_: sys.exit(0))
-        server.run(sockets=[socket])
+    name = name or directory.resolve().name
+    console = rich.console.Console(stderr=True)
+    with _bound(host, port) as listening:
+        with console.status(f"loading {directory}, and compiling"):
+            engine = Engine.load(directory, max_batch=max_batch, context=context, ahead=True)
+        with engine:
+            _announce(console, engine, f"{name}: up to {max_batch} answers at once", _curl(host, listening.getsockname()[1], name, api_key))
+            app = create_app(engine, model=name, api_key=api_key, max_open=max_batch + max_queue)
+            for number in (signal.SIGINT, signal.SIGTERM):  # uvicorn raises them once more when all answers are complete
+                signal.signal(number, lambda *_: sys.exit(0))
+            uvicorn.Server(uvicorn.Config(app, log_level="warning")).run(sockets=[listening])
+
+
+def _announce(console: rich.console.Console, engine: Engine, what: str, curl: str) -> None:
+    stats = engine.stats()
+    room = f"each of {engine.context} tokens with its prompt, {stats.pages * stats.page_size} in all"
+    console.print(f"{what}, {room}. Ctrl-C ends it. Try", style="dim", markup=False, soft_wrap=True)
+    console.print(curl, highlight=False, markup=False, soft_wrap=True)
+
+
+def _bound(host: str, port: int) -> socket.socket:
+    """Has the address before the model is loaded: if another process has it, that is said at once."""
+    listening = socket.socket(socket.AF_INET6 if ":" in host else socket.AF_INET)
+    listening.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEADDR, 1)
+    try:
+        listening.bind((host, port))
+    except OSError as error:
+        listening.close()
+        raise typer.BadParameter(f"{host}, port {port} cannot be had ({error.strerror}); give another one", param_hint="--port") from None
+    return listening
 
 
 def _curl(host: str, port: int, name: str, api_key: str | None) -> str:

@@ -97,15 +97,16 @@ class TextPart(Strict):
 
 
 class Message(Strict):
-    """Content in parts is their text, one after the other."""
+    """Content in parts is their text, one after the other. The server's own answers come back as messages, with a refusal of null."""
 
     role: str
     content: str | list[TextPart]
     name: str | None = None
+    refusal: None = None
 
     def as_template_wants(self) -> dict[str, str]:
         text = self.content if isinstance(self.content, str) else "".join(part.text for part in self.content)
-        return {"role": self.role, "content": text}
+        return {"role": self.role, "content": text} | ({} if self.name is None else {"name": self.name})
 
 
 class TextFormat(Strict):

@@ -38,16 +38,16 @@ class Service:
     async def completions(self, request: Request, body: CompletionRequest) -> Response:
         """/v1/completions."""
         self._check_model(body)
-        tokenizer, prompts = self.engine.tokenizer, body.prompts
         with refusing():
-            tokens = [tokenizer.encode(prompt) if isinstance(prompt, str) else prompt for prompt in prompts]
+            tokens = [await asyncio.to_thread(self._tokens, prompt) for prompt in body.prompts]
             return await self._answer(request, body, body.sampling, tokens, CompletionReply)
 
     async def chat(self, request: Request, body: ChatRequest) -> Response:
         """/v1/chat/completions."""
         self._check_model(body)
         with refusing():
-            tokens = self.engine.tokenizer.encode_chat([message.as_template_wants() for message in body.messages])
+            messages = [message.as_template_wants() for message in body.messages]
+            tokens = await asyncio.to_thread(self.engine.tokenizer.encode_chat, messages)
             return await self._answer(request, body, body.sampling, [tokens], ChatReply)
 
     def _check_model(self, body: Common) -> None:
@@ -59,8 +59,8 @@ class Service:
     async def _answer(
         self, request: Request, body: Common, params: SamplingParams, prompts: Sequence[list[int]], kind: type[Reply]
     ) -> Response:
-        deltas = self.engine.stream_all(prompts, params)
         self._check_room(len(prompts) * params.n)
+        deltas = self.engine.stream_all(prompts, params)
         prompt_tokens = sum(map(len, prompts))
         self.metrics.prompt_tokens.inc(prompt_tokens)
         reply = kind(model=self.model, spell=self._spell, n=params.n)
@@ -82,6 +82,10 @@ class Service:
                 429, f"{self._open} answers are under way or wait, of at most {self._max_open}; try again in {wait} s",
                 code="rate_limit_exceeded", retry_after=wait,
             )  # fmt: skip
+
+    def _tokens(self, prompt: str | list[int]) -> list[int]:
+        """Of a prompt; a long text takes a while, so this is called in a thread of its own."""
+        return self.engine.tokenizer.encode(prompt) if isinstance(prompt, str) else prompt
 
     def _spell(self, token: int) -> str:
         return self.engine.tokenizer.model.decode([token], skip_special_tokens=False)

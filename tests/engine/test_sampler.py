@@ -1,6 +1,7 @@
 """Tokens drawn on the device, against a second telling of their distribution: in numpy and float64, by sorting."""
 
 import dataclasses
+import functools
 
 import jax
 import jax.numpy as jnp
@@ -11,7 +12,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from mkdsl.engine import SamplingParams
-from mkdsl.engine._sampler import NOT_FINITE, sample
+from mkdsl.engine._sampler import NOT_FINITE, Asked, sample
 from mkdsl.engine._slots import count, empty_slots, occupy
 
 VOCAB, DRAWS = 24, 20_000
@@ -36,7 +37,8 @@ KINDS = {
 }  # fmt: skip
 
 pytestmark = pytest.mark.medium
-choose = jax.jit(sample)
+EVERYTHING = Asked(changes=True, draws=True, top_k=True, top_p=True, logprobs=True)
+choose = jax.jit(functools.partial(sample, asked=EVERYTHING))
 
 
 def scores(logits, params):
@@ -132,6 +134,29 @@ def test_a_token_is_independent_of_the_batch(batch):
         rows, index = rng.integers(0, len(kinds), batch), rng.integers(0, 100, batch)
         together = choose(logits[rows, index], slots, rows, index).token
         assert [int(token) for token in together] == [int(alone[row][i]) for row, i in zip(rows, index, strict=True)]
+
+
+@pytest.mark.parametrize("kind", [*KINDS, "greedy"])
+def test_what_is_not_asked_for_need_not_be_computed(kind):
+    params = KINDS.get(kind) or SamplingParams(temperature=0, top_k=3, top_p=0.5)
+    asked, args = Asked.of([params]), (np.broadcast_to(LOGITS, (100, VOCAB)), occupied([params]), np.zeros(100, np.int32), np.arange(100))
+    assert asked != EVERYTHING
+    assert (sample(*args, asked=asked).token == choose(*args).token).all()
+
+
+@pytest.mark.parametrize(
+    ("params", "asked"),
+    [
+        (SamplingParams(temperature=0, top_k=5, top_p=0.5), set()),
+        (SamplingParams(), {"draws"}),
+        (SamplingParams(top_k=5), {"draws", "top_k"}),
+        (SamplingParams(top_p=0.5, logprobs=0), {"draws", "top_p", "logprobs"}),
+        (SamplingParams(temperature=0, logit_bias={1: 2.0}), {"changes"}),
+        (SamplingParams(temperature=0, presence_penalty=0.1), {"changes"}),
+    ],
+)
+def test_what_is_asked_for(params, asked):
+    assert {name for name, is_asked in dataclasses.asdict(Asked.of([params])).items() if is_asked} == asked
 
 
 @pytest.mark.parametrize("kind", ["plain", "repetition", "presence", "frequency", "bias", "everything"])

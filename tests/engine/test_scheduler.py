@@ -2,6 +2,7 @@
 
 import collections
 import zlib
+from typing import ClassVar
 
 import pytest
 from hypothesis import settings
@@ -31,9 +32,9 @@ def alone(prompt, max_tokens):
 class Device:
     """Does what the scheduler says, and checks what it reads and writes."""
 
-    def __init__(self, scheduler):
+    def __init__(self, scheduler, batches):
         self.scheduler, self.pool, self.memory = scheduler, scheduler.pool, {}
-        self.fed, self.stalled = 0, collections.Counter()
+        self.batches, self.fed, self.stalled = batches, 0, collections.Counter()
 
     def do(self, step):
         if isinstance(step, Prefill):
@@ -64,7 +65,7 @@ class Device:
             self.scheduler.decoded(sequence, tokens, ended=sequence in ended)
 
     def check_shape(self, step):
-        assert step.batch == min(size for size in BATCHES if size >= len(step.sequences))
+        assert step.batch == min(size for size in self.batches if size >= len(step.sequences))
         assert 1 <= step.steps <= min(sequence.remaining for sequence in step.sequences)
         assert step.steps == 1 or not self.scheduler.prefilling
         assert step.until_one_ends == bool(self.scheduler.waiting)
@@ -79,9 +80,10 @@ class Device:
             assert self.memory[sequence.pages[at // size], at % size] == tuple(tokens[: at + 1])
 
 
-def made(*, count=12, size=3, max_batch=4, piece=4, max_steps=4):
-    scheduler = Scheduler(PagePool(count=count, size=size), max_batch=max_batch, piece=piece, max_steps=max_steps)
-    return scheduler, Device(scheduler)
+def made(*, count=12, size=3, max_batch=4, piece=4, max_steps=4, batch_invariant=False):
+    pool = PagePool(count=count, size=size)
+    scheduler = Scheduler(pool, max_batch=max_batch, piece=piece, max_steps=max_steps, batch_invariant=batch_invariant)
+    return scheduler, Device(scheduler, (max_batch,) if batch_invariant else BATCHES)
 
 
 def drain(scheduler, device, most=10_000):
@@ -96,9 +98,11 @@ def drain(scheduler, device, most=10_000):
 class Arrivals(RuleBasedStateMachine):
     """Requests arrive and are cancelled, in between the device works."""
 
+    options: ClassVar[dict] = {}
+
     def __init__(self):
         super().__init__()
-        self.scheduler, self.device = made()
+        self.scheduler, self.device = made(**self.options)
         self.requests, self.cancelled, self.started = [], set(), []
 
     @rule(
@@ -180,8 +184,16 @@ class Arrivals(RuleBasedStateMachine):
         assert self.scheduler.pool.promised == 0
 
 
+class BatchInvariantArrivals(Arrivals):
+    """The same, where what is done for a sequence depends on itself alone."""
+
+    options: ClassVar[dict] = {"piece": 6, "batch_invariant": True}
+
+
 Arrivals.TestCase.settings = settings(max_examples=150, stateful_step_count=40, deadline=None)
+BatchInvariantArrivals.TestCase.settings = settings(max_examples=50, stateful_step_count=40, deadline=None)
 TestArrivals = pytest.mark.medium(Arrivals.TestCase)
+TestBatchInvariantArrivals = pytest.mark.medium(BatchInvariantArrivals.TestCase)
 
 
 def test_a_prefix_is_prefilled_once():
@@ -271,6 +283,25 @@ def test_who_does_not_fit_now_waits_and_is_not_overtaken():
     assert [s.state for s in (first, large, small)] == [State.RUNNING, State.WAITING, State.WAITING]
     drain(scheduler, device)
     assert [s.answer for s in (first, large, small)] == [alone(s.prompt, s.max_tokens) for s in (first, large, small)]
+
+
+def test_what_is_done_for_a_sequence_depends_on_itself_alone():
+    """Where that is asked for: pieces that begin where they always do, one batch, and no prefix of an answer."""
+    scheduler, device = made(count=30, piece=6, batch_invariant=True)
+    prompt = (1, 2, 3, 4, 5, 6, 7, 0, 1, 7)
+    first = submitted(scheduler, device, prompt)
+    assert {step.batch for step in first if isinstance(step, Decode)} == {4}
+    again = submitted(scheduler, device, prompt)
+    assert [(s.start, s.stop) for s in (*first, *again) if isinstance(s, Prefill)] == [(0, 6), (6, 9), (6, 9)]  # not from 9
+    answer = alone(prompt, 8)
+    assert len(answer) == 8
+    longer = submitted(scheduler, device, (*prompt, *answer, 1, 1, 1))
+    assert next(s.start for s in longer if isinstance(s, Prefill)) == 6
+
+
+def submitted(scheduler, device, prompt):
+    scheduler.submit(prompt, 8)
+    return drain(scheduler, device)
 
 
 def test_what_never_fits_is_refused():

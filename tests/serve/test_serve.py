@@ -58,6 +58,13 @@ def test_text_in_parts(client):
     assert replies[0].choices == replies[1].choices
 
 
+def test_an_answer_goes_back_as_it_came(client):
+    """As clients hold a conversation."""
+    said = client.chat.completions.create(messages=USER, logit_bias=ON, **SEEDED).choices[0].message
+    reply = client.chat.completions.create(messages=[*USER, said, {**USER[0], "name": "somebody"}], **SEEDED)
+    assert reply.usage.prompt_tokens > 12
+
+
 @pytest.mark.parametrize("prompt", [["hello", "hé"], [[1, 2, 3], [4]], [1, 2, 3]])
 def test_prompts_of_all_kinds(client, engine, prompt):
     reply = client.completions.create(prompt=prompt, n=2, logit_bias=ON, **SEEDED)
@@ -135,6 +142,7 @@ def test_fields_that_are_not_openais(client):
         ({"temperature": -1.0}, "temperature=-1.0; it is 0", "temperature", None),
         ({"top_p": 0.0}, "top_p=0.0; it is more than 0", "top_p", None),
         ({"n": 0}, "n=0; it is an integer of at least 1", "n", None),
+        ({"n": 1 << 40}, "answers are asked for at once", "n", None),
         ({"n": 7}, "7 answers are asked for at once, and this server takes 6", "n", None),
         ({"logprobs": 21}, "logprobs=21; it is None", "logprobs", None),
         ({"logit_bias": {"x": 1}}, "its keys are token ids", "logit_bias", None),
@@ -233,10 +241,9 @@ def long_stream(client):
     return client.completions.create(model="tiny", prompt="hello", max_tokens=240, logit_bias=ON, stream=True)
 
 
-def test_too_many_are_told_to_try_again(client):
+def test_too_many_are_told_to_try_again(client, engine):
     streams = [long_stream(client) for _ in range(MAX_OPEN)]
-    for stream in streams[:4]:
-        next(iter(stream))
+    wait_until(lambda: engine.stats().running + engine.stats().waiting == MAX_OPEN)
     with pytest.raises(openai.RateLimitError, match=f"{MAX_OPEN} answers are under way or wait") as caught:
         client.completions.create(model="tiny", prompt="hello")
     assert 1 <= int(caught.value.response.headers["Retry-After"]) <= 60

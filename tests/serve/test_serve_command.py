@@ -1,9 +1,13 @@
 """`mkdsl serve`, as a process."""
 
+import concurrent.futures
+import contextlib
+import functools
 import os
 import pathlib
 import re
 import signal
+import socket
 import subprocess
 import sys
 
@@ -33,14 +37,21 @@ def test_another_address_wants_a_key(monkeypatch, capsys, host):
 
 @pytest.mark.parametrize("host", ["127.0.0.1", "::1", "localhost", "127.8.8.8"])
 def test_this_machines_own_wants_none(monkeypatch, capsys, host):
-    code, said = run(monkeypatch, capsys, "serve", "nowhere", "--host", host)
+    code, said = run(monkeypatch, capsys, "serve", "nowhere", "--port", "0", "--host", host)
     assert code == 1
     assert "nowhere" in said and "there is no such directory" in said
 
 
+def test_a_port_that_another_has(monkeypatch, capsys):
+    with socket.create_server(("127.0.0.1", 0)) as other:
+        code, said = run(monkeypatch, capsys, "serve", "nowhere", "--port", str(other.getsockname()[1]))
+    assert code == 2
+    assert "cannot be had (Address already in use); give another one" in said
+
+
 def test_another_address_with_a_key(monkeypatch, capsys):
     monkeypatch.setenv("MKDSL_API_KEY", "a key")
-    assert run(monkeypatch, capsys, "serve", "nowhere", "--host", "0.0.0.0")[0] == 1
+    assert run(monkeypatch, capsys, "serve", "nowhere", "--port", "0", "--host", "0.0.0.0")[0] == 1
 
 
 @pytest.mark.parametrize("batch", ["0", "3", "17"])
@@ -66,21 +77,63 @@ def test_the_other_commands_are_there_too(monkeypatch, capsys):
     assert engine.main is not serve.main
 
 
+@contextlib.contextmanager
+def process(directory, name, *options):
+    """The command serving a checkpoint at some port: the process, and a client of it."""
+    command = [
+        sys.executable,
+        "-c",
+        "from mkdsl.serve import main; main()",
+        "serve",
+        str(directory),
+        "--port",
+        "0",
+        "--name",
+        name,
+        *options,
+    ]
+    environment = os.environ | {"PYTHONPATH": os.pathsep.join([str(ROOT), os.environ.get("PYTHONPATH", "")]), "JAX_PLATFORMS": "cpu"}
+    with subprocess.Popen(command, env=environment, stderr=subprocess.PIPE, text=True) as serving:
+        assert serving.stderr is not None
+        try:
+            address = next(re.findall(r"http://\S+?/v1", line)[0] for line in serving.stderr if "http://" in line)
+            with openai.OpenAI(base_url=address, api_key="none", max_retries=0, timeout=300) as client:
+                yield serving, client
+        finally:
+            serving.send_signal(signal.SIGTERM)
+            assert serving.wait(60) == 0, serving.stderr.read()
+
+
 @pytest.mark.medium
 def test_sigterm_drains(session_checkpoint):
     """The answers that have begun are completed, and then the process ends with 0."""
-    command = [sys.executable, "-c", "from mkdsl.serve import main; main()", "serve", str(session_checkpoint), "--port", "0"]
-    environment = os.environ | {"PYTHONPATH": os.pathsep.join([str(ROOT), os.environ.get("PYTHONPATH", "")]), "JAX_PLATFORMS": "cpu"}
-    limits = ["--max-batch", "2", "--context", "256", "--name", "tiny"]
-    with subprocess.Popen([*command, *limits], env=environment, stderr=subprocess.PIPE, text=True) as process:
-        assert process.stderr is not None
-        said = next(line for line in process.stderr if "http://" in line)
-        address = re.findall(r"http://\S+?/v1", said)[0]
-        with openai.OpenAI(base_url=address, api_key="none", max_retries=0, timeout=60) as client:
-            ask = {"model": "tiny", "prompt": "hello", "max_tokens": 240, "logit_bias": {"257": -100}}
-            stream = iter(client.completions.create(stream=True, **ask))
-            chunks = [next(stream)]
-            process.send_signal(signal.SIGTERM)
-            chunks += stream
+    with process(session_checkpoint, "tiny", "--max-batch", "1", "--context", "256") as (serving, client):
+        ask = {"model": "tiny", "prompt": "hello", "max_tokens": 240, "logit_bias": {"257": -100}}
+        stream = iter(client.completions.create(stream=True, **ask))
+        chunks = [next(stream)]
+        serving.send_signal(signal.SIGTERM)
+        chunks += stream
         assert chunks[-1].choices[0].finish_reason == "length"
-        assert process.wait(60) == 0, process.stderr.read()
+        serving.wait(60)
+
+
+@pytest.mark.slow
+def test_smollm2():
+    """A real model: it says what `mkdsl generate` says, alone and in company, whole and in a stream."""
+    model = engine.load_model(engine.fetch_smollm2(), context=256)
+    questions = [[{"role": "user", "content": f"What is the capital of {country}?"}] for country in ("France", "Italy", "Japan", "Spain")]
+    with process(engine.fetch_smollm2(), "smollm2", "--max-batch", "4", "--context", "256") as (_, client):
+        ask = functools.partial(client.chat.completions.create, model="smollm2", temperature=0, max_tokens=32)
+        alone = [ask(messages=messages).choices[0].message.content for messages in questions]
+        prompts = [model.tokenizer.encode_chat(messages) for messages in questions]
+        assert alone == ["".join(model.tokenizer.stream(engine.generate(model, prompt, max_tokens=32))) for prompt in prompts]
+        assert "Paris" in alone[0]
+        with concurrent.futures.ThreadPoolExecutor(4) as pool:
+            together = pool.map(
+                lambda messages: "".join(c.choices[0].delta.content for c in ask(messages=messages, stream=True)), questions
+            )
+        assert list(together) == alone
+        reply = ask(messages=questions[0], n=2, temperature=1, seed=1, logprobs=True, top_logprobs=3)
+        for choice in reply.choices:
+            text = b"".join(bytes(one.bytes) for one in choice.logprobs.content if one.bytes).decode()
+            assert text == choice.message.content
