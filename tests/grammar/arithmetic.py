@@ -49,9 +49,11 @@ COMBINE: dict[str, Callable[..., Array]] = {"reduce_sum": np.add, "reduce_max": 
 
 @dataclasses.dataclass(frozen=True)
 class Arithmetic:
-    """How floating-point numbers are held. real: as float64 that nothing rounds; else as float32, rounded to bfloat16 where that is the dtype."""
+    """How floating-point numbers are held. real: as float64 that nothing rounds; else as float32, rounded to bfloat16 where that is the dtype.
+    chops: rounds towards zero, as nothing does: another sample of what rounding may do."""
 
     real: bool
+    chops: bool = False
 
     @property
     def floating(self) -> Any:
@@ -66,6 +68,8 @@ class Arithmetic:
 
     def narrow(self, x: Array) -> Array:
         """Rounded to bfloat16, unless numbers are real."""
+        if self.chops:
+            return (x.astype(np.float32).view(np.uint32) & np.uint32(0xFFFF0000)).view(np.float32)
         return x if self.real else x.astype(ml_dtypes.bfloat16).astype(np.float32)
 
     def apply(self, name: str, params: dict[str, Any], args: list[Array], dtype: str) -> Array:

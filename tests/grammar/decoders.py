@@ -36,7 +36,7 @@ def _distance(carry: Any, tile: jax.Array, x: jax.Array) -> Any:
 
 
 def _greatest(carry: Any, tile: jax.Array, x: jax.Array) -> Any:
-    return jnp.maximum(carry, jnp.max(tile.astype(jnp.float32) + x, -1))
+    return jnp.maximum(carry, jnp.max(16 * tile.astype(jnp.float32) + x, -1))
 
 
 def _cosine(carry: Any, tile: jax.Array, x: jax.Array) -> Any:

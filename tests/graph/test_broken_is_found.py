@@ -11,7 +11,7 @@ from grammar.phases import Run
 from grammar.pieces import Features, Heads
 from hypothesis import Phase
 
-from mkdsl.graph import _build, _elementwise, _rewrite, _trace
+from mkdsl.graph import _build, _rewrite, _trace
 from mkdsl.graph._fuse import Fuser
 
 pytestmark = pytest.mark.medium
@@ -59,7 +59,6 @@ GRAPHS: dict[str, Broken] = {
     "reductions out of order": ("residuals", Fuser, "_reductions", lambda f: lambda *a: f(*a)[::-1]),
     "a constant vector is its first number": ("elementwise", _trace, "_are_all_the_same", lambda _: lambda value: True),
     "folds of other activations are siblings": ("residuals", Fuser, "_siblings", lambda _: lambda self, a, b: True),
-    "the logarithm of 1 + x is x": ("elementwise", _elementwise, "COMPOSED", lambda f: f | {"log1p": lambda x: x}),
 }  # fmt: skip
 PHASES: dict[str, Broken] = {
     "other heads": ("heads", Heads, "cut", lambda f: lambda self, v: f(self, np.roll(v, self.head_dim))),

@@ -13,7 +13,7 @@ import numpy as np
 import pytest
 from elementwise import FUNCTIONS
 from grammar.decoders import decoder
-from grammar.expressions import ACTIVATIONS, NORMS, WHOLE, jumps
+from grammar.expressions import ACTIVATIONS, BINARY, NORMS, WHOLE, jumps
 from grammar.families import FAMILIES
 from grammar.law import TOKEN, computed_or_refused, drawn, law
 from grammar.phases import Cuts
@@ -21,9 +21,11 @@ from grammar.plain import Plain
 from grammar.spec import Spec
 from grammar.three_ways import REAL, ROUNDED, Ways, difference
 
+from mkdsl.graph._elementwise import COMPOSED
+
 pytestmark = pytest.mark.medium
 
-EXAMPLES = 110  # of each kind; hypothesis repeats some
+EXAMPLES = 100  # of each kind; hypothesis repeats some
 
 
 @pytest.mark.parametrize("kind", FAMILIES)
@@ -33,6 +35,30 @@ def test_computed_or_refused(kind, record_property):
     counts = collections.Counter(programs.values())
     record_property("decoders", {"kind": kind, "programs": len(programs), **{c: counts[c] for c in ("computed", "refused")}})
     assert len(programs) >= EXAMPLES // 2
+
+
+def everywhere(name: str) -> Spec:
+    """A function of features in a prologue, in epilogues and on heads."""
+    e = (name, "x", "x") if name in BINARY else (name, "x")
+    return Spec(attended=e, inner=e, query="x" if name in WHOLE else e, values=e if name not in WHOLE else "x", after=e, stacks=(1,))
+
+
+NAMES = sorted({*FUNCTIONS, *ACTIVATIONS, *BINARY, *WHOLE})
+
+
+def test_each_function_is_computed_everywhere(record_property):
+    for name in NAMES:
+        assert computed_or_refused(everywhere(name), Cuts(rows=16, split_k=2, splits=2), [63]) == "computed", name
+    record_property("decoders", {"kind": "each function", "programs": len(NAMES), "computed": len(NAMES), "refused": 0})
+
+
+@pytest.mark.parametrize("name", sorted(set(COMPOSED) - {"is_finite"}))
+def test_a_wrong_function_is_found(name, monkeypatch):
+    """Of those that primitives are composed of."""
+    right = COMPOSED[name]
+    monkeypatch.setitem(COMPOSED, name, lambda *args: right(*(1.3 * a for a in args)))
+    with pytest.raises(AssertionError):
+        computed_or_refused(everywhere(name), Cuts(), [63])
 
 
 @pytest.mark.usefixtures("quick_compile")

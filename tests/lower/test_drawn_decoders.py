@@ -20,7 +20,7 @@ from mkdsl.gpu import Traced
 
 pytestmark = [pytest.mark.medium, pytest.mark.usefixtures("race_detector")]
 
-KINDS = sorted(set(FAMILIES) - {"refused", "sizes"})
+KINDS = sorted(set(FAMILIES) - {"refused"})
 
 
 def is_smooth(spec: Spec) -> bool:
