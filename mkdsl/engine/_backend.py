@@ -23,6 +23,7 @@ from mkdsl.models import DecoderConfig
 SMALLEST = 16  # tokens of a prompt in a piece: they are powers of two from here on, each compiled once
 
 
+GREEDY = SamplingParams(temperature=0.0)
 NOWHERE = -1  # the position of who has none: nothing is appended there, and nothing of a cache is read
 
 
@@ -107,9 +108,11 @@ class Backend:
         self._pages, self._slots = self._empty_pages(), self._empty_slots()
 
     def compile(self, batches: Iterable[int], piece: int) -> None:
-        """Compiles decode steps of these batches, and prefill of pieces of up to so many tokens; else each is compiled when it is first needed."""
+        """Compiles decode steps of these batches, greedy and drawn from all tokens, and prefill of pieces of up to so many tokens. What else is asked of the
+        sampler is compiled when it is first asked for, as all is that was not compiled here."""
         for batch in batches:
-            self.decode([self._nobody()], batch=batch, steps=1, until_one_ends=False)
+            for params in (GREEDY, SamplingParams()):
+                self.decode([self._nobody(params=params)], batch=batch, steps=1, until_one_ends=False)
         length = self._smallest
         while length <= piece:
             self.prefill([0] * length, start=self._past, pages=())
@@ -158,8 +161,8 @@ class Backend:
         """The first position past a table: nothing is written from there on."""
         return self._width * self._page_size
 
-    def _nobody(self, slot: int = 0) -> Lane:
-        return Lane(slot=slot, pages=(), token=0, position=self._past, index=0, params=SamplingParams(temperature=0.0))
+    def _nobody(self, slot: int = 0, params: SamplingParams = GREEDY) -> Lane:
+        return Lane(slot=slot, pages=(), token=0, position=self._past, index=0, params=params)
 
     def _table(self, pages: Sequence[int]) -> np.ndarray:
         return np.pad(np.asarray(pages, np.int32), (0, self._width - len(pages)))

@@ -456,15 +456,17 @@ def test_as_many_tokens_as_the_context_holds(make):
     assert len(answer.tokens) == CONTEXT - len(PROMPTS[4])
 
 
-def test_one_executable_for_each_batch(make):
-    """However many steps it runs, and whatever is asked for."""
+def test_one_executable_for_each_batch_and_what_it_asks_for(make):
+    """However many steps it runs, and whatever the numbers are."""
     engine = make()
+    sampled = SamplingParams(top_p=0.8, max_tokens=3, seed=1)
     for count in (1, 2, 4):
         engine.generate(PROMPTS[:count], GREEDY)
+        engine.generate(PROMPTS[:count], sampled)
     before = _decode._cache_size()
     for count in (1, 3, 2, 4):
         engine.generate(PROMPTS[:count], [dataclasses.replace(GREEDY, max_tokens=n + 1) for n in range(count)])
-        engine.generate(PROMPTS[:count], SAMPLED[:count])
+        engine.generate(PROMPTS[:count], [dataclasses.replace(sampled, temperature=0.5 + n, top_p=0.9) for n in range(count)])
     assert _decode._cache_size() == before
 
 
@@ -473,6 +475,7 @@ def test_compiled_ahead(checkpoint, monkeypatch):
     with Engine.load(checkpoint, max_batch=2, context=80, ahead=True) as engine:
         before = _decode._cache_size(), _fill._cache_size()
         engine.generate([PROMPTS[1], PROMPTS[2], PROMPTS[3]], GREEDY)
+        engine.generate([PROMPTS[1], PROMPTS[2], PROMPTS[3]], SamplingParams(temperature=0.7, max_tokens=3))
         assert (_decode._cache_size(), _fill._cache_size()) == before
 
 
