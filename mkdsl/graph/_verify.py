@@ -30,7 +30,10 @@ def verify_graph(graph: OpGraph) -> None:
                 if name in written and not graph.tensors[name].carried:
                     raise ValueError(f"{name} is written by {written[name]} and by {phase.name}")
                 written[name] = phase.name
-            _check_shapes(graph, phase)
+            if isinstance(phase, FoldPhase):
+                _check_fold(graph, phase)
+            if isinstance(phase, AttentionPhase):
+                _check_attention(graph, phase)
             check_code(graph, phase)
     if missing := set(graph.tensors) - set(written):
         raise ValueError(f"nothing writes {sorted(missing)}")
@@ -111,33 +114,31 @@ def _check_address(graph: OpGraph, id: int) -> None:
         raise UnsupportedError(f"{node.where}: mk.embed looks up rows of a leaf of params that is not stacked over layers")
 
 
-def _check_shapes(graph: OpGraph, phase: Phase) -> None:
-    if isinstance(phase, FoldPhase):
-        if not phase.parallel and phase.k % MMA_K:
+def _check_fold(graph: OpGraph, phase: FoldPhase) -> None:
+    if not phase.parallel and phase.k % MMA_K:
+        raise UnsupportedError(
+            f"{phase.where}: {phase.name} folds k={phase.k} elements of each row with a step of its own; such a k is a multiple of {MMA_K}"
+        )
+    for id in (f for folds, _ in graph.code[phase.name].parts for f in folds):
+        weight = graph.node(graph.node(id).inputs[0])
+        if weight.dtype != "bfloat16":
             raise UnsupportedError(
-                f"{phase.where}: {phase.name} folds k={phase.k} elements of each row with a step of its own; such a k is a multiple of {MMA_K}"
+                f"{phase.where}: the weight {weight.op.path} is {weight.dtype}{list(weight.shape)}; kernels stream bfloat16: cast it once"
             )
-        for id in (f for folds, _ in graph.code[phase.name].parts for f in folds):
-            weight = graph.node(graph.node(id).inputs[0])
-            if weight.dtype != "bfloat16":
-                raise UnsupportedError(
-                    f"{phase.where}: the weight {weight.op.path} is {weight.dtype}{list(weight.shape)}; kernels stream bfloat16: cast it once"
-                )
-    if isinstance(phase, AttentionPhase):
-        low, high = HEAD_DIMS
-        if phase.head_dim % MMA_K or not low <= phase.head_dim <= high:
-            raise UnsupportedError(
-                f"{phase.where}: head_dim={phase.head_dim}; kernels have heads of {low} to {high} features, multiples of {MMA_K}"
-            )
-        if phase.context % POSITIONS:
-            raise UnsupportedError(
-                f"{phase.where}: a cache of context={phase.context} positions; make it one of {-(-phase.context // POSITIONS) * POSITIONS}: "
-                f"copies take {POSITIONS} positions at a time"
-            )
-        caches = [graph.node(graph.node(i).inputs[0]) for i in graph.node(graph.code[phase.name].parts[0][0][0]).inputs[1:3]]
-        if any(c.dtype != "bfloat16" for c in caches):
-            raise UnsupportedError(f"{phase.where}: the cache is {caches[0].dtype}; kernels stream a bfloat16 cache")
-        _check_heads(graph, phase)
+
+
+def _check_attention(graph: OpGraph, phase: AttentionPhase) -> None:
+    (low, high), whole = HEAD_DIMS, -(-phase.context // POSITIONS) * POSITIONS
+    if phase.head_dim % MMA_K or not low <= phase.head_dim <= high:
+        what = f"head_dim={phase.head_dim}; kernels have heads of {low} to {high} features, multiples of {MMA_K}"
+        raise UnsupportedError(f"{phase.where}: {what}")
+    if phase.context != whole:
+        what = f"a cache of context={phase.context} positions; make it one of {whole}: copies take {POSITIONS} positions at a time"
+        raise UnsupportedError(f"{phase.where}: {what}")
+    caches = [graph.node(graph.node(i).inputs[0]) for i in graph.node(graph.code[phase.name].parts[0][0][0]).inputs[1:3]]
+    if any(c.dtype != "bfloat16" for c in caches):
+        raise UnsupportedError(f"{phase.where}: the cache is {caches[0].dtype}; kernels stream a bfloat16 cache")
+    _check_heads(graph, phase)
 
 
 def _check_heads(graph: OpGraph, phase: AttentionPhase) -> None:
