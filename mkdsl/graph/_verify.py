@@ -3,7 +3,7 @@
 from collections.abc import Sequence
 
 from mkdsl.graph._computable import check_code
-from mkdsl.graph._phases import AttentionPhase, FoldPhase, Phase
+from mkdsl.graph._phases import AttentionPhase, FoldPhase
 from mkdsl.graph._types import Node, OpGraph, UnsupportedError
 
 MMA_K = 16  # elements of the streamed axis that one mma takes
