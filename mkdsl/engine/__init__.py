@@ -1,4 +1,4 @@
-"""Generation from a checkpoint: prefill through XLA, decode through one kernel; and the command line."""
+"""From a checkpoint to text: one sequence through the kernel, or many requests at once; and the command line."""
 
 import sys
 from collections.abc import Callable

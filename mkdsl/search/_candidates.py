@@ -133,7 +133,8 @@ def _(phase: FoldPhase, setting: Setting) -> Iterator[PhasePlan]:
 
 def _splits_of_rows(phase: FoldPhase) -> list[int]:
     """Choices of `FoldPlan.split_k`; those that take the weights where they are, if there are any."""
-    dividing = [s for s in (SPLIT_K if phase.parallel else (1,)) if phase.k % (MMA_K * s) == 0]
+    whole = {s for s in SPLIT_K if all(part.rows % (MMA_ROWS // s) == 0 for part in phase.parts)}
+    dividing = [s for s in (SPLIT_K if phase.parallel else (1,)) if phase.k % (MMA_K * s) == 0 and s in whole]
     return [s for s in dividing if phase.in_place(s)] or dividing
 
 

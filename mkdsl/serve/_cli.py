@@ -42,6 +42,7 @@ def serve(
         with console.status(f"loading {directory}, and compiling"):
             engine = Engine.load(directory, max_batch=max_batch, context=context, ahead=True)
         with engine:
+            listening.listen()  # whoever takes the announcement at its word is not refused
             _announce(console, engine, f"{name}: up to {max_batch} answers at once", _curl(host, listening.getsockname()[1], name, api_key))
             app = create_app(engine, model=name, api_key=api_key, max_open=max_batch + max_queue)
             for number in (signal.SIGINT, signal.SIGTERM):  # uvicorn raises them once more when all answers are complete

@@ -12,7 +12,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from mkdsl.engine import SamplingParams
-from mkdsl.engine._sampler import NOT_FINITE, Asked, sample
+from mkdsl.engine._sampler import NOT_FINITE, Asked, _top_p, sample
 from mkdsl.engine._slots import count, empty_slots, occupy
 
 VOCAB, DRAWS = 24, 20_000
@@ -173,7 +173,7 @@ def test_greedy_of_equals_is_the_lowest():
     )
 
 
-@pytest.mark.parametrize("temperature", [1e-3, 1e-30])
+@pytest.mark.parametrize("temperature", [1e-3, 1e-30, 1e-40])
 def test_next_to_no_temperature(temperature):
     assert set(draws(SamplingParams(temperature=temperature), total=100).tolist()) == {LOGITS.argmax()}
 
@@ -182,6 +182,12 @@ def test_ties_with_the_last_one_kept_are_kept():
     logits = np.float32([3, 1, 1, 1] + [0] * (VOCAB - 4))
     for params in (SamplingParams(top_k=2), SamplingParams(top_p=0.5)):  # the first alone has 0.42, the first two 0.47
         assert set(draws(params, total=3_000, logits=logits).tolist()) == {0, 1, 2, 3}
+
+
+def test_all_of_the_probability_is_all_of_the_tokens():
+    """Though the sum of the first rounds to the whole."""
+    scores = jnp.full((1, VOCAB), -20.0).at[0, 3].set(0.0)
+    assert _top_p(scores, jnp.ones(1)).all()
 
 
 def test_one_token_is_left_at_least():
@@ -204,8 +210,19 @@ def test_no_token_outside_what_counts(logits, top_k, top_p, min_p):
     assert x[draws(params, total=200, logits=logits)].min() >= smallest - 1e-3  # ties, and sums that round
 
 
+def test_unlikely_tokens_are_drawn_as_often_as_they_should_be():
+    """With logits 17 below the likeliest. Noise from a single uniform float32 ends at 16, and they would come ten times too seldom."""
+    vocab, batch, calls = 1 << 14, 256, 36
+    slots = occupied([SamplingParams()], vocab=vocab)
+    logits = np.broadcast_to(np.where(np.arange(vocab) == 0, 0, -17).astype(np.float32), (batch, vocab))
+    tokens = [choose(logits, slots, np.zeros(batch, np.int32), np.arange(batch) + batch * call).token for call in range(calls)]
+    expected = batch * calls * (vocab - 1) * np.exp(-17) / (1 + (vocab - 1) * np.exp(-17))
+    assert scipy.stats.poisson.sf(np.count_nonzero(tokens) - 1, expected) < 0.99
+    assert scipy.stats.poisson.cdf(np.count_nonzero(tokens), expected) > 1e-2
+
+
 def test_the_largest_vocabularies():
-    """The draw's tail: with 131,072 equal tokens the largest noise is past what single uniform numbers reach."""
+    """131,072 equal tokens."""
     vocab, total = 1 << 17, 64
     slots = occupied([SamplingParams()], vocab=vocab)
     found = np.asarray(choose(np.zeros((total, vocab), np.float32), slots, np.zeros(total, np.int32), np.arange(total)).token)
