@@ -22,15 +22,9 @@ import jax.numpy as jnp
 import numpy as np
 from jax.experimental.mosaic.gpu import profiler
 
-from mkdsl.engine import Engine, SamplingParams
-from mkdsl.engine._backend import Backend
-from mkdsl.engine._decoder import decode_steps
-from mkdsl.engine._engine import PAGE, PIECE, STEPS
-from mkdsl.engine._paged import batched_step
-from mkdsl.engine._pages import PagePool
-from mkdsl.engine._scheduler import Scheduler
-from mkdsl.engine._tokenizer import Tokenizer, load_tokenizer
-from mkdsl.models import SHAPES, DecoderConfig, init_cache, random_params
+from mkdsl.engine import Engine, SamplingParams, Tokenizer, load_tokenizer
+from mkdsl.gpu import jit
+from mkdsl.models import SHAPES, DecoderConfig, decode_step, init_cache, random_params
 
 
 def tokenizer_of(vocab: int) -> Tokenizer:
@@ -42,32 +36,16 @@ def tokenizer_of(vocab: int) -> Tokenizer:
     return load_tokenizer(directory)
 
 
-def engine_of(config: DecoderConfig, params: Any, context: int, streams: int) -> Engine:
-    pages = streams * (context // PAGE) + 1
-    scheduler = Scheduler(PagePool(count=pages, size=PAGE), max_batch=streams, piece=PIECE, max_steps=STEPS)
-    backend = Backend(
-        config,
-        params,
-        pages=pages,
-        page_size=PAGE,
-        context=context,
-        max_batch=streams,
-        max_steps=STEPS,
-        step_of=decode_steps(config, context),
-    )
-    return Engine(config=config, tokenizer=tokenizer_of(config.vocab), context=context, scheduler=scheduler, backend=backend)
-
-
 def kernel_us(config: DecoderConfig, params: Any, context: int, batch: int, position: int) -> tuple[float, float]:
     """(the kernel's time, its error beside plain jax.jit, relative to the largest logit)."""
     kv = jax.tree.map(
         lambda a: jax.random.normal(jax.random.key(1), a.shape, jnp.float32).astype(a.dtype), init_cache(config, context, batch=batch)
     )
-    tokens, positions = jnp.arange(batch, dtype=jnp.int32), jnp.full(batch, position, jnp.int32)
-    step, plain = (jax.jit(lambda *args, f=f: f(*args)[0]) for f in (decode_steps(config, context)(batch), batched_step(config)))
-    want = plain(params, kv, tokens, positions)
-    error = float(jnp.abs(step(params, kv, tokens, positions) - want).max() / jnp.abs(want).max())
-    runs: Any = profiler.Cupti(finalize=False).measure(step, aggregate=False, iterations=20)(params, kv, tokens, positions)[1]
+    args = params, kv, jnp.arange(batch, dtype=jnp.int32), jnp.full(batch, position, jnp.int32)
+    step = jax.jit(jit(decode_step(config), batch=batch).lower(*args).program)
+    want = jax.jit(jax.vmap(decode_step(config), (None, 0, 0, 0)))(*args)[1]
+    error = float(jnp.abs(step(*args)[1] - want).max() / jnp.abs(want).max())
+    runs: Any = profiler.Cupti(finalize=False).measure(step, aggregate=False, iterations=20)(*args)[1]
     return 1e3 * float(np.median([max(ms for _, ms in run) for run in runs])), error
 
 
@@ -99,7 +77,7 @@ def main() -> None:
     params, rng = random_params(config, jax.random.key(0)), np.random.default_rng(0)
     print(f"{args.model}, context {args.context}, prompts of {args.prompt}, answers of {args.answer}, {jax.devices()[0].device_kind}")
     for streams in map(int, args.streams.split(",")):
-        engine = engine_of(config, params, args.context, streams)
+        engine = Engine.of(config, params, tokenizer_of(config.vocab), max_batch=streams, context=args.context)
         draw = functools.partial(rng.integers, 0, config.vocab, (streams, args.prompt))
         us = [asyncio.run(token_us(engine, draw().tolist(), args.answer)) for _ in range(3)]  # the first compiles
         engine.close()

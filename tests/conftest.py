@@ -5,6 +5,8 @@ import collections
 import jax
 import pytest
 
+jax.config.update("jax_disable_most_optimizations", True)  # tests compile much and compute little: a third of their time
+
 
 @pytest.fixture(scope="session", autouse=True)
 def own_cache(tmp_path_factory):
@@ -14,15 +16,7 @@ def own_cache(tmp_path_factory):
 
 
 @pytest.fixture
-def quick_compile():
-    """For what compiles much and computes little, as interpreted kernels do."""
-    jax.config.update("jax_disable_most_optimizations", True)
-    yield
-    jax.config.update("jax_disable_most_optimizations", False)
-
-
-@pytest.fixture
-def race_detector(quick_compile, capsys):
+def race_detector(capsys):
     """Fails a test in whose interpreted kernels Pallas saw a race. mk.jit raises; a program that a test runs by itself prints only."""
     yield
     said = capsys.readouterr().out

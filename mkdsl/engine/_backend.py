@@ -80,7 +80,7 @@ class Backend:
 
     def __init__(
         self, config: DecoderConfig, params: Any, *, pages: int, page_size: int, context: int, max_batch: int, max_steps: int,
-        step_of: Callable[[int], Step], smallest: int = SMALLEST, cache_dtype: DTypeLike = jnp.bfloat16,
+        step_of: Callable[[int], Step], smallest: int = SMALLEST, asked: Asked | None = None, cache_dtype: DTypeLike = jnp.bfloat16,
     ) -> None:  # fmt: skip
         """Sets up the device.
 
@@ -93,10 +93,11 @@ class Backend:
           max_batch: sequences that are admitted at the same time at most.
           max_steps: decode steps in one dispatch at most.
           smallest: tokens in a piece of a prompt at least; shorter ones are padded.
+          asked: what the sampler computes whoever is there; None for what they ask for.
           cache_dtype: of the pages.
           step_of: the decode step of so many sequences, whose caches have `context` positions in whole pages.
         """
-        self._step_of = step_of
+        self._step_of, self._asked = step_of, asked
         self.config, self._params = config, params
         self._width, self._page_size, self._max_steps, self._smallest = -(-context // page_size), page_size, max_steps, smallest
         self._empty_pages = functools.partial(empty_pages, config, count=pages, size=page_size, dtype=cache_dtype)
@@ -145,10 +146,10 @@ class Backend:
         """
         self._pages, self._slots, said, ended, taken = _decode(
             self._params, self._pages, self._slots, self._lanes(lanes, batch), np.int32(steps), np.bool_(until_one_ends),
-            step=self._step_of(batch), max_steps=self._max_steps, asked=(asked := Asked.of(lane.params for lane in lanes)),
+            step=self._step_of(batch), max_steps=self._max_steps, asked=self._asked or Asked.of(lane.params for lane in lanes),
         )  # fmt: skip
         tokens, ended, taken = jax.device_get((said.token, ended, taken))
-        said = jax.device_get(said) if asked.logprobs else None
+        said = jax.device_get(said) if any(lane.params.logprobs is not None for lane in lanes) else None
 
         def of(i: int, n: int) -> Said:
             sampled = jax.tree.map(lambda a: a[:n, i], said) if lanes[i].params.logprobs is not None else None

@@ -8,18 +8,19 @@ import pathlib
 import queue
 import secrets
 import weakref
-from collections.abc import AsyncGenerator, Sequence
-from typing import Self
+from collections.abc import AsyncGenerator, Callable, Sequence
+from typing import Any, Self
 
 import jax
 
 from mkdsl.engine._answers import Answer, Delta, Writer, answers
-from mkdsl.engine._backend import SMALLEST, Backend
+from mkdsl.engine._backend import Backend
 from mkdsl.engine._decoder import decode_steps
 from mkdsl.engine._generate import check_prompt, positions
 from mkdsl.engine._loop import Job, Loop
-from mkdsl.engine._paged import pages_that_fit
+from mkdsl.engine._paged import Step, pages_that_fit
 from mkdsl.engine._pages import PagePool
+from mkdsl.engine._sampler import Asked
 from mkdsl.engine._sampling import SamplingError, SamplingParams
 from mkdsl.engine._scheduler import BATCHES, Scheduler
 from mkdsl.engine._tokenizer import PromptError, Tokenizer, load_tokenizer
@@ -101,18 +102,38 @@ class Engine:
           MissingExtra: safetensors or tokenizers is not installed.
         """
         context = positions(read_config(directory), context)
-        step_of = decode_steps(read_config(directory), -(-context // PAGE) * PAGE)
+        step_of = decode_steps(read_config(directory), whole_pages(context))
         tokenizer = load_tokenizer(directory)
         config, params = load(directory)
+        return cls._of(
+            config, params, tokenizer, step_of, max_batch=max_batch, context=context, ahead=ahead, batch_invariant=batch_invariant
+        )
+
+    @classmethod
+    def of(
+        cls, config: DecoderConfig, params: Any, tokenizer: Tokenizer, *, max_batch: int = 16, context: int, ahead: bool = False,
+        batch_invariant: bool = False,
+    ) -> Self:  # fmt: skip
+        """An engine of a model that is there already. Arguments, and what is raised, as for `load`; params in bfloat16, on the device."""
+        step_of = decode_steps(config, whole_pages(context))
+        return cls._of(
+            config, params, tokenizer, step_of, max_batch=max_batch, context=context, ahead=ahead, batch_invariant=batch_invariant
+        )
+
+    @classmethod
+    def _of(
+        cls, config: DecoderConfig, params: Any, tokenizer: Tokenizer, step_of: Callable[[int], Step], *, max_batch: int, context: int,
+        ahead: bool, batch_invariant: bool,
+    ) -> Self:  # fmt: skip
         pages = pages_that_fit(config, size=PAGE, context=context, max_batch=max_batch, free=_free_bytes())
         log.info("%d pages of %d positions: %.1f sequences of %d", pages, PAGE, pages * PAGE / context, context)
         steps = 1 if jax.default_backend() == "cpu" else STEPS
         pool = PagePool(count=pages, size=PAGE)
         scheduler = Scheduler(pool, max_batch=max_batch, piece=PIECE, max_steps=steps, batch_invariant=batch_invariant)
+        same: dict[str, Any] = {"smallest": PIECE, "asked": Asked.everything()} if batch_invariant else {}
         backend = Backend(
-            config, params, pages=pages, page_size=PAGE, context=context, max_batch=max_batch, max_steps=steps, step_of=step_of,
-            smallest=PIECE if batch_invariant else SMALLEST,
-        )  # fmt: skip
+            config, params, pages=pages, page_size=PAGE, context=context, max_batch=max_batch, max_steps=steps, step_of=step_of, **same
+        )
         if ahead:
             backend.compile([max_batch] if batch_invariant else [size for size in BATCHES if size <= max_batch], PIECE)
         return cls(config=config, tokenizer=tokenizer, context=context, scheduler=scheduler, backend=backend)
@@ -241,6 +262,11 @@ class Engine:
                 raise SamplingError(
                     f"{name} names token {past[0]}, past the vocabulary of {self.config.vocab}; the token is another model's"
                 )
+
+
+def whole_pages(context: int) -> int:
+    """Positions of the pages that hold so many."""
+    return -(-context // PAGE) * PAGE
 
 
 def _free_bytes() -> int | None:

@@ -55,6 +55,10 @@ class Asked:
     logprobs: bool
 
     @staticmethod
+    def everything() -> "Asked":
+        return Asked(changes=True, draws=True, top_k=True, top_p=True, logprobs=True)
+
+    @staticmethod
     def of(several: Iterable[SamplingParams]) -> "Asked":
         several = list(several)
         drawn = [p for p in several if p.temperature > 0]

@@ -26,11 +26,13 @@ from mkdsl.engine import (
 from mkdsl.engine._backend import Backend, _decode, _fill
 from mkdsl.engine._decoder import decode_steps
 from mkdsl.engine._pages import PagePool
+from mkdsl.engine._sampler import Asked
 from mkdsl.engine._scheduler import Scheduler
 from mkdsl.models import CheckpointError
 
 pytestmark = pytest.mark.medium
 CONTEXT, SIZE, PIECE, STEPS = 96, 16, 32, 4
+EVERYTHING = Asked.everything()
 GREEDY = SamplingParams(temperature=0, max_tokens=10)
 RANDOM = np.random.default_rng(0)
 PROMPTS = [tuple(RANDOM.integers(0, 256, length).tolist()) for length in (1, 2, 17, 40, 70, 33, 5)]
@@ -54,12 +56,12 @@ def make(config, params, checkpoint):
     """
     made = []
 
-    def engine(*, pages=24, max_batch=4, params=params, config=config, dtype=jnp.float32, batch_invariant=False):
+    def engine(*, pages=24, max_batch=4, params=params, config=config, dtype=jnp.float32, batch_invariant=False, asked=EVERYTHING):
         pool = PagePool(count=pages, size=SIZE)
         scheduler = Scheduler(pool, max_batch=max_batch, piece=PIECE, max_steps=STEPS, batch_invariant=batch_invariant)
         backend = Backend(
             config, params, pages=24, page_size=SIZE, context=CONTEXT, max_batch=4, max_steps=STEPS, step_of=decode_steps(config, CONTEXT),
-            smallest=PIECE if batch_invariant else 16, cache_dtype=dtype,
+            smallest=PIECE if batch_invariant else 16, cache_dtype=dtype, asked=asked,
         )  # fmt: skip
         tokenizer = load_tokenizer(checkpoint)
         made.append(Engine(config=config, tokenizer=tokenizer, context=CONTEXT, scheduler=scheduler, backend=backend))
@@ -458,7 +460,7 @@ def test_as_many_tokens_as_the_context_holds(make):
 
 def test_one_executable_for_each_batch_and_what_it_asks_for(make):
     """However many steps it runs, and whatever the numbers are."""
-    engine = make()
+    engine = make(asked=None)
     sampled = SamplingParams(top_p=0.8, max_tokens=3, seed=1)
     for count in (1, 2, 4):
         engine.generate(PROMPTS[:count], GREEDY)

@@ -37,7 +37,7 @@ KINDS = {
 }  # fmt: skip
 
 pytestmark = pytest.mark.medium
-EVERYTHING = Asked(changes=True, draws=True, top_k=True, top_p=True, logprobs=True)
+EVERYTHING = Asked.everything()
 choose = jax.jit(functools.partial(sample, asked=EVERYTHING))
 
 

@@ -21,7 +21,6 @@ def step(params, kv, token, pos):
     return mk.argmax(logits), logits, kv
 
 
-@pytest.mark.usefixtures("quick_compile")
 def test_a_planted_race_raises(monkeypatch):
     """Every worker writes its rows where the first one does."""
     at = Rows.at
@@ -37,7 +36,6 @@ def test_without_one_nothing_is_raised():
     np.testing.assert_allclose(logits, step(*ARGS)[1], atol=2e-2)
 
 
-@pytest.mark.usefixtures("quick_compile")
 def test_a_race_that_the_clocks_of_two_workers_hide(monkeypatch):
     """Pallas's interpreter takes a worker that did more for a later one: it prints nothing of these, and mk.jit raises."""
     at = Rows.at

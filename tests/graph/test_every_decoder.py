@@ -61,7 +61,6 @@ def test_a_wrong_function_is_found(name, monkeypatch):
         computed_or_refused(everywhere(name), Cuts(), [63])
 
 
-@pytest.mark.usefixtures("quick_compile")
 @pytest.mark.parametrize("kind", sorted(set(FAMILIES) - {"refused"}))
 def test_the_plain_meaning_is_what_jax_computes(kind):
     """Jitted, in float32."""
