@@ -458,6 +458,7 @@ def test_as_many_tokens_as_the_context_holds(make):
     assert len(answer.tokens) == CONTEXT - len(PROMPTS[4])
 
 
+@pytest.mark.slow
 def test_one_executable_for_each_batch_and_what_it_asks_for(make):
     """However many steps it runs, and whatever the numbers are."""
     engine = make(asked=None)

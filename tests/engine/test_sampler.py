@@ -210,6 +210,7 @@ def test_no_token_outside_what_counts(logits, top_k, top_p, min_p):
     assert x[draws(params, total=200, logits=logits)].min() >= smallest - 1e-3  # ties, and sums that round
 
 
+@pytest.mark.slow
 def test_unlikely_tokens_are_drawn_as_often_as_they_should_be():
     """With logits 17 below the likeliest. Noise from a single uniform float32 ends at 16, and they would come ten times too seldom."""
     vocab, batch, calls = 1 << 14, 256, 36

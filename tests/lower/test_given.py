@@ -70,7 +70,8 @@ def test_a_cache_that_is_a_ring():
     run(d, 4, (params, kv, token, np.asarray([0, 63, 64, 1000], np.int32)))
 
 
-@pytest.mark.parametrize("batch", [pytest.param(1, marks=pytest.mark.slow), 3])
+@pytest.mark.slow
+@pytest.mark.parametrize("batch", [1, 3])
 def test_rotations_by_a_computed_position(batch):
     def body(x, p, kv, pos):
         h = mk.rms_norm(x)
@@ -81,6 +82,7 @@ def test_rotations_by_a_computed_position(batch):
     run(decoder(step_of(body)), batch)
 
 
+@pytest.mark.slow
 def test_arithmetic_on_heads():
     """Leaves for each head and for each feature of a head, numbers, constants, positions, reductions over a head."""
 
@@ -121,6 +123,7 @@ def test_any_expression_of_numbers_and_leaves_of_any_type(batch):
     run(decoder(step_of(after=anything), **leaves, half=jnp.float16(0.25), **tiny.drawn({"scale": (128,)}, 5)), batch)
 
 
+@pytest.mark.slow
 def test_results_of_other_types():
     def step(params, kv, token, pos):
         x, kv = layer(mk.embed(params["embed"], token), params["layer"], kv, pos)
@@ -153,7 +156,8 @@ def test_weights_that_a_step_holds_itself():
     run(d, 3, (d.params, (), np.arange(3), np.zeros(3, int)))
 
 
-@pytest.mark.parametrize("batch", [pytest.param(1, marks=pytest.mark.slow), 3])
+@pytest.mark.slow
+@pytest.mark.parametrize("batch", [1, 3])
 def test_numbers_of_each_layer_and_folds_that_nobody_uses(batch):
     """As [layers], as [layers, 1], in bfloat16, and a flag; before the projections and after them."""
 

@@ -18,7 +18,13 @@ LLAMA = dataclasses.replace(tiny.LLAMA, hidden=192, intermediate=320, vocab=448,
 
 @pytest.mark.usefixtures("race_detector")
 @pytest.mark.parametrize(
-    ("batch", "split_k"), [pytest.param(1, 2, marks=pytest.mark.slow), (1, 8), pytest.param(2, 2, marks=pytest.mark.slow), (4, 4)]
+    ("batch", "split_k"),
+    [
+        pytest.param(1, 2, marks=pytest.mark.slow),
+        (1, 8),
+        pytest.param(2, 2, marks=pytest.mark.slow),
+        pytest.param(4, 4, marks=pytest.mark.slow),
+    ],
 )
 def test_splits_of_heads_that_no_tile_divides(batch, split_k):
     """3 heads in 2, 4 or 8 pieces, and fewer than 8 rows to merge their splits in."""
@@ -29,7 +35,10 @@ def test_splits_of_heads_that_no_tile_divides(batch, split_k):
 
 
 @pytest.mark.usefixtures("race_detector")
-@pytest.mark.parametrize(("decoder", "batch"), [(tiny.attend(), 1), (tiny.of(LLAMA), 8)], ids=["batch 1", "batch 8"])
+@pytest.mark.parametrize(
+    ("decoder", "batch"),
+    [pytest.param(tiny.attend(), 1, id="batch 1"), pytest.param(tiny.of(LLAMA), 8, id="batch 8", marks=pytest.mark.slow)],
+)
 def test_what_clusters_share(decoder, batch):
     """In phased form each worker folds its own tiles, and what clusters split in space is split in time, into K stages."""
     found = traced(decoder, args := arguments(decoder, batch, context=256))
@@ -41,7 +50,8 @@ def test_what_clusters_share(decoder, batch):
 
 
 @pytest.mark.usefixtures("race_detector")
-@pytest.mark.parametrize("batch", [3, pytest.param(8, marks=pytest.mark.slow)])
+@pytest.mark.slow
+@pytest.mark.parametrize("batch", [3, 8])
 def test_several_epilogues(batch):
     """One tile at a time: the resident in K stages is staged anew for each, and the rows that an epilogue adds are not preloaded."""
     decoder = tiny.of(LLAMA)

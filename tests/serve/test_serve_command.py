@@ -104,6 +104,7 @@ def process(directory, name, *options):
             assert serving.wait(60) == 0, serving.stderr.read()
 
 
+@pytest.mark.slow
 @pytest.mark.medium
 def test_sigterm_drains(session_checkpoint):
     """The answers that have begun are completed, and then the process ends with 0."""
