@@ -473,6 +473,7 @@ def test_one_executable_for_each_batch_and_what_it_asks_for(make):
     assert _decode._cache_size() == before
 
 
+@pytest.mark.slow
 def test_compiled_ahead(checkpoint, monkeypatch):
     monkeypatch.setattr(_engine, "PIECE", 32)
     with Engine.load(checkpoint, max_batch=2, context=80, ahead=True) as engine:

@@ -43,7 +43,7 @@ def said(step_of, prompts, steps):
     return together, [s.tokens for s in backend.decode([last], batch=2, steps=1, until_one_ends=False)]
 
 
-@pytest.mark.medium
+@pytest.mark.slow
 def test_interpreted_kernels_say_what_the_reference_does(monkeypatch, race_detector):
     """Over the end of a page, and with a place in the batch that nobody has."""
     monkeypatch.setattr(_decoder, "jax", OnGpu())

@@ -117,7 +117,8 @@ def anything(y: jax.Array, params: Any, token: jax.Array, pos: jax.Array) -> jax
     return y + jax.nn.silu(y.astype(jnp.bfloat16)) + jnp.any(y > 3).astype(jnp.float32)
 
 
-@pytest.mark.parametrize("batch", [pytest.param(1, marks=pytest.mark.slow), 3])
+@pytest.mark.slow
+@pytest.mark.parametrize("batch", [1, 3])
 def test_any_expression_of_numbers_and_leaves_of_any_type(batch):
     leaves = {"whole": jnp.int32(3), "on": jnp.asarray(True), "some": jnp.arange(192) % 3 > 0, "one": jnp.full(1, 0.5, jnp.bfloat16)}
     run(decoder(step_of(after=anything), **leaves, half=jnp.float16(0.25), **tiny.drawn({"scale": (128,)}, 5)), batch)
