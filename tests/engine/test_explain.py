@@ -28,6 +28,7 @@ def test_explains_as_json():
     assert 0 < numbers["smem_peak_bytes"] <= 227 * 1024
 
 
+@pytest.mark.slow
 @pytest.mark.medium
 def test_without_k_splitting():
     """The paper's claim, in the model: at batch 16 the peak at least halves, and predicted time does not rise by more than 2 %."""

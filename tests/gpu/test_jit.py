@@ -196,6 +196,7 @@ def test_wrong_shape_or_dtype_after_compiling():
             compiled(params, kv, outside, pos)
 
 
+@pytest.mark.slow
 @pytest.mark.medium
 @pytest.mark.usefixtures("race_detector")
 def test_a_traced_token_is_clamped():

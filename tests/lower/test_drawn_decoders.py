@@ -72,7 +72,12 @@ SOME = {
 }  # fmt: skip
 
 
-@pytest.mark.parametrize("spec", SOME.values(), ids=SOME)
+LONG = ("a stream handed on", "heads of three kinds")
+
+
+@pytest.mark.parametrize(
+    "spec", [pytest.param(spec, id=name, marks=[pytest.mark.slow] if name in LONG else []) for name, spec in SOME.items()]
+)
 def test_some_kernels_compute_what_is_meant(spec):
     check(spec)
 

@@ -55,6 +55,7 @@ def alternating(x: jax.Array, params: Any, token: jax.Array, pos: jax.Array) -> 
     return x * jnp.where(jnp.arange(128) % 2 == 0, 1.5, 0.5) + 0.01 * pos.astype(jnp.float32)
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("batch", [pytest.param(1, marks=pytest.mark.slow), 3, pytest.param(16, marks=pytest.mark.slow)])
 def test_positions_and_scalars_in_arithmetic(batch):
     d = decoder(step_of(before=alternating, after=temperature), temperature=jnp.float32(1.7))

@@ -42,6 +42,7 @@ def test_model_families(config, batch):
     run(tiny.of(config), batch)
 
 
+@pytest.mark.slow
 def test_two_groups_of_columns():
     run(tiny.attend(), 16)
 

@@ -73,6 +73,7 @@ def test_rows_that_an_epilogue_adds_are_preloaded():
     assert all(schedule.preloads(p) and not schedule.plan(p.name).several_epilogues for p in adding)
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("batch", [pytest.param(1, marks=pytest.mark.slow), 8])
 def test_all_phases_in_one_launch(batch, monkeypatch, capsys):
     """A worker alone has nobody to hand over to, so that interpret mode can run mega form.

@@ -24,7 +24,7 @@ from mkdsl.search._draft import with_memory
 
 pytestmark = pytest.mark.medium
 
-FEW, MANY = {"decoders": 25, "random": 80}, {"decoders": 200, "random": 330}  # mutants of each kind
+FEW, MANY = {"decoders": 15, "random": 80}, {"decoders": 200, "random": 330}  # mutants of each kind
 SIZES = [pytest.param(FEW, id="few"), pytest.param(MANY, id="many", marks=pytest.mark.slow)]
 COLUMNS = ("mutants", "refused", "accepted", "accepted, run", "of refused, run", "of these failed")
 FAILURES = (Race, Hang, Miscompute, Overflow)

@@ -52,7 +52,7 @@ even = st.integers(2, 20).map(lambda n: 2 * n)  # pairs leave no worker idle, as
 
 
 @pytest.mark.medium
-@settings(LAW, max_examples=30)
+@settings(LAW, max_examples=15)
 @given(graphs(max_phases=2, scale=16), even, st.sampled_from([1, 4]), st.integers(70, 160))
 def test_equals_brute_force(graph: OpGraph, workers: int, batch: int, kib: int):
     check_against_brute_force(graph, batch, dataclasses.replace(with_workers(workers), smem_bytes=kib * KIB))
