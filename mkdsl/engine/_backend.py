@@ -14,7 +14,7 @@ import numpy as np
 from jax import lax
 from jax.typing import DTypeLike
 
-from mkdsl.engine._paged import Step, empty_pages, gathered, paged_fill, written_back
+from mkdsl.engine._paged import Step, capacity, empty_pages, gathered, paged_fill, written_back
 from mkdsl.engine._sampler import NOT_FINITE, Asked, Sampled, sample
 from mkdsl.engine._sampling import SamplingParams
 from mkdsl.engine._slots import Slots, count, empty_slots, occupy
@@ -205,7 +205,7 @@ def _decode(
     *, step: Step, max_steps: int, asked: Asked,
 ) -> tuple[Any, Slots, Sampled, jax.Array, jax.Array]:  # fmt: skip
     """Returns pages, slots, what was said, and over lanes whether each ended and how many tokens it took."""
-    exists = lanes.positions < lanes.tables.shape[1] * pages["k"].shape[3]
+    exists = lanes.positions < capacity(pages, lanes.tables)
 
     def go_on(run: _Run) -> jax.Array:
         return (run.steps < steps) & run.live.any() & ~(until_one_ends & (exists & ~run.live).any())

@@ -101,8 +101,9 @@ class Engine:
           ValueError: max_batch is another number.
           MissingExtra: safetensors or tokenizers is not installed.
         """
-        context = positions(read_config(directory), context)
-        step_of = decode_steps(read_config(directory), whole_pages(context))
+        config = read_config(directory)
+        context = positions(config, context)
+        step_of = decode_steps(config, whole_pages(context))
         tokenizer = load_tokenizer(directory)
         config, params = load(directory)
         return cls._of(

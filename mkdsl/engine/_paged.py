@@ -98,14 +98,14 @@ def written_back(pages: Any, tables: jax.Array, kv: Any, first: jax.Array, count
       counts: int32 [b], how many are new, at most `most`.
     """
     steps = jnp.arange(most)
-    positions = jnp.where(steps < counts[:, None], first[:, None] + steps, _capacity(pages, tables))  # [b, most]
+    positions = jnp.where(steps < counts[:, None], first[:, None] + steps, capacity(pages, tables))  # [b, most]
     rows = jax.vmap(lambda leaf, at: jnp.moveaxis(leaf.at[:, :, at].get(mode="clip"), 2, 0))
     new = jax.tree.map(lambda leaf: rows(leaf, positions).reshape(-1, *leaf.shape[1:3], leaf.shape[-1]), kv)
     page, row = jax.vmap(jax.vmap(_place, (None, None, 0)), (None, 0, 0))(pages, tables, positions)
     return _scatter(pages, (page.reshape(-1), row.reshape(-1)), new)
 
 
-def _capacity(pages: Any, tables: jax.Array) -> int:
+def capacity(pages: Any, tables: jax.Array) -> int:
     """Positions that a table has."""
     return tables.shape[-1] * pages["k"].shape[3]
 

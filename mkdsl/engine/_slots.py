@@ -28,8 +28,6 @@ class Knobs:
     repetition: jax.Array
     presence: jax.Array
     frequency: jax.Array
-    biased: jax.Array
-    logprobs: jax.Array
 
 
 @jax.tree_util.register_dataclass
@@ -97,8 +95,6 @@ def _knobs(params: SamplingParams, seed: int, vocab: int) -> Knobs:
         "repetition": np.float32(params.repetition_penalty),
         "presence": np.float32(params.presence_penalty),
         "frequency": np.float32(params.frequency_penalty),
-        "biased": np.bool_(bool(params.logit_bias)),
-        "logprobs": np.bool_(params.logprobs is not None),
     }
     return Knobs(**values)
 
