@@ -28,7 +28,9 @@ from mkdsl.models import DecoderConfig, load, read_config
 
 PAGE = 64  # positions: a block of the kernel's attention
 PIECE = 512  # positions of a prompt written at once: as long as a running stream may have to wait
-STEPS = 4  # decode steps in one dispatch on a GPU, which last longer than the host needs for it; on a CPU, where it needs next to nothing, one
+STEPS = (
+    4  # decode steps in one dispatch on a GPU, which last longer than the host needs for it; on a CPU, where it needs next to nothing, one
+)
 Prompt = str | Sequence[int]
 
 log = logging.getLogger("mkdsl")
