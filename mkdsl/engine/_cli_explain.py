@@ -95,8 +95,8 @@ def found(model: str, gpu: Profile, *, batch: int, context: int, k_split: bool, 
     """Searches, proves, and runs if that is wanted."""
     config = config_of(model)
     graph, tree = traced(config, context)
-    (schedule, gpu), search_seconds = timed(lambda: _search(graph, batch, gpu, k_split))
-    _, proof_seconds = timed(lambda: verify_schedule(graph, schedule, gpu))
+    (schedule, holds), search_seconds = timed(lambda: _search(graph, batch, gpu, k_split))
+    _, proof_seconds = timed(lambda: verify_schedule(graph, schedule, holds))
     return Explained(
         model=model,
         graph=graph,
@@ -138,6 +138,7 @@ def _not_measurable(gpu: Profile, k_split: bool) -> str:
 
 
 def _search(graph: OpGraph, batch: int, gpu: Profile, k_split: bool) -> tuple[Schedule, Profile]:
+    """A schedule, and a GPU that holds it: without K-splitting that may be one of more shared memory."""
     schedule = search(graph, batch=batch, target=gpu, cache=False)
     return (schedule, gpu) if k_split else without_k_split(graph, schedule, gpu)
 

@@ -8,7 +8,7 @@ from typing import Any
 
 from mkdsl.graph import OpGraph, Phase
 from mkdsl.schedule import Profile, Schedule, awaited
-from mkdsl.search import Account, Summary, accounts, runners_up, summary
+from mkdsl.search import BOUNDS, Account, Summary, accounts, runners_up, summary
 from mkdsl.simulate import Timeline, simulate
 
 PARTS = pathlib.Path(__file__).parent / "page"
@@ -91,7 +91,7 @@ def _phase(phase: Phase, graph: OpGraph, schedule: Schedule) -> dict[str, Any]:
 
 
 def _accounts(found: tuple[Account, ...]) -> list[dict[str, Any]]:
-    return [dataclasses.asdict(a) | {"bound": a.bound, "exposed_us": a.exposed_us} for a in found]
+    return [dataclasses.asdict(a) | {"bound": a.bound, "explained": {b: a.explained_us(b) for b in BOUNDS}} for a in found]
 
 
 def _cohorts(graph: OpGraph, timeline: Timeline) -> Iterator[list[list[int]]]:

@@ -8,7 +8,7 @@ from mkdsl.schedule import Profile, Schedule, SharedMemory, shared_memory
 from mkdsl.search._cost import floor_us
 from mkdsl.simulate import Timeline, Workload
 
-BOUNDS = ("bytes", "hand-off", "compute")
+BOUNDS = ("bytes", "compute", "hand-off")
 HIDDEN = 0.15  # of a phase's time: less than this between it and what bounds it is hidden
 
 
@@ -41,11 +41,18 @@ class Account:
         """What neither bytes nor compute explain: the latency that shows."""
         return max(0.0, self.us - max(self.bytes_us, self.compute_us))
 
+    def explained_us(self, bound: str) -> float:
+        """The part of us that bytes explain, or compute if that is more; of the hand-off what is left."""
+        if bound == "hand-off":
+            return self.exposed_us
+        larger = "bytes" if self.bytes_us >= self.compute_us else "compute"
+        return self.us - self.exposed_us if bound == larger else 0.0
+
 
 @dataclasses.dataclass(frozen=True)
 class Summary:
     """A schedule in a few numbers. floor_us: what device memory needs for `streamed` bytes of a step, at `bandwidth` bytes a second. memory: of one worker,
-    of which the GPU has smem_limit bytes. bounds: microseconds of a step by what bounds its phases, of BOUNDS those there are, and these phases."""
+    of which the GPU has smem_limit bytes. bounds: for each of BOUNDS that there is, the microseconds of a step that it explains, and the phases that it bounds."""
 
     target: str
     batch: int
@@ -88,7 +95,7 @@ def memory_of(graph: OpGraph, schedule: Schedule) -> SharedMemory:
 
 def summary(graph: OpGraph, schedule: Schedule, profile: Profile, found: Sequence[Account]) -> Summary:
     """A schedule in a few numbers. found: the accounts of its phases."""
-    by_bound = {b: [a for a in found if a.bound == b] for b in BOUNDS}
+    bounds = {b: (sum(a.runs * a.explained_us(b) for a in found), tuple(a.phase for a in found if a.bound == b)) for b in BOUNDS}
     return Summary(
         target=schedule.target,
         batch=schedule.batch,
@@ -101,5 +108,5 @@ def summary(graph: OpGraph, schedule: Schedule, profile: Profile, found: Sequenc
         bandwidth=profile.bandwidth,
         memory=memory_of(graph, schedule),
         smem_limit=profile.smem_bytes,
-        bounds={b: (sum(a.runs * a.us for a in of), tuple(a.phase for a in of)) for b, of in by_bound.items() if of},
+        bounds={b: (us, of) for b, (us, of) in bounds.items() if us or of},
     )

@@ -70,9 +70,14 @@ def _summary(s: Summary, schedule: Schedule, model: str, measured: Timeline | No
         yield f"  measured       {measured.us:.0f} us, in the kernel with stamps; predicted {s.us / measured.us - 1:+.1%}"
     yield f"  floor          {s.floor_us:.0f} us: {s.streamed / 1e6:.1f} MB a step at {s.bandwidth / 1e12:.2f} TB/s"
     total = sum(us for us, _ in s.bounds.values())
-    yield "  bound by       " + "; ".join(f"{b} in {us / total:.0%} of the time ({', '.join(of)})" for b, (us, of) in s.bounds.items())
+    yield "  bound by       " + "; ".join(f"{b}, {us / total:.0%} of the time{_binds(of)}" for b, (us, of) in s.bounds.items())
     ring = f"the ring is {schedule.num_stages} stages of {_kib(schedule.stage_bytes)}, {schedule.max_in_flight} in flight"
-    yield f"  shared memory  {_kib(s.memory.total)} of {_kib(s.smem_limit)} at the peak, in {s.memory.peak}; {ring}"
+    over = " (more than there is)" if s.memory.total > s.smem_limit else ""
+    yield f"  shared memory  {_kib(s.memory.total)} of {_kib(s.smem_limit)}{over} at the peak, in {s.memory.peak}; {ring}"
+
+
+def _binds(phases: Sequence[str]) -> str:
+    return f" (binds {', '.join(phases)})" if phases else ""
 
 
 def _kib(size: int) -> str:

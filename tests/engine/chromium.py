@@ -33,7 +33,7 @@ class Browser:
 
     def __init__(self, commands: int, answers: int) -> None:
         self._commands, self._answers, self._numbers = commands, answers, itertools.count(1)
-        self._rest, self._session, self.complaints = b"", {}, []
+        self._rest, self._session, self._loaded, self.complaints = b"", {}, False, []
         target = self("Target.createTarget", url="about:blank")["targetId"]
         self._session = {"sessionId": self("Target.attachToTarget", targetId=target, flatten=True)["sessionId"]}
         for domain in ("Page", "Runtime", "Log", "Network"):
@@ -59,6 +59,7 @@ class Browser:
 
     def _note(self, message: dict[str, Any]) -> None:
         event, params = message.get("method"), message.get("params", {})
+        self._loaded |= event == "Page.loadEventFired"
         fetched = event == "Network.requestWillBeSent" and not params["request"]["url"].startswith(("file:", "data:"))
         if fetched or event in ("Runtime.exceptionThrown", "Runtime.consoleAPICalled", "Log.entryAdded", "Network.loadingFailed"):
             self.complaints.append(params)
@@ -67,9 +68,10 @@ class Browser:
         """Loads a file, and waits until it is there and has been drawn."""
         self("Emulation.setDeviceMetricsOverride", width=width, height=height, deviceScaleFactor=1, mobile=False)
         self.prefer(scheme)
+        self._loaded = False
         self("Page.navigate", url=path.as_uri())
-        while self.run("document.readyState !== 'complete' || location.href === 'about:blank'"):
-            pass
+        while not self._loaded:
+            self._note(self._message())
         self.settle()
 
     def prefer(self, scheme: str) -> None:

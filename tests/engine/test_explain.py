@@ -62,6 +62,7 @@ def test_without_k_splitting():
     assert split["predicted_us"] <= 1.02 * whole["predicted_us"]
 
 
+@pytest.mark.medium
 def test_the_predicted_timeline_as_a_page_and_as_a_trace(tmp_path):
     file, page = tmp_path / "trace.json", tmp_path / "page.html"
     command = ["explain", "smollm2-135m", "--context", "128", "--target", "a100", "--trace", str(file), "--html", str(page)]
@@ -114,6 +115,7 @@ def test_what_cannot_be_measured_is_refused_before_the_search(devices, options, 
     assert len(out.stderr.splitlines()) == 1
 
 
+@pytest.mark.medium
 def test_what_was_measured_stands_beside_the_prediction(monkeypatch, tmp_path):
     """All but the kernel itself, whose stamps are those of the simulator, at half its pace."""
     monkeypatch.setattr(jax, "devices", gpu)
@@ -141,6 +143,7 @@ def test_the_json_of_a_measurement_has_its_time():
     assert (numbers["measured_us"], numbers["search_seconds"], numbers["verify_seconds"], numbers["context"]) == (321.0, 1.0, 2.0, 128)
 
 
+@pytest.mark.medium
 def test_a_program_is_run_on_random_weights_at_the_last_position(monkeypatch, shape):
     """It is called with what the decode step takes."""
     called = []
@@ -151,6 +154,14 @@ def test_a_program_is_run_on_random_weights_at_the_last_position(monkeypatch, sh
     assert jax.eval_shape(jax.vmap(decode_step(shape), (None, 0, 0, 0)), *args)[1].shape == (2, shape.vocab)
     assert args[3].tolist() == [15, 15]
     assert all(0.01 < jnp.std(a.astype(jnp.float32)) < 2 for a in jax.tree.leaves(args[:2]))
+
+
+def test_without_k_splitting_the_gpu_stays_what_it_is():
+    """What does not fit is shown beside what the GPU has, and what came second is not asked."""
+    out = CliRunner().invoke(app, ["explain", "smollm2-135m", "--context", "128", "--target", "l20", "--batch", "16", "--no-k-split"])
+    assert out.exit_code == 0, out.output
+    assert re.search(r"^  shared memory  \d{3}(\.\d)? KiB of 99 KiB \(more than there is\) at the peak", out.output, re.MULTILINE)
+    assert "what came second" not in out.output
 
 
 def test_unknown_model_is_refused():

@@ -14,7 +14,7 @@ from oracle.sources import with_workers
 
 from mkdsl.graph import OpGraph
 from mkdsl.schedule import Handoff, Profile, profile
-from mkdsl.search import Account, Alternative, Summary, accounts, explain, runners_up, summary
+from mkdsl.search import BOUNDS, Account, Alternative, Summary, accounts, explain, runners_up, summary
 from mkdsl.search._alternatives import _told, next_best, next_handoffs
 from mkdsl.search._report import _table
 from mkdsl.search._search import find
@@ -163,6 +163,13 @@ def test_the_other_hand_off_of_a_tensor_is_no_faster():
 def test_what_bounds_a_phase(us: float, memory: float, compute: float, want: str):
     account = Account("p", 1, 0, us, memory, compute, {})
     assert (account.bound, account.exposed_us) == (want, us - max(memory, compute))
+    assert sum(map(account.explained_us, BOUNDS)) == us
+    assert account.explained_us("bytes" if memory >= compute else "compute") == max(memory, compute)
+
+
+def test_bytes_that_were_there_before_explain_no_more_than_all():
+    account = Account("p", 1, 0, 6.5, 7.3, 2.2, {})
+    assert [account.explained_us(b) for b in BOUNDS] == [6.5, 0.0, 0.0]
 
 
 def test_all_time_is_bound_by_something():

@@ -71,7 +71,7 @@ const { workers } = data.summary;
 const rgb = (hex) => [1, 3, 5].map((at) => parseInt(hex.slice(at, at + 2), 16));
 const css = (colour) => `rgb(${colour.map(Math.round).join(" ")})`;
 const mix = (a, b, t) => a.map((x, i) => x * (1 - t) + b[i] * t);
-const dark = (colour) => colour[0] * 0.3 + colour[1] * 0.59 + colour[2] * 0.11 < 140;
+const dark = (colour) => colour[0] * 0.3 + colour[1] * 0.59 + colour[2] * 0.11 < 110;
 let theme;
 
 function readTheme() {

@@ -35,12 +35,12 @@ function boundTile() {
   const bounds = Object.entries(s.bounds), sum = bounds.reduce((total, [, [us]]) => total + us, 0);
   const [first] = [...bounds].sort((a, b) => b[1][0] - a[1][0]);
   const bar = bounds.map(([b, [us]]) => piece(us / sum, `var(--${b})`, b));
-  return tile("What bounds it", first[0], `${percent(first[1][0] / sum)} of the time`, bar, ...bounds.map(([b, [us, of]]) => `${b}, ${percent(us / sum)}: ${of.join(", ")}`));
+  return tile("What bounds it", first[0], `${percent(first[1][0] / sum)} of the time`, bar, ...bounds.map(([b, [us, of]]) => `${b}, ${percent(us / sum)}${of.length ? `: binds ${of.join(", ")}` : ""}`));
 }
 
 function memoryTile() {
   const ring = `${s.ring.stages} stages of ${kib(s.ring.bytes)}, ${s.ring.in_flight} in flight`;
-  return tile("Shared memory of an SM", kib(s.smem_peak), `of ${kib(s.smem_limit)}`, [piece(Math.min(1, s.smem_peak / s.smem_limit), "var(--bytes)", "at the peak")], `peak in ${s.smem_peak_phase}`, `ring: ${ring}`);
+  return tile("Shared memory of an SM", kib(s.smem_peak), `of ${kib(s.smem_limit)}`, [piece(Math.min(1, s.smem_peak / s.smem_limit), "var(--bytes)", "at the peak")], `peak in ${s.smem_peak_phase}${s.smem_peak > s.smem_limit ? ", more than there is" : ""}`, `ring: ${ring}`);
 }
 
 const bandwidth = `${fixed(s.bandwidth / 1e12, 2)} TB/s`;
@@ -56,14 +56,12 @@ function fill(id, names, rows, groups = []) {
   by(id).append(el("thead", {}, ...groups, headings(names)), el("tbody", {}, ...rows.map((cells) => el("tr", {}, ...cells.map((c) => (c instanceof Node ? c : el("td", {}, c)))))));
 }
 
-const badge = (a) => el("span", { class: "badge", style: `color:var(--${a.bound})` }, el("b", {}, a.bound + (a.bound === "hand-off" ? ` ${fixed(a.exposed_us)} µs` : "")));
+const badge = (a) => el("span", { class: "badge", style: `color:var(--${a.bound})` }, el("b", {}, a.bound + (a.bound === "hand-off" ? ` ${fixed(a.explained["hand-off"])} µs` : "")));
 
-/** A bar of the phase's part of a step: what its bytes or its compute explain, and what is left. */
+/** A bar of a phase's part of a step: what its bytes or its compute explain, and what is left. */
 function stepBar(a, most) {
-  const whole = a.runs * a.us, why = a.bytes_us >= a.compute_us ? "bytes" : "compute", explained = Math.min(1, Math.max(a.bytes_us, a.compute_us) / (a.us || 1));
-  const scale = whole / most;
-  const parts = [piece(scale * explained, `var(--${why})`, `${why}: ${fixed(whole * explained)} µs a step`), piece(scale * (1 - explained), "var(--hand-off)", `hand-off: ${fixed(whole * (1 - explained))} µs a step`)];
-  return el("td", {}, el("div", { class: "bar" }, ...parts.filter((p) => p.style.width !== "0%")));
+  const parts = Object.entries(a.explained).filter(([, us]) => us > 0).map(([b, us]) => piece((a.runs * us) / most, `var(--${b})`, `${b}: ${fixed(a.runs * us)} µs of a step`));
+  return el("td", {}, el("div", { class: "bar" }, ...parts));
 }
 
 function phaseTable() {
