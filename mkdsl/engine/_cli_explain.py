@@ -39,7 +39,7 @@ def explain(
     ] = None,
     trace: Annotated[
         pathlib.Path | None,
-        typer.Option(help="Write the predicted timeline, SM by time, for ui.perfetto.dev."),
+        typer.Option(help="Write the timeline, SM by time, for ui.perfetto.dev."),
     ] = None,
     run: Annotated[
         bool, typer.Option("--measured", help="Run it with random weights, and show the kernel's own time stamps too. Needs the GPU.")

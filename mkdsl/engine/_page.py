@@ -3,11 +3,11 @@
 import dataclasses
 import json
 import pathlib
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from typing import Any
 
 from mkdsl.graph import OpGraph, Phase
-from mkdsl.schedule import Profile, Schedule, awaited
+from mkdsl.schedule import Profile, Schedule, TensorPlan, awaited
 from mkdsl.search import BOUNDS, Account, Summary, accounts, runners_up, summary
 from mkdsl.simulate import Timeline, simulate
 
@@ -39,24 +39,20 @@ def page(
     graph = graph.in_order(schedule.order)
     predicted = simulate(graph, schedule, profile, whole=True)
     found = accounts(graph, schedule, profile, predicted)
-    about = summary(graph, schedule, profile, found)
-    timelines = [("predicted", predicted, found)]
+    timelines = [_timeline("predicted", graph, predicted, found)]
     if measured is not None:
-        timelines.append(("measured", measured, accounts(graph, schedule, profile, measured)))
+        timelines.append(_timeline("measured", graph, measured, accounts(graph, schedule, profile, measured)))
+    about = summary(graph, schedule, profile, found)
+    second = runners_up(graph, schedule, profile) if alternatives else ()
     data = {
         "model": model,
         "device": device,
         "summary": _summary(about, schedule),
-        "segments": [{"repeats": s.repeats, "phases": [graph.order[name] for name in s.phases]} for s in graph.segments],
-        "phases": [_phase(p, graph, schedule) for p in graph.phases],
-        "timelines": [{"name": n, "us": t.us, "cohorts": list(_cohorts(graph, t)), "accounts": _accounts(a)} for n, t, a in timelines],
+        "timelines": timelines,
         "memory": [[e.name, e.bytes, e.depth, graph.order.get(e.phase, -1)] for e in about.memory.extents],
-        "tensors": [
-            [t.name, "output" if graph.tensors[t.name].output else t.handoff, t.incarnations, t.splits, t.dtype] for t in schedule.tensors
-        ],
-        "second": [[a.of, a.what, a.shown_us, a.why] for a in runners_up(graph, schedule, profile)] if alternatives else [],
+        "second": [[a.of, a.what, a.shown_us, a.why] for a in second],
     }
-    return _assembled(data)
+    return _assembled(data | _plan(graph, schedule))
 
 
 def _assembled(data: Any) -> str:
@@ -77,6 +73,17 @@ def _summary(about: Summary, schedule: Schedule) -> dict[str, Any]:
     return numbers | {"smem_peak": about.memory.total, "smem_peak_phase": about.memory.peak, "ring": ring}
 
 
+def _plan(graph: OpGraph, schedule: Schedule) -> dict[str, Any]:
+    def tensor(t: TensorPlan) -> list[Any]:
+        return [t.name, "output" if graph.tensors[t.name].output else t.handoff, t.incarnations, t.splits, t.dtype]
+
+    return {
+        "segments": [{"repeats": s.repeats, "phases": [graph.order[name] for name in s.phases]} for s in graph.segments],
+        "phases": [_phase(p, graph, schedule) for p in graph.phases],
+        "tensors": [tensor(t) for t in schedule.tensors],
+    }
+
+
 def _phase(phase: Phase, graph: OpGraph, schedule: Schedule) -> dict[str, Any]:
     plan = schedule.plan(phase.name)
     return {
@@ -90,8 +97,9 @@ def _phase(phase: Phase, graph: OpGraph, schedule: Schedule) -> dict[str, Any]:
     }
 
 
-def _accounts(found: tuple[Account, ...]) -> list[dict[str, Any]]:
-    return [dataclasses.asdict(a) | {"bound": a.bound, "explained": {b: a.explained_us(b) for b in BOUNDS}} for a in found]
+def _timeline(name: str, graph: OpGraph, timeline: Timeline, found: Sequence[Account]) -> dict[str, Any]:
+    told = [dataclasses.asdict(a) | {"bound": a.bound, "explained": {b: a.explained_us(b) for b in BOUNDS}} for a in found]
+    return {"name": name, "us": timeline.us, "cohorts": list(_cohorts(graph, timeline)), "accounts": told}
 
 
 def _cohorts(graph: OpGraph, timeline: Timeline) -> Iterator[list[list[int]]]:
