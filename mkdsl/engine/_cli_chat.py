@@ -87,7 +87,7 @@ class Chat:
             except (KeyboardInterrupt, *REFUSALS) as refusal:
                 if not self._terminal:
                     raise
-                self._note(refusal.format_message() if isinstance(refusal, typer.BadParameter) else str(refusal))
+                self._note(_why_not(refusal))
 
     def _lines(self) -> Iterator[str]:
         """Those that say something. At a terminal, Ctrl-C throws away what was typed."""
@@ -137,10 +137,11 @@ class Chat:
             note = f"{self._why(prompt, answer)} | {speed.decode(self._engine.path)}"
         except KeyboardInterrupt:
             if not (self._terminal and said):
-                raise  # before a word: the message counts for nothing
+                raise
             note = "stopped: what is there of the answer stays in the conversation"
         finally:
-            typer.echo()
+            if said:
+                typer.echo()
         self._conversation.add(message, "".join(delta.text for delta in said))
         used = len(prompt) + sum(len(delta.tokens) for delta in said)
         self._note(f"{note} | {used} of {self._engine.context} positions")
@@ -167,3 +168,9 @@ class Chat:
 
     def _note(self, text: str) -> None:
         self._console.print(text, style="dim", highlight=False, markup=False, soft_wrap=True)
+
+
+def _why_not(refusal: BaseException) -> str:
+    if isinstance(refusal, KeyboardInterrupt):
+        return "stopped before the answer began: the message is not part of the conversation"
+    return refusal.format_message() if isinstance(refusal, typer.BadParameter) else str(refusal)
