@@ -7,11 +7,12 @@ import pty
 import re
 import subprocess
 import sys
+import types
 
 import pytest
 from typer.testing import CliRunner
 
-from mkdsl.engine import Engine, SamplingParams, load_tokenizer
+from mkdsl.engine import Engine, SamplingParams, _cli_chat, load_tokenizer
 from mkdsl.engine._cli import app
 
 ROOT = pathlib.Path(__file__).parents[2]
@@ -179,6 +180,23 @@ def test_answers_are_the_models(directory):
     assert result.stdout.encode() == "".join(f"{text}\n" for text in expected).encode()
 
 
+def test_keys_at_the_prompt(directory, scripted, prompts, monkeypatch):
+    """Ctrl-C throws away what was typed, Ctrl-D ends."""
+    script, typed = scripted("one</s>"), iter(["a", KeyboardInterrupt, "b", EOFError])
+
+    def read(prompt):
+        assert prompt == "> "
+        if not isinstance(line := next(typed), str):
+            raise line
+        return line
+
+    monkeypatch.setattr("builtins.input", read)
+    monkeypatch.setattr(_cli_chat, "sys", types.SimpleNamespace(stdin=types.SimpleNamespace(isatty=lambda: True)))
+    result = run(directory, "")
+    assert (result.exit_code, result.stdout) == (0, "one\n\none\n\n")
+    assert len(prompts(script)) == 2
+
+
 class Terminal:
     """A process at a terminal of its own: what it shows is read until something stands there."""
 
@@ -216,7 +234,7 @@ class Terminal:
 
 @pytest.mark.medium
 def test_at_a_terminal(directory):
-    """Ctrl-C stops an answer and not the program, a refusal does not end it either, and Ctrl-D does."""
+    """Ctrl-C stops an answer and not the program, what is refused does not end it either, and Ctrl-D does."""
     config = json.loads((directory / "config.json").read_text()) | {"max_position_embeddings": 100_000, "eos_token_id": []}
     (directory / "config.json").write_text(json.dumps(config))
     terminal = Terminal("chat", directory, "--temperature", 0, "--context", 4096)
@@ -229,8 +247,6 @@ def test_at_a_terminal(directory):
         terminal.asks("/nothing", "there is no command '/nothing'; .*space before it")
         terminal.asks("b" * 4096, r"the conversation takes \d+ tokens of a context of 4096, .*; the message is not sent. /reset forgets")
         terminal.asks("/reset", "what was said is forgotten")
-        terminal.until("> ")
-        terminal.types("not sent\x03")
         terminal.until("> ")
         terminal.types("\x04")
         assert terminal.process.wait(60) == 0
