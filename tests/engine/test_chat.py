@@ -12,7 +12,7 @@ import types
 import pytest
 from typer.testing import CliRunner
 
-from mkdsl.engine import Engine, SamplingParams, _cli_chat, load_tokenizer
+from mkdsl.engine import Delta, Engine, SamplingParams, _cli_chat, load_tokenizer
 from mkdsl.engine._cli import app
 
 ROOT = pathlib.Path(__file__).parents[2]
@@ -180,21 +180,51 @@ def test_answers_are_the_models(directory):
     assert result.stdout.encode() == "".join(f"{text}\n" for text in expected).encode()
 
 
-def test_keys_at_the_prompt(directory, scripted, prompts, monkeypatch):
+@pytest.fixture
+def at_a_terminal(monkeypatch):
+    """What is typed: lines, and KeyboardInterrupt for Ctrl-C. Then comes Ctrl-D."""
+
+    def types_(*typed):
+        left = iter([*typed, EOFError])
+
+        def read(prompt):
+            assert prompt == "> "
+            if not isinstance(line := next(left), str):
+                raise line
+            return line
+
+        monkeypatch.setattr("builtins.input", read)
+        monkeypatch.setattr(_cli_chat, "sys", types.SimpleNamespace(stdin=types.SimpleNamespace(isatty=lambda: True)))
+
+    return types_
+
+
+def test_keys_at_the_prompt(directory, scripted, prompts, at_a_terminal):
     """Ctrl-C throws away what was typed, Ctrl-D ends."""
-    script, typed = scripted("one</s>"), iter(["a", KeyboardInterrupt, "b", EOFError])
-
-    def read(prompt):
-        assert prompt == "> "
-        if not isinstance(line := next(typed), str):
-            raise line
-        return line
-
-    monkeypatch.setattr("builtins.input", read)
-    monkeypatch.setattr(_cli_chat, "sys", types.SimpleNamespace(stdin=types.SimpleNamespace(isatty=lambda: True)))
+    script = scripted("one</s>")
+    at_a_terminal("a", KeyboardInterrupt, "b")
     result = run(directory, "")
     assert (result.exit_code, result.stdout) == (0, "one\n\none\n\n")
     assert len(prompts(script)) == 2
+
+
+@pytest.mark.parametrize("begun", [False, True])
+def test_ctrl_c_during_an_answer(directory, scripted, prompts, monkeypatch, at_a_terminal, begun):
+    """What was said of it stays, and so does its question; before it began, neither."""
+    script, say = scripted("one</s>"), _cli_chat.say
+
+    def interrupted(console, engine, prompt, params, show):
+        if begun:
+            show(Delta(prompt=0, choice=0, text="on", tokens=(1, 2), logprobs=(), finish=None))
+        monkeypatch.setattr(_cli_chat, "say", say)
+        raise KeyboardInterrupt
+
+    monkeypatch.setattr(_cli_chat, "say", interrupted)
+    at_a_terminal("a", "b")
+    result = run(directory, "")
+    assert result.exit_code == 0
+    assert prompts(script) == ["<user>a<assistant>on<user>b<assistant>" if begun else "<user>b<assistant>"]
+    assert ("stopped: what is there of the answer stays" if begun else "stopped before the answer began") in result.stderr
 
 
 class Terminal:
