@@ -26,6 +26,7 @@ from mkdsl.gpu import ContextError
 from mkdsl.models import CheckpointError, read_config
 
 COMMANDS = "/reset forgets what was said, /system TEXT sets what the model is told before all else (without TEXT: nothing), /quit ends"
+PROMPT = "> "
 KEYS = "Ctrl-C stops an answer, Ctrl-D ends"
 REFUSALS = (
     CheckpointError,
@@ -98,18 +99,31 @@ class Chat:
             sys.stdin.reconfigure(errors="surrogateescape")  # bytes that are not UTF-8 are the tokenizer's to refuse
         while True:
             try:
-                line = input("> " if self._terminal else "").rstrip()
+                line = self._read().rstrip()
             except EOFError:
-                if self._terminal:
-                    typer.echo()
+                self._end_line()
                 return
             except KeyboardInterrupt:
                 if not self._terminal:
                     raise
-                typer.echo()
+                self._end_line()
                 continue
             if line.strip():
                 yield line
+
+    def _read(self) -> str:
+        """The next line. input() writes its prompt to stdout, which is for answers alone where it is no terminal."""
+        if not self._terminal:
+            return input()
+        if not sys.stdout.isatty():
+            typer.echo(PROMPT, nl=False, err=True)
+            return input()
+        return input(PROMPT)
+
+    def _end_line(self) -> None:
+        """Of a prompt without an answer."""
+        if self._terminal:
+            typer.echo(err=True)
 
     def _command(self, line: str) -> None:
         name, _, text = line.partition(" ")

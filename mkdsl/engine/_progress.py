@@ -21,9 +21,10 @@ def loading_bar(what: str) -> Iterator[Progress]:
     """
     with extra("hf"):
         import rich.console
-        from rich.progress import BarColumn, DownloadColumn, Progress, SpinnerColumn, TextColumn, TransferSpeedColumn
+        import rich.progress as parts
     console = rich.console.Console(stderr=True)
-    columns = SpinnerColumn(), TextColumn("{task.description}", markup=False), BarColumn(), DownloadColumn(), TransferSpeedColumn()
-    with Progress(*columns, console=console, transient=True, disable=not console.is_terminal) as bar:
+    label = parts.TextColumn("{task.description}", markup=False)
+    columns = parts.SpinnerColumn(), label, parts.BarColumn(), parts.DownloadColumn(), parts.TransferSpeedColumn()
+    with parts.Progress(*columns, console=console, transient=True, disable=not console.is_terminal) as bar:
         task = bar.add_task(what, total=None)
         yield lambda done, total: bar.update(task, completed=done, total=total)

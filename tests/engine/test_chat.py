@@ -182,19 +182,23 @@ def test_answers_are_the_models(directory):
 
 @pytest.fixture
 def at_a_terminal(monkeypatch):
-    """What is typed: lines, and KeyboardInterrupt for Ctrl-C. Then comes Ctrl-D."""
+    """What is typed: lines, and KeyboardInterrupt for Ctrl-C. Then comes Ctrl-D. Returns the prompts that input() showed."""
 
-    def types_(*typed):
-        left = iter([*typed, EOFError])
+    def types_(*typed, stdout=True):
+        left, shown = iter([*typed, EOFError]), []
 
-        def read(prompt):
-            assert prompt == "> "
+        def read(prompt=""):
+            shown.append(prompt)
             if not isinstance(line := next(left), str):
                 raise line
             return line
 
+        terminal = types.SimpleNamespace(
+            stdin=types.SimpleNamespace(isatty=lambda: True), stdout=types.SimpleNamespace(isatty=lambda: stdout)
+        )
         monkeypatch.setattr("builtins.input", read)
-        monkeypatch.setattr(_cli_chat, "sys", types.SimpleNamespace(stdin=types.SimpleNamespace(isatty=lambda: True)))
+        monkeypatch.setattr(_cli_chat, "sys", terminal)
+        return shown
 
     return types_
 
@@ -202,10 +206,18 @@ def at_a_terminal(monkeypatch):
 def test_keys_at_the_prompt(directory, scripted, prompts, at_a_terminal):
     """Ctrl-C throws away what was typed, Ctrl-D ends."""
     script = scripted("one</s>")
-    at_a_terminal("a", KeyboardInterrupt, "b")
+    shown = at_a_terminal("a", KeyboardInterrupt, "b")
     result = run(directory, "")
-    assert (result.exit_code, result.stdout) == (0, "one\n\none\n\n")
+    assert (result.exit_code, result.stdout) == (0, "one\none\n")
     assert len(prompts(script)) == 2
+    assert shown == ["> "] * 4
+
+
+def test_answers_alone_go_to_a_file(directory, scripted, at_a_terminal):
+    scripted("one</s>")
+    shown = at_a_terminal("a", "b", stdout=False)
+    result = run(directory, "")
+    assert (result.stdout, result.stderr.count("> "), set(shown)) == ("one\none\n", 3, {""})
 
 
 @pytest.mark.parametrize("begun", [False, True])
