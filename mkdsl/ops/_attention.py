@@ -7,6 +7,7 @@ import jax
 import jax.numpy as jnp
 from jax import lax
 
+from mkdsl.ops._causal import Causal
 from mkdsl.ops._operator import Operator, bind, cache_is_shared, require, static
 
 MASKED = -1e30
@@ -61,6 +62,17 @@ class Attention(Operator):
         grouped = q.reshape(kv_heads, -1, head_dim)
         out = self.finish(self.step(self.init(*grouped.shape), k, v, grouped, keep))
         return (jnp.where(pos < context, out, jnp.nan).reshape(-1),)  # past the cache: loudly nothing
+
+    def batched(self, args: Any, axes: Any) -> Any:
+        if not cache_is_shared() or axes[1:3] != [None, None]:
+            return super().batched(args, axes)
+        q, k, v, pos = args  # prefill: the tokens of one sequence
+        n = next(a.shape[axis] for a, axis in zip(args, axes, strict=True) if axis is not None)
+        q, pos = (
+            jnp.broadcast_to(a, (n, *a.shape)) if axis is None else jnp.moveaxis(a, axis, 0) for a, axis in ((q, axes[0]), (pos, axes[3]))
+        )
+        (out,) = Causal(self).bind(q[None], k[None], v[None], pos[None])
+        return (out[0],), (0,)
 
 
 def attention(
