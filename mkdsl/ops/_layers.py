@@ -7,6 +7,7 @@ import jax
 from jax import lax
 
 from mkdsl.ops._operator import require, shared_cache
+from mkdsl.ops._paged import with_tables_of, without_tables
 
 
 def layers(layer: Callable[..., tuple[jax.Array, Any]], x: jax.Array, params: Any, kv: Any, *rest: Any) -> tuple[jax.Array, Any]:
@@ -16,7 +17,7 @@ def layers(layer: Callable[..., tuple[jax.Array, Any]], x: jax.Array, params: An
       layer: one decoder layer for one token.
       x: [hidden].
       params: a pytree whose leaves start with the layer axis.
-      kv: the cache, likewise.
+      kv: the cache, likewise; of `mk.Paged` the pages: all layers have the same table.
       *rest: handed to every layer unchanged, such as `pos`.
 
     Returns:
@@ -25,14 +26,21 @@ def layers(layer: Callable[..., tuple[jax.Array, Any]], x: jax.Array, params: An
     Raises:
       ValueError: the leaves disagree about the number of layers.
     """
-    counts = {leaf.shape[:1] for leaf in jax.tree.leaves((params, kv))}
+    stacked, put_back = without_tables(kv), with_tables_of(kv)
+    counts = {leaf.shape[:1] for leaf in jax.tree.leaves((params, stacked))}
     require(
         len(counts) == 1,
         "layers",
         f"leaves of params and kv start with axes {sorted(counts)}",
         "stack every leaf over the same number of layers",
     )
-    return lax.scan(lambda carry, p_kv: layer(carry, *p_kv, *rest), x, (params, kv))
+
+    def one(x: jax.Array, p_kv: Any) -> tuple[jax.Array, Any]:
+        x, kv = layer(x, p_kv[0], put_back(p_kv[1]), *rest)
+        return x, without_tables(kv)
+
+    x, out = lax.scan(one, x, (params, stacked))
+    return x, put_back(out)
 
 
 def tile[**P, R](f: Callable[P, R]) -> Callable[P, R]:
