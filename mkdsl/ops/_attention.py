@@ -9,7 +9,7 @@ import jax.numpy as jnp
 from jax import lax
 
 from mkdsl.ops._causal import Causal
-from mkdsl.ops._operator import Operator, bind, cache_is_shared, require, static
+from mkdsl.ops._operator import Operator, bind, cache_is_shared, in_front, require, static
 from mkdsl.ops._paged import contiguous, is_paged, place
 
 MASKED = -1e30
@@ -68,13 +68,12 @@ class Attention(Operator):
         return (jnp.where(pos < context, out, jnp.nan).reshape(-1),)  # past the cache: loudly nothing
 
     def batched(self, args: Any, axes: Any) -> Any:
-        if not cache_is_shared() or axes[1:3] != [None, None]:
+        cache = [1, 2, *range(4, len(args))]
+        if not cache_is_shared() or any(axes[i] is not None for i in cache):
             return super().batched(args, axes)
-        q, k, v, pos = args  # prefill: the tokens of one sequence
-        n = next(a.shape[axis] for a, axis in zip(args, axes, strict=True) if axis is not None)
-        q, pos = (
-            jnp.broadcast_to(a, (n, *a.shape)) if axis is None else jnp.moveaxis(a, axis, 0) for a, axis in ((q, axes[0]), (pos, axes[3]))
-        )
+        k, v, *table = (args[i] for i in cache)  # prefill: the tokens of one sequence share it
+        k, v = (contiguous(pages, *table) for pages in (k, v)) if table else (k, v)
+        q, pos = in_front((args[0], args[3]), (axes[0], axes[3]))
         (out,) = Causal(self).bind(q[None], k[None], v[None], pos[None])
         return (out[0],), (0,)
 
@@ -150,13 +149,10 @@ class AppendToPage(Operator):
         return (pages.at[page, :, row].set(rows, mode="drop"),)
 
     def batched(self, args: Any, axes: Any) -> Any:
-        require(axes[0] is None, "append", "under vmap the pages have a batch axis", "share them: jax.vmap with in_axes of mk.batch_axes(kv)")
-        size = next(a.shape[ax] for a, ax in zip(args, axes, strict=True) if ax is not None)
-        rest = (
-            jnp.broadcast_to(a, (size, *a.shape)) if ax is None else jnp.moveaxis(a, ax, 0)
-            for a, ax in zip(args[1:], axes[1:], strict=True)
-        )  # fmt: skip
-        return bind(self, args[0], *rest), (None,)
+        require(
+            axes[0] is None, "append", "under vmap the pages have a batch axis", "share them: jax.vmap with in_axes of mk.batch_axes(kv)"
+        )
+        return bind(self, args[0], *in_front(args[1:], axes[1:])), (None,)
 
 
 def append(kv: Any, k: jax.Array, v: jax.Array, pos: jax.Array) -> Any:

@@ -9,7 +9,7 @@ import jax.numpy as jnp
 from jax import lax
 from jax._src.cudnn.fused_attention_stablehlo import MaskType, dot_product_attention
 
-from mkdsl.ops._operator import Operator
+from mkdsl.ops._operator import Operator, in_front
 
 BLOCK = 256  # positions whose scores are there at the same time
 
@@ -38,12 +38,9 @@ class Causal(Operator):
 
     def batched(self, args: Any, axes: Any) -> Any:
         """More sequences: their axis becomes part of the first."""
-        size = next(a.shape[axis] for a, axis in zip(args, axes, strict=True) if axis is not None)
-        front = [
-            jnp.broadcast_to(a, (size, *a.shape)) if axis is None else jnp.moveaxis(a, axis, 0) for a, axis in zip(args, axes, strict=True)
-        ]
+        front = in_front(args, axes)
         (out,) = self.bind(*(a.reshape(-1, *a.shape[2:]) for a in front))
-        return (out.reshape(size, -1, *out.shape[1:]),), (0,)
+        return (out.reshape(*front[0].shape[:2], *out.shape[1:]),), (0,)
 
 
 def blocked(one: Any, q: jax.Array, k: jax.Array, v: jax.Array, positions: jax.Array, *, block: int) -> jax.Array:

@@ -98,6 +98,12 @@ def cache_is_shared() -> bool:
     return _sharing_cache
 
 
+def in_front(args: Sequence[jax.Array], axes: Sequence[int | None]) -> list[jax.Array]:
+    """Arrays with the axis that a batch brings as their first, also those that have none."""
+    size = next(a.shape[axis] for a, axis in zip(args, axes, strict=True) if axis is not None)
+    return [jnp.broadcast_to(a, (size, *a.shape)) if axis is None else jnp.moveaxis(a, axis, 0) for a, axis in zip(args, axes, strict=True)]
+
+
 def require(condition: bool, where: str, problem: str, remedy: str) -> None:
     """Raises ValueError `where: problem; remedy` unless the condition holds."""
     if not condition:

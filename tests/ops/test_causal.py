@@ -164,3 +164,26 @@ def test_shapes_that_cudnn_does_not_take(monkeypatch):
     args, positions = drawn(0, 3, 12, sequences=(1,), dtype=jnp.bfloat16), jnp.array([[4, 5, 6]])
     (found,) = jax.jit(Causal(Attention(0.3)).on_cuda)(*args, positions)
     close(found[0], each(Attention(0.3), *(a[0] for a in args), positions[0]), atol=2e-2)
+
+
+@pytest.mark.medium
+def test_a_cache_in_pages():
+    """A whole decode step's prefill through a table, and that of two sequences in the same pages."""
+    rng = np.random.default_rng(5)
+    pages = [jnp.asarray(rng.standard_normal((9, KV_HEADS, 4, HEAD_DIM), np.float32)) for _ in "kv"]
+    new = jnp.asarray(rng.standard_normal((2, 5, HEAD_DIM), np.float32))
+
+    def step(q, kv, token, pos):
+        kv = mk.append(kv, q[token][:KV_HEADS], q[token][-KV_HEADS:], pos)
+        return mk.attention(q[token], kv, pos), kv
+
+    tables, tokens, positions = jnp.array([[7, 2, 0], [4, 8, 5]]), jnp.arange(5), jnp.arange(5) + jnp.array([[3], [6]])
+    q = jnp.repeat(new[:, :, None], HEADS, 2)
+    several = jax.vmap(mk.prefill(step), (0, mk.batch_axes(mk.Paged(pages, tables)), 0, 0), (0, mk.batch_axes(mk.Paged(pages, tables))))
+    found, after = jax.jit(several)(q, mk.Paged(pages, tables), jnp.stack([tokens, tokens]), positions)
+    for i in range(2):
+        kv = [jnp.moveaxis(leaf[tables[i]], 0, 1).reshape(KV_HEADS, 12, HEAD_DIM) for leaf in pages]
+        expected, kv = jax.jit(mk.prefill(step))(q[i], kv, tokens, positions[i])
+        close(found[i], expected)
+        for leaf, cache in zip(after.pages, kv, strict=True):
+            close(jnp.moveaxis(leaf[tables[i]], 0, 1).reshape(cache.shape), cache)
