@@ -126,10 +126,13 @@ class Append(Operator):
     def batched(self, args: Any, axes: Any) -> Any:
         if not cache_is_shared() or axes[0] is not None:
             return super().batched(args, axes)
-        cache, new, pos = args  # prefill: the tokens of one sequence share its cache
-        new, pos = (a if ax is None else jnp.moveaxis(a, ax, 0) for a, ax in zip((new, pos), axes[1:], strict=True))
+        cache, new, pos = args[0], *in_front(args[1:], axes[1:])  # prefill: the tokens of one sequence share its cache
         at = jnp.where(pos < 0, cache.shape[1], pos)
-        return (cache.at[:, at].set(jnp.moveaxis(new, 0, 1).astype(cache.dtype), mode="drop"),), (None,)
+        token = (
+            jnp.full(cache.shape[1], -1).at[at].set(jnp.arange(at.size), mode="drop")
+        )  # of each position; XLA turns a scatter of rows around
+        rows = jnp.moveaxis(new, 0, 1).at[:, token].get(mode="clip").astype(cache.dtype)
+        return (jnp.where(token[:, None] >= 0, rows, cache),), (None,)
 
 
 @dataclasses.dataclass(frozen=True)
