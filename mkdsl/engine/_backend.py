@@ -1,6 +1,7 @@
-"""What the engine has on the device, and the two things it does there: write a piece of a prompt, and run decode steps.
+"""What the engine has on the device, and what it does there: write a piece of a prompt, and run decode steps.
 
-Decode steps run in one executable that loops on the device: paged step, sampling, end tokens. The host hears of it when all are done.
+Everything is only begun here, and the device does one thing after the other. So the host plans the next decode steps before it knows what the
+last ones said: where each sequence stands is known on the device.
 """
 
 import dataclasses
@@ -14,37 +15,28 @@ import numpy as np
 from jax import lax
 from jax.typing import DTypeLike
 
-from mkdsl.engine._paged import Step, capacity, empty_pages, gathered, paged_fill, written_back
+from mkdsl.engine._paged import Step, empty_pages, paged_fill
 from mkdsl.engine._sampler import NOT_FINITE, Asked, Sampled, sample
 from mkdsl.engine._sampling import SamplingParams
 from mkdsl.engine._slots import Slots, count, empty_slots, occupy
 from mkdsl.models import DecoderConfig
+from mkdsl.ops import Paged
 
 SMALLEST = 16  # tokens of a prompt in a piece: they are powers of two from here on, each compiled once
+CLEARED = 16  # pages in one go
 
 
 GREEDY = SamplingParams(temperature=0.0)
 NOWHERE = -1  # the position of who has none: nothing is appended there, and nothing of a cache is read
+NOTHING = -2  # no token: of a sequence that had ended before
 
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
 class Lane:
-    """One sequence's part in some decode steps.
-
-    Attributes:
-      slot: its slot.
-      pages: its pages; they hold all positions that will be written.
-      token: the one to feed.
-      position: where it goes.
-      index: how many tokens its answer has.
-      params: how its tokens are chosen.
-    """
+    """One sequence's part in some decode steps: its slot, its pages, which hold all positions that will be written, and how its tokens are chosen."""
 
     slot: int
     pages: Sequence[int]
-    token: int
-    position: int
-    index: int
     params: SamplingParams
 
 
@@ -55,31 +47,36 @@ class Said:
     Attributes:
       tokens: NOT_FINITE is the last of them if logits were NaN or infinite.
       sampled: as they came, where log-probabilities are asked for; arrays over tokens.
-      ended: whether the last is an end token.
     """
 
     tokens: list[int]
     sampled: Sampled | None
-    ended: bool
 
 
-@jax.tree_util.register_dataclass
 @dataclasses.dataclass(frozen=True, kw_only=True)
-class _Lanes:
-    """All of them as arrays over the batch, int32; tables [b, width]."""
+class Flight:
+    """Decode steps under way: what is said in them, arrays over steps and lanes."""
 
-    rows: Any
-    tables: Any
-    tokens: Any
-    positions: Any
-    index: Any
+    lanes: Sequence[Lane]
+    said: Sampled
+
+    def land(self) -> list[Said]:
+        """Waits for them. Returns what each sequence has said."""
+        tokens = np.asarray(self.said.token)
+        wanted = any(lane.params.logprobs is not None for lane in self.lanes)
+        return [self._of(i, tokens[:, i], jax.device_get(self.said) if wanted else None) for i in range(len(self.lanes))]
+
+    def _of(self, i: int, tokens: np.ndarray, said: Sampled | None) -> Said:
+        n = int((tokens != NOTHING).sum())
+        sampled = None if said is None or self.lanes[i].params.logprobs is None else jax.tree.map(lambda a: a[:n, i], said)
+        return Said(tokens=tokens[:n].tolist(), sampled=sampled)
 
 
 class Backend:
     """A model on JAX's default device. What is said of sequences (`occupy`, and which pages are theirs) is the scheduler's business."""
 
     def __init__(
-        self, config: DecoderConfig, params: Any, *, pages: int, page_size: int, context: int, max_batch: int, max_steps: int,
+        self, config: DecoderConfig, params: Any, *, pages: int, page_size: int, context: int, max_batch: int, steps: int,
         step_of: Callable[[int], Step], smallest: int = SMALLEST, asked: Asked | None = None, cache_dtype: DTypeLike = jnp.bfloat16,
     ) -> None:  # fmt: skip
         """Sets up the device.
@@ -91,15 +88,16 @@ class Backend:
           page_size: positions in each.
           context: positions a sequence has at most.
           max_batch: sequences that are admitted at the same time at most.
-          max_steps: decode steps in one dispatch at most.
+          steps: decode steps in one dispatch.
+          step_of: the decode step of so many sequences, whose caches have `context` positions in whole pages.
           smallest: tokens in a piece of a prompt at least; shorter ones are padded.
           asked: what the sampler computes whoever is there; None for what they ask for.
           cache_dtype: of the pages.
-          step_of: the decode step of so many sequences, whose caches have `context` positions in whole pages.
         """
         self._step_of, self._asked = step_of, asked
         self.config, self._params = config, params
-        self._width, self._page_size, self._max_steps, self._smallest = -(-context // page_size), page_size, max_steps, smallest
+        self._width, self._page_size, self._steps, self._smallest = -(-context // page_size), page_size, steps, smallest
+        self._count, self._max_batch = pages, max_batch
         self._empty_pages = functools.partial(empty_pages, config, count=pages, size=page_size, dtype=cache_dtype)
         self._empty_slots = functools.partial(empty_slots, max_batch, config.vocab)
         self.reset()
@@ -113,123 +111,101 @@ class Backend:
         sampler is compiled when it is first asked for, as all is that was not compiled here."""
         for batch in batches:
             for params in (GREEDY, SamplingParams()):
-                self.decode([self._nobody(params=params)], batch=batch, steps=1, until_one_ends=False)
+                self.decode([Lane(slot=self._max_batch, pages=(), params=params)], batch=batch).land()
         length = self._smallest
         while length <= piece:
-            self.prefill([0] * length, start=self._past, pages=())
+            self.prefill([0] * length, start=self._width * self._page_size, pages=())
             length *= 2
+        self.clear([self._count])
 
-    def occupy(self, slot: int, *, params: SamplingParams, seed: int, prompt: Sequence[int], ends: Iterable[int]) -> None:
+    def occupy(self, slot: int, *, params: SamplingParams, seed: int, prompt: Sequence[int], ends: Iterable[int], max_tokens: int) -> None:
         """A new sequence has this slot: see `occupy` of the slots."""
-        self._slots = occupy(self._slots, slot, params=params, seed=seed, prompt=prompt, ends=ends)
+        self._slots = occupy(self._slots, slot, params=params, seed=seed, prompt=prompt, ends=ends, max_tokens=max_tokens)
 
-    def prefill(self, tokens: Sequence[int], *, start: int, pages: Sequence[int]) -> None:
-        """Writes tokens of a prompt at the positions from `start` on, all of which lie in these pages."""
+    def clear(self, pages: Sequence[int]) -> None:
+        """Pages that have a new holder: what they held was another's, and nothing times NaN is NaN."""
+        for first in range(0, len(pages), CLEARED):
+            some = pages[first : first + CLEARED]
+            self._pages = _clear(self._pages, np.pad(np.asarray(some, np.int32), (0, CLEARED - len(some)), constant_values=self._count))
+
+    def prefill(self, tokens: Sequence[int], *, start: int, pages: Sequence[int]) -> jax.Array:
+        """Writes tokens of a prompt at the positions from `start` on, all of which lie in these pages. Returns something that is ready when they are."""
         padding = (0, max(self._smallest, 1 << (len(tokens) - 1).bit_length()) - len(tokens))
         positions = np.arange(start, start + len(tokens), dtype=np.int32)
-        self._pages = _fill(
+        self._pages, done = _fill(
             self._params, self._pages, self._table(pages), np.pad(np.asarray(tokens, np.int32), padding),
-            np.pad(positions, padding, constant_values=self._past), config=self.config,
+            np.pad(positions, padding, constant_values=self._width * self._page_size), config=self.config,
         )  # fmt: skip
+        return done
 
-    def decode(self, lanes: Sequence[Lane], *, batch: int, steps: int, until_one_ends: bool) -> list[Said]:
-        """Runs decode steps, each sequence until its end token.
+    def decode(self, lanes: Sequence[Lane], *, batch: int) -> Flight:
+        """Begins decode steps, each sequence until it ends.
 
         Args:
           lanes: the sequences.
           batch: as many sequences are compiled for; what lies past the lanes does nothing.
-          steps: at most max_steps.
-          until_one_ends: stop as soon as one sequence has ended; else when all have.
-
-        Returns:
-          What each has said.
         """
-        self._pages, self._slots, said, ended, taken = _decode(
-            self._params, self._pages, self._slots, self._lanes(lanes, batch), np.int32(steps), np.bool_(until_one_ends),
-            step=self._step_of(batch), max_steps=self._max_steps, asked=self._asked or Asked.of(lane.params for lane in lanes),
-        )  # fmt: skip
-        tokens, ended, taken = jax.device_get((said.token, ended, taken))
-        said = jax.device_get(said) if any(lane.params.logprobs is not None for lane in lanes) else None
+        nobody = [self._lane(self._max_batch, ())] * (batch - len(lanes))
+        rows = np.stack([*(self._lane(lane.slot, lane.pages) for lane in lanes), *nobody])
+        asked = self._asked or Asked.of(lane.params for lane in lanes)
+        self._pages, self._slots, said = _decode(
+            self._params, self._pages, self._slots, rows, step=self._step_of(batch), steps=self._steps, asked=asked
+        )
+        said.token.copy_to_host_async()
+        return Flight(lanes=lanes, said=said)
 
-        def of(i: int, n: int) -> Said:
-            sampled = jax.tree.map(lambda a: a[:n, i], said) if lanes[i].params.logprobs is not None else None
-            return Said(tokens=tokens[:n, i].tolist(), sampled=sampled, ended=bool(ended[i]))
-
-        return [of(i, int(taken[i])) for i in range(len(lanes))]
-
-    @property
-    def _past(self) -> int:
-        """The first position past a table: nothing is written from there on."""
-        return self._width * self._page_size
-
-    def _nobody(self, slot: int = 0, params: SamplingParams = GREEDY) -> Lane:
-        return Lane(slot=slot, pages=(), token=0, position=self._past, index=0, params=params)
+    def _lane(self, slot: int, pages: Sequence[int]) -> np.ndarray:
+        """Its slot and its table in one: each array that goes to the device takes its time."""
+        return np.concatenate([np.array([slot], np.int32), self._table(pages)])
 
     def _table(self, pages: Sequence[int]) -> np.ndarray:
-        return np.pad(np.asarray(pages, np.int32), (0, self._width - len(pages)))
+        """The pages there are, and then again the last of them: what lies behind is read in part, and must be numbers."""
+        return np.pad(np.asarray(pages or [0], np.int32), (0, self._width - max(len(pages), 1)), mode="edge")
 
-    def _lanes(self, lanes: Sequence[Lane], batch: int) -> _Lanes:
-        """Lanes that nobody has are of the first one's slot: so they ask for nothing that nobody asks for."""
-        lanes = [*lanes, *[self._nobody(lanes[0].slot)] * (batch - len(lanes))]
-        return _Lanes(
-            rows=np.array([lane.slot for lane in lanes], np.int32),
-            tables=np.stack([self._table(lane.pages) for lane in lanes]),
-            tokens=np.array([lane.token for lane in lanes], np.int32),
-            positions=np.array([lane.position for lane in lanes], np.int32),
-            index=np.array([lane.index for lane in lanes], np.int32),
-        )
+
+@functools.partial(jax.jit, donate_argnums=0)
+def _clear(pages: Any, which: jax.Array) -> Any:
+    return jax.tree.map(lambda leaf: leaf.at[:, which].set(0, mode="drop"), pages)
 
 
 @functools.partial(jax.jit, static_argnames="config", donate_argnames="pages")
 def _fill(params: Any, pages: Any, table: jax.Array, tokens: jax.Array, positions: jax.Array, *, config: DecoderConfig) -> Any:
-    return paged_fill(config)(params, pages, table, tokens, positions)
+    return paged_fill(config)(params, Paged(pages, table), tokens, positions).pages, tokens[0]
 
 
-@jax.tree_util.register_dataclass
-@dataclasses.dataclass(frozen=True, kw_only=True)
-class _Run:
-    """Decode steps under way: kv as gathered; said over steps and lanes; live and taken (tokens so far) over lanes."""
+@functools.partial(jax.jit, static_argnames=("step", "steps", "asked"), donate_argnames=("pages", "slots"))
+def _decode(params: Any, pages: Any, slots: Slots, lanes: jax.Array, *, step: Step, steps: int, asked: Asked) -> tuple[Any, Slots, Sampled]:
+    """Lanes are int32 [b, 1 + width]: slots, and tables. Returns pages, slots, and what was said, arrays over steps and lanes.
 
-    steps: jax.Array
-    kv: Any
-    slots: Slots
-    token: jax.Array
-    live: jax.Array
-    taken: jax.Array
-    said: Sampled
+    The number of steps is known to the compiler: else the device would ask the host after each whether to go on.
+    """
+    rows, tables = lanes[:, 0], lanes[:, 1:]
+
+    def once(i: jax.Array, run: tuple[Any, Slots, Sampled]) -> tuple[Any, Slots, Sampled]:
+        pages, slots, said = run
+        pages, slots, sampled = _one_step(params, pages, slots, rows, tables, step, asked)
+        return pages, slots, jax.tree.map(lambda all, one: all.at[i].set(one), said, sampled)
+
+    sampled = jax.eval_shape(lambda p, s: _one_step(params, p, s, rows, tables, step, asked)[2], pages, slots)
+    said = jax.tree.map(lambda a: jnp.zeros((steps, *a.shape), a.dtype), sampled)
+    return lax.fori_loop(0, steps, once, (pages, slots, said))
 
 
-@functools.partial(jax.jit, static_argnames=("step", "max_steps", "asked"), donate_argnames=("pages", "slots"))
-def _decode(
-    params: Any, pages: Any, slots: Slots, lanes: _Lanes, steps: jax.Array, until_one_ends: jax.Array,
-    *, step: Step, max_steps: int, asked: Asked,
-) -> tuple[Any, Slots, Sampled, jax.Array, jax.Array]:  # fmt: skip
-    """Returns pages, slots, what was said, and over lanes whether each ended and how many tokens it took."""
-    exists = lanes.positions < capacity(pages, lanes.tables)
-
-    def go_on(run: _Run) -> jax.Array:
-        return (run.steps < steps) & run.live.any() & ~(until_one_ends & (exists & ~run.live).any())
-
-    def once(run: _Run) -> _Run:
-        positions = jnp.where(run.live, lanes.positions + run.steps, NOWHERE)
-        logits, kv = step(params, run.kv, run.token, positions)
-        sampled = sample(logits, run.slots, lanes.rows, lanes.index + run.steps, asked=asked)
-        ends = run.slots.ends[lanes.rows, sampled.token] | (sampled.token == NOT_FINITE)
-        return _Run(
-            steps=run.steps + 1,
-            kv=kv,
-            slots=count(run.slots, jnp.where(run.live, lanes.rows, slots.bias.shape[0]), sampled.token),
-            token=sampled.token,
-            live=run.live & ~ends,
-            taken=run.taken + run.live,
-            said=jax.tree.map(lambda all, one: all.at[run.steps].set(one), run.said, sampled),
-        )
-
-    logits = jax.ShapeDtypeStruct((exists.size, slots.bias.shape[1]), jnp.float32)
-    sampled = jax.eval_shape(functools.partial(sample, asked=asked), logits, slots, lanes.rows, lanes.index)
-    said = jax.tree.map(lambda a: jnp.zeros((max_steps, *a.shape), a.dtype), sampled)
-    nothing, kv = jnp.zeros(exists.shape, jnp.int32), gathered(pages, lanes.tables, lanes.positions)
-    run = _Run(steps=jnp.int32(0), kv=kv, slots=slots, token=lanes.tokens, live=exists, taken=nothing, said=said)
-    run = lax.while_loop(go_on, once, run)
-    pages = written_back(pages, lanes.tables, run.kv, lanes.positions, run.taken, most=max_steps)
-    return pages, run.slots, run.said, exists & ~run.live, run.taken
+def _one_step(
+    params: Any, pages: Any, slots: Slots, rows: jax.Array, tables: jax.Array, step: Step, asked: Asked
+) -> tuple[Any, Slots, Sampled]:
+    now = jax.tree.map(lambda a: a.at[rows].get(mode="fill", fill_value=0), slots.state)
+    live = now.left > 0
+    logits, cache = step(params, Paged(pages, tables), now.token, jnp.where(live, now.position, NOWHERE))
+    sampled = sample(logits, slots, rows, now.index, asked=asked)
+    ends = slots.ends[rows, sampled.token] | (sampled.token == NOT_FINITE)
+    after = dataclasses.replace(
+        now,
+        token=sampled.token,
+        position=now.position + live,
+        index=now.index + live,
+        left=jnp.where(live & ~ends, now.left - 1, 0),
+    )
+    state = jax.tree.map(lambda a, new: a.at[rows].set(new, mode="drop"), slots.state, after)
+    slots = dataclasses.replace(count(slots, jnp.where(live, rows, slots.bias.shape[0]), sampled.token), state=state)
+    return cache.pages, slots, dataclasses.replace(sampled, token=jnp.where(live, sampled.token, NOTHING))

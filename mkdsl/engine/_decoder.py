@@ -8,10 +8,11 @@ from typing import Any, Literal
 import jax
 import jax.numpy as jnp
 
-from mkdsl.engine._paged import Step, batched_step
+from mkdsl.engine._paged import Step, empty_pages, plain_step
 from mkdsl.gpu import ContextError, jit
 from mkdsl.lower import lower
 from mkdsl.models import DecoderConfig, abstract_params, decode_step, init_cache
+from mkdsl.ops import Paged
 
 LONGEST = 1 << 20  # positions: more than a family's models are made for; the rotary table in a kernel takes 4 * head_dim bytes for each
 
@@ -51,37 +52,47 @@ def default_decoder(config: DecoderConfig, context: int) -> Decoder:
     return Decoder(jit(step).lower(*shapes(config, context)).compile(), "kernel")
 
 
-def decode_steps(config: DecoderConfig, context: int) -> Callable[[int], Step]:
-    """The decode step of a batch, for an executable that runs many: one kernel where there is a GPU, its plain JAX meaning elsewhere.
+@dataclasses.dataclass(frozen=True, kw_only=True)
+class Pool:
+    """What a kernel has to know of pages: how many there are, positions in each, and how many a sequence has."""
+
+    count: int
+    size: int
+    width: int
+
+
+def decode_steps(config: DecoderConfig, pool: Pool) -> Callable[[int], Step]:
+    """The decode step of a batch, for an executable that runs many: one kernel where there is a GPU, plain JAX elsewhere.
 
     Args:
       config: the model's shape.
-      context: positions in the cache of each sequence.
+      pool: its pages.
 
     Returns:
-      batch -> step(params, kv, tokens [b], positions [b]) -> (logits [b, vocab] float32, kv), JAX-traceable, the same for the same batch. At
-      position -1 it appends nothing, reads nothing of the cache, and its logits are NaN.
+      batch -> step(params, kv, tokens [b], positions [b]) -> (logits [b, vocab] float32, kv), JAX-traceable, the same for the same batch. kv is
+      an `mk.Paged` with tables [b, width]. At position -1 it appends nothing, reads nothing of the cache, and its logits are NaN.
 
     Raises:
-      UnsupportedError: a kernel does not take the model's sizes or the context.
+      UnsupportedError: a kernel does not take the model's sizes.
       ScheduleError: no schedule fits the GPU.
     """
     if jax.default_backend() != "gpu":
-        plain = batched_step(config)
+        plain = plain_step(config)
         return lambda batch: plain
-    step_of = functools.cache(functools.partial(_kernel_step, config, context))
+    step_of = functools.cache(functools.partial(_kernel_step, config, pool))
     step_of(1)  # what a kernel does not take is refused before there are weights
     return step_of
 
 
-def _kernel_step(config: DecoderConfig, context: int, batch: int) -> Step:
+def _kernel_step(config: DecoderConfig, pool: Pool, batch: int) -> Step:
     """Searched and proven here, compiled with what calls it."""
-    params, *one = shapes(config, context)
-    batched = jax.tree.map(lambda a: jax.ShapeDtypeStruct((batch, *a.shape), a.dtype), one)
-    traced = jit(decode_step(config), batch=batch).trace(params, *batched)
+    integers = jax.ShapeDtypeStruct((batch,), jnp.int32)
+    pages = jax.eval_shape(lambda: empty_pages(config, count=pool.count, size=pool.size))
+    kv = Paged(pages, jax.ShapeDtypeStruct((batch, pool.width), jnp.int32))
+    traced = jit(decode_step(config), batch=batch).trace(abstract_params(config), kv, integers, integers)
     program = lower(traced.graph, traced.schedule(), traced.target, traced.tree)
 
-    def step(params: Any, kv: Any, tokens: jax.Array, positions: jax.Array) -> tuple[jax.Array, Any]:
+    def step(params: Any, kv: Paged, tokens: jax.Array, positions: jax.Array) -> tuple[jax.Array, Paged]:
         return program(params, kv, tokens, positions)[1:]
 
     return step

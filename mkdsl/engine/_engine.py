@@ -8,17 +8,17 @@ import pathlib
 import queue
 import secrets
 import weakref
-from collections.abc import AsyncGenerator, Callable, Sequence
+from collections.abc import AsyncGenerator, Sequence
 from typing import Any, Self
 
 import jax
 
 from mkdsl.engine._answers import Answer, Delta, Writer, answers
 from mkdsl.engine._backend import Backend
-from mkdsl.engine._decoder import decode_steps
+from mkdsl.engine._decoder import Pool, decode_steps
 from mkdsl.engine._generate import check_prompt, positions
 from mkdsl.engine._loop import Job, Loop
-from mkdsl.engine._paged import Step, pages_that_fit
+from mkdsl.engine._paged import pages_that_fit
 from mkdsl.engine._pages import PagePool
 from mkdsl.engine._sampler import Asked
 from mkdsl.engine._sampling import SamplingError, SamplingParams
@@ -28,7 +28,7 @@ from mkdsl.models import DecoderConfig, load, read_config
 
 PAGE = 64  # positions: a block of the kernel's attention
 PIECE = 512  # positions of a prompt written at once: as long as a running stream may have to wait
-STEPS = 16  # decode steps in one dispatch on a GPU, where the host costs as much as a step; on a CPU, where it costs next to nothing, one
+STEPS = 4  # decode steps in one dispatch on a GPU, which last longer than the host needs for it; on a CPU, where it needs next to nothing, one
 Prompt = str | Sequence[int]
 
 log = logging.getLogger("mkdsl")
@@ -103,12 +103,11 @@ class Engine:
         """
         config = read_config(directory)
         context = positions(config, context)
-        step_of = decode_steps(config, whole_pages(context))
+        width = -(-context // PAGE)
+        decode_steps(config, Pool(count=width, size=PAGE, width=width))  # what a kernel does not take is refused before a weight is read
         tokenizer = load_tokenizer(directory)
         config, params = load(directory)
-        return cls._of(
-            config, params, tokenizer, step_of, max_batch=max_batch, context=context, ahead=ahead, batch_invariant=batch_invariant
-        )
+        return cls.of(config, params, tokenizer, max_batch=max_batch, context=context, ahead=ahead, batch_invariant=batch_invariant)
 
     @classmethod
     def of(
@@ -116,24 +115,15 @@ class Engine:
         batch_invariant: bool = False,
     ) -> Self:  # fmt: skip
         """An engine of a model that is there already. Arguments, and what is raised, as for `load`; params in bfloat16, on the device."""
-        step_of = decode_steps(config, whole_pages(context))
-        return cls._of(
-            config, params, tokenizer, step_of, max_batch=max_batch, context=context, ahead=ahead, batch_invariant=batch_invariant
-        )
-
-    @classmethod
-    def _of(
-        cls, config: DecoderConfig, params: Any, tokenizer: Tokenizer, step_of: Callable[[int], Step], *, max_batch: int, context: int,
-        ahead: bool, batch_invariant: bool,
-    ) -> Self:  # fmt: skip
         pages = pages_that_fit(config, size=PAGE, context=context, max_batch=max_batch, free=_free_bytes())
         log.info("%d pages of %d positions: %.1f sequences of %d", pages, PAGE, pages * PAGE / context, context)
         steps = 1 if jax.default_backend() == "cpu" else STEPS
+        step_of = decode_steps(config, Pool(count=pages, size=PAGE, width=-(-context // PAGE)))
         pool = PagePool(count=pages, size=PAGE)
-        scheduler = Scheduler(pool, max_batch=max_batch, piece=PIECE, max_steps=steps, batch_invariant=batch_invariant)
+        scheduler = Scheduler(pool, max_batch=max_batch, piece=PIECE, steps=steps, batch_invariant=batch_invariant)
         same: dict[str, Any] = {"smallest": PIECE, "asked": Asked.everything()} if batch_invariant else {}
         backend = Backend(
-            config, params, pages=pages, page_size=PAGE, context=context, max_batch=max_batch, max_steps=steps, step_of=step_of, **same
+            config, params, pages=pages, page_size=PAGE, context=context, max_batch=max_batch, steps=steps, step_of=step_of, **same
         )
         if ahead:
             backend.compile([max_batch] if batch_invariant else [size for size in BATCHES if size <= max_batch], PIECE)
@@ -263,11 +253,6 @@ class Engine:
                 raise SamplingError(
                     f"{name} names token {past[0]}, past the vocabulary of {self.config.vocab}; the token is another model's"
                 )
-
-
-def whole_pages(context: int) -> int:
-    """Positions of the pages that hold so many."""
-    return -(-context // PAGE) * PAGE
 
 
 def _free_bytes() -> int | None:

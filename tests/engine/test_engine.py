@@ -3,7 +3,9 @@
 import asyncio
 import dataclasses
 import gc
+import itertools
 import threading
+import types
 
 import jax
 import jax.numpy as jnp
@@ -24,7 +26,7 @@ from mkdsl.engine import (
     load_tokenizer,
 )
 from mkdsl.engine._backend import Backend, _decode, _fill
-from mkdsl.engine._decoder import decode_steps
+from mkdsl.engine._decoder import Pool, decode_steps
 from mkdsl.engine._pages import PagePool
 from mkdsl.engine._sampler import Asked
 from mkdsl.engine._scheduler import Scheduler
@@ -33,6 +35,7 @@ from mkdsl.models import CheckpointError
 pytestmark = pytest.mark.medium
 CONTEXT, SIZE, PIECE, STEPS = 96, 16, 32, 4
 EVERYTHING = Asked.everything()
+POOL = Pool(count=24, size=SIZE, width=CONTEXT // SIZE)
 GREEDY = SamplingParams(temperature=0, max_tokens=10)
 RANDOM = np.random.default_rng(0)
 PROMPTS = [tuple(RANDOM.integers(0, 256, length).tolist()) for length in (1, 2, 17, 40, 70, 33, 5)]
@@ -58,9 +61,9 @@ def make(config, params, checkpoint):
 
     def engine(*, pages=24, max_batch=4, params=params, config=config, dtype=jnp.float32, batch_invariant=False, asked=EVERYTHING):
         pool = PagePool(count=pages, size=SIZE)
-        scheduler = Scheduler(pool, max_batch=max_batch, piece=PIECE, max_steps=STEPS, batch_invariant=batch_invariant)
+        scheduler = Scheduler(pool, max_batch=max_batch, piece=PIECE, steps=STEPS, batch_invariant=batch_invariant)
         backend = Backend(
-            config, params, pages=24, page_size=SIZE, context=CONTEXT, max_batch=4, max_steps=STEPS, step_of=decode_steps(config, CONTEXT),
+            config, params, pages=24, page_size=SIZE, context=CONTEXT, max_batch=4, steps=STEPS, step_of=decode_steps(config, POOL),
             smallest=PIECE if batch_invariant else 16, cache_dtype=dtype, asked=asked,
         )  # fmt: skip
         tokenizer = load_tokenizer(checkpoint)
@@ -187,7 +190,7 @@ def prefilled(engine, monkeypatch):
 
     def noted(tokens, *, start, pages):
         pieces.append((start, len(tokens)))
-        prefill(tokens, start=start, pages=pages)
+        return prefill(tokens, start=start, pages=pages)
 
     monkeypatch.setattr(engine.backend, "prefill", noted)
     return pieces
@@ -247,9 +250,13 @@ def says(make, monkeypatch):
         engine = make()
         script, decode = engine.tokenizer.model.encode(text, add_special_tokens=False).ids, engine.backend.decode
 
+        said = iter(script)
+
         def scripted(lanes, **options):
-            said = decode(lanes, **options)
-            return [dataclasses.replace(s, tokens=script[l.index : l.index + len(s.tokens)]) for s, l in zip(said, lanes, strict=True)]
+            flight = decode(lanes, **options)
+            return types.SimpleNamespace(
+                land=lambda: [dataclasses.replace(s, tokens=list(itertools.islice(said, len(s.tokens)))) for s in flight.land()]
+            )
 
         monkeypatch.setattr(engine.backend, "decode", scripted)
         return engine
