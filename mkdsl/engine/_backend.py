@@ -16,6 +16,7 @@ from jax import lax
 from jax.typing import DTypeLike
 
 from mkdsl.engine._paged import Step, empty_pages, paged_fill
+from mkdsl.engine._pieces import covering
 from mkdsl.engine._sampler import NOT_FINITE, Asked, Sampled, sample
 from mkdsl.engine._sampling import SamplingParams
 from mkdsl.engine._slots import Slots, count, empty_slots, occupy
@@ -114,7 +115,9 @@ class Backend:
                 self.decode([Lane(slot=self._max_batch, pages=(), params=params)], batch=batch).land()
         length = self._smallest
         while length <= piece:
-            self.prefill([0] * length, start=self._width * self._page_size, pages=())
+            least = covering(-(-length // self._page_size), self._width)
+            for width in {covering(pages, self._width) for pages in range(least, self._width + 1)}:
+                self._fill([0] * length, np.full(length, self._past, np.int32), self._table(())[:width])
             length *= 2
         self.clear([self._count])
 
@@ -130,11 +133,15 @@ class Backend:
 
     def prefill(self, tokens: Sequence[int], *, start: int, pages: Sequence[int]) -> jax.Array:
         """Writes tokens of a prompt at the positions from `start` on, all of which lie in these pages. Returns something that is ready when they are."""
+        stop = start + len(tokens)
+        width = covering(-(-stop // self._page_size), self._width)
+        return self._fill(tokens, np.arange(start, stop, dtype=np.int32), self._table(pages)[:width])
+
+    def _fill(self, tokens: Sequence[int], positions: np.ndarray, table: np.ndarray) -> jax.Array:
         padding = (0, max(self._smallest, 1 << (len(tokens) - 1).bit_length()) - len(tokens))
-        positions = np.arange(start, start + len(tokens), dtype=np.int32)
         self._pages, done = _fill(
-            self._params, self._pages, self._table(pages), np.pad(np.asarray(tokens, np.int32), padding),
-            np.pad(positions, padding, constant_values=self._width * self._page_size), config=self.config,
+            self._params, self._pages, table, np.pad(np.asarray(tokens, np.int32), padding),
+            np.pad(positions, padding, constant_values=self._past), config=self.config,
         )  # fmt: skip
         return done
 
@@ -153,6 +160,11 @@ class Backend:
         )
         said.token.copy_to_host_async()
         return Flight(lanes=lanes, said=said)
+
+    @property
+    def _past(self) -> int:
+        """The first position past a table: nothing is written from there on."""
+        return self._width * self._page_size
 
     def _lane(self, slot: int, pages: Sequence[int]) -> np.ndarray:
         """Its slot and its table in one: each array that goes to the device takes its time."""

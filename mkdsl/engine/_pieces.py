@@ -10,6 +10,7 @@ from mkdsl.schedule import Profile
 STALL = 0.025  # seconds that a running answer may wait for a piece of another's prompt
 LARGEST = 2048  # tokens: more are no faster, and what a layer computes of them takes memory
 SMALLEST = 128  # tokens: fewer take as long, as all weights are read for them
+LONG = 1024  # tokens: two pieces of half as many are hardly slower
 SHARE = 0.5  # of a card's rate that a piece reaches, about
 PER_CYCLE = {(8, 0): 2048, (9, 0): 4096, (10, 0): 8192}  # bfloat16 operations of a multiprocessor in a clock (public)
 OTHERS_PER_CYCLE = 512  # 8.6 and 8.9; some of them do twice as many
@@ -18,43 +19,32 @@ GROWTH = 4  # from one number of pages that pieces are compiled for to the next
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
 class Pieces:
-    """Lengths of pieces, in tokens, powers of two in the engine.
+    """Lengths of pieces, in tokens, powers of two.
 
     Attributes:
       smallest: what is shorter is padded to it; others are padded to a power of two.
       beside: at most, while somebody's answer runs.
-      alone: at most, while nobody's does; no less than the others.
+      alone: at most, while nobody's does; no less.
     """
 
     smallest: int
     beside: int
     alone: int
 
-    def next(self, unfilled: int, *, beside: bool) -> int:
-        """How many of these tokens are the next piece. Where over a quarter of a long one would be pads, it is two."""
-        most = min(unfilled, self.beside if beside else self.alone)
-        padded = 1 << (most - 1).bit_length()
-        return padded // 2 if 4 * most <= 3 * padded and padded >= 4 * self.smallest else most
 
-
-def same(length: int) -> Pieces:
-    """All pieces have this length, whoever else is there."""
-    return Pieces(smallest=length, beside=length, alone=length)
-
-
-def pieces_for(config: DecoderConfig, target: Profile | None) -> Pieces:
-    """The pieces of a model's prompts.
-
-    Args:
-      config: its shape.
-      target: the GPU; None where there is none.
-    """
-    if target is None:
-        return Pieces(smallest=16, beside=512, alone=512)
+def pieces_for(config: DecoderConfig, target: Profile) -> Pieces:
+    """The pieces of a model's prompts on a GPU."""
     weights = sum(leaf.size for leaf in jax.tree.leaves(abstract_params(config)["layers"]) if leaf.ndim == 3)
     rate = SHARE * target.workers * target.clock_hz * PER_CYCLE.get(target.capability, OTHERS_PER_CYCLE)
     tokens = max(SMALLEST, min(LARGEST, int(STALL * rate / (2 * weights))))
     return Pieces(smallest=SMALLEST, beside=1 << (tokens.bit_length() - 1), alone=LARGEST)
+
+
+def next_piece(unfilled: int, most: int) -> int:
+    """How many of a prompt's tokens are written next, at most so many. Where over a quarter of a long piece would be pads, it is two."""
+    length = min(unfilled, most)
+    padded = 1 << (length - 1).bit_length()
+    return padded // 2 if padded >= LONG and 4 * length <= 3 * padded else length
 
 
 def covering(pages: int, width: int) -> int:

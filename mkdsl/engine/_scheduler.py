@@ -8,6 +8,7 @@ import dataclasses
 from collections.abc import Sequence as Many
 
 from mkdsl.engine._pages import PagePool
+from mkdsl.engine._pieces import next_piece
 from mkdsl.engine._sequence import Sequence, State, pages_at_most
 
 BATCHES = (1, 2, 4, 8, 16)  # a decode step is compiled for each
@@ -54,7 +55,9 @@ class Scheduler:
       running: those that get a token from each decode step.
     """
 
-    def __init__(self, pool: PagePool, *, max_batch: int, piece: int, steps: int, batch_invariant: bool = False) -> None:
+    def __init__(
+        self, pool: PagePool, *, max_batch: int, piece: int, steps: int, beside: int | None = None, batch_invariant: bool = False
+    ) -> None:
         """Sets the limits.
 
         Args:
@@ -62,6 +65,7 @@ class Scheduler:
           max_batch: sequences that prefill or run at the same time, one of BATCHES.
           piece: positions written by one Prefill at most.
           steps: decode steps in one Decode.
+          beside: positions written by one Prefill at most while somebody's answer runs; None for `piece`.
           batch_invariant: whether what is computed of a sequence may depend on itself alone: all decode steps are of max_batch, pieces of a prompt
             begin at multiples of `piece`, which is one of the page's size, and what decode steps have written is nobody's prefix.
 
@@ -76,6 +80,7 @@ class Scheduler:
         self.running: list[Sequence] = []
         self._slots = list(range(max_batch))[::-1]
         self._piece, self._steps, self._batch_invariant = piece, steps, batch_invariant
+        self._beside = beside or piece
         self._batches = (max_batch,) if batch_invariant else BATCHES
         self._unit = piece if batch_invariant else pool.size
         self._decode_is_due = False
@@ -170,7 +175,8 @@ class Scheduler:
         self.running.append(sequence)
 
     def _prefill(self, sequence: Sequence) -> Prefill:
-        start, stop = sequence.written, sequence.written + min(self._piece, sequence.unfilled)
+        start = sequence.written
+        stop = start + next_piece(sequence.unfilled, self._beside if self.running else self._piece)
         fresh = sequence.take_until(self.pool, stop)
         sequence.prefilled(self.pool, stop)
         if not sequence.unfilled:

@@ -9,7 +9,7 @@ import jax.numpy as jnp
 from jax import lax
 
 from mkdsl.ops._causal import Causal
-from mkdsl.ops._operator import Operator, bind, cache_is_shared, in_front, require, static
+from mkdsl.ops._operator import Operator, bind, in_front, require, sharing, static
 from mkdsl.ops._paged import contiguous, is_paged, place
 
 MASKED = -1e30
@@ -69,12 +69,13 @@ class Attention(Operator):
 
     def batched(self, args: Any, axes: Any) -> Any:
         cache = [1, 2, *range(4, len(args))]
-        if not cache_is_shared() or any(axes[i] is not None for i in cache):
+        how = sharing()
+        if how is None or any(axes[i] is not None for i in cache):
             return super().batched(args, axes)
         k, v, *table = (args[i] for i in cache)  # prefill: the tokens of one sequence share it
         k, v = (contiguous(pages, *table) for pages in (k, v)) if table else (k, v)
         q, pos = in_front((args[0], args[3]), (axes[0], axes[3]))
-        (out,) = Causal(self).bind(q[None], k[None], v[None], pos[None])
+        (out,) = Causal(self, ascending=how.ascending).bind(q[None], k[None], v[None], pos[None])
         return (out[0],), (0,)
 
 
@@ -124,7 +125,7 @@ class Append(Operator):
         return (cache.at[:, at].set(new.astype(cache.dtype), mode="drop"),)
 
     def batched(self, args: Any, axes: Any) -> Any:
-        if not cache_is_shared() or axes[0] is not None:
+        if sharing() is None or axes[0] is not None:
             return super().batched(args, axes)
         cache, new, pos = args[0], *in_front(args[1:], axes[1:])  # prefill: the tokens of one sequence share its cache
         at = jnp.where(pos < 0, cache.shape[1], pos)

@@ -11,7 +11,7 @@ from jax._src.cudnn.fused_attention_stablehlo import MaskType, dot_product_atten
 
 from mkdsl.ops._operator import Operator, in_front
 
-BLOCK = 256  # positions whose scores are there at the same time
+BLOCK = 256
 
 
 @dataclasses.dataclass(frozen=True)
@@ -19,20 +19,27 @@ class Causal(Operator):
     """Causal attention of b sequences, n tokens of each.
 
     q [b, n, heads, head_dim], k and v [b, kv_heads, context, head_dim], positions [b, n] -> [b, n, heads * head_dim] float32. The tokens' own keys
-    and values are in the cache already. On a GPU cuDNN computes it, where it takes the shapes and the tokens stand side by side.
+    and values are in the cache already. On a GPU cuDNN computes it, where it takes the shapes.
+
+    Attributes:
+      one: the Attention of a single token.
+      ascending: the tokens stand side by side, pads last.
+      block: positions whose scores are there at the same time, where cuDNN does not compute it.
     """
 
-    one: Any  # the Attention of a single token
+    one: Any
+    ascending: bool = False
     block: int = BLOCK
 
     def reference(self, q: jax.Array, k: jax.Array, v: jax.Array, positions: jax.Array) -> tuple[jax.Array, ...]:
         return (jax.vmap(functools.partial(blocked, self.one, block=self.block))(q, k, v, positions),)
 
     def on_cuda(self, q: jax.Array, k: jax.Array, v: jax.Array, positions: jax.Array) -> tuple[jax.Array, ...]:
-        if self.one.softcap is not None or self.one.window is not None or k.dtype not in (jnp.bfloat16, jnp.float16):
+        if self.one.softcap is not None or k.dtype not in (jnp.bfloat16, jnp.float16):
             return self.reference(q, k, v, positions)
+        attend = side_by_side if self.ascending and self.one.window is None else anywhere
         try:
-            return (side_by_side(self.one.scale, q, k, v, positions),)
+            return (attend(self.one, q, k, v, positions),)
         except NotImplementedError:  # cuDNN's word for shapes that it does not take
             return self.reference(q, k, v, positions)
 
@@ -73,7 +80,22 @@ def blocked(one: Any, q: jax.Array, k: jax.Array, v: jax.Array, positions: jax.A
     return jnp.where(inside[:, None], out, jnp.nan)
 
 
-def side_by_side(scale: float, q: jax.Array, k: jax.Array, v: jax.Array, positions: jax.Array) -> jax.Array:
+def anywhere(one: Any, q: jax.Array, k: jax.Array, v: jax.Array, positions: jax.Array) -> jax.Array:
+    """The same for all sequences with cuDNN's kernel. What a token does not attend to is told by a mask, all of which is read."""
+    at, inside = jnp.arange(k.shape[2]), (positions >= 0) & (positions < k.shape[2])
+    keep = at <= positions[..., None]
+    if one.window is not None:
+        keep &= at > positions[..., None] - one.window
+    filled = jnp.maximum(jnp.where(inside, positions + 1, 1).max(1), 1)
+    queries = jnp.full(positions.shape[0], positions.shape[1], jnp.int32)
+    out = dot_product_attention(
+        jnp.moveaxis(q, 1, 2).astype(k.dtype), k, v, mask=keep[:, None], q_seqlen=queries, kv_seqlen=filled, scale=one.scale, mask_type=MaskType.PADDING,
+        qkv_layout="BNTH",
+    )  # fmt: skip
+    return jnp.where(inside[..., None], jnp.moveaxis(out, 1, 2).astype(jnp.float32).reshape(*positions.shape, -1), jnp.nan)
+
+
+def side_by_side(one: Any, q: jax.Array, k: jax.Array, v: jax.Array, positions: jax.Array) -> jax.Array:
     """The same with cuDNN's kernels, for positions that go up by one, pads last: elsewhere the results are NaN.
 
     cuDNN's causal mask has its corner at the first query and the first key. So what was there before is attended to without a mask, the tokens' own
@@ -84,7 +106,7 @@ def side_by_side(scale: float, q: jax.Array, k: jax.Array, v: jax.Array, positio
     start, inside = positions[:, 0], positions < context
     counts = inside.sum(1, dtype=jnp.int32)
     own = [jax.vmap(lambda a, at: a.at[:, at].get(mode="clip"))(a, positions) for a in (k, v)]
-    cudnn: Any = functools.partial(dot_product_attention, scale=scale, qkv_layout="BNTH", return_residual=True)
+    cudnn: Any = functools.partial(dot_product_attention, scale=one.scale, qkv_layout="BNTH", return_residual=True)
     q = jnp.moveaxis(q, 1, 2).astype(k.dtype)
     new, new_sum = cudnn(q, *own, q_seqlen=counts, kv_seqlen=counts, mask_type=MaskType.PADDING_CAUSAL)
     old, old_sum = cudnn(q, k, v, q_seqlen=counts, kv_seqlen=jnp.maximum(start, 1), mask_type=MaskType.PADDING)

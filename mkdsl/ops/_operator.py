@@ -80,22 +80,29 @@ def bind(op: Operator, *args: Any) -> tuple[jax.Array, ...]:
     return tuple(operator_p.bind(*args, op=op))
 
 
-_sharing_cache = False
+@dataclasses.dataclass(frozen=True)
+class Sharing:
+    """Tokens that share a cache are those of one sequence. ascending: they stand side by side there, pads last."""
+
+    ascending: bool
+
+
+_sharing: Sharing | None = None
 
 
 @contextlib.contextmanager
-def shared_cache() -> Iterator[None]:
+def shared_cache(how: Sharing) -> Iterator[None]:
     """While this is active, `vmap` over tokens with one unbatched KV cache means the tokens of one sequence (see `mk.prefill`)."""
-    global _sharing_cache
-    before, _sharing_cache = _sharing_cache, True
+    global _sharing
+    before, _sharing = _sharing, how
     try:
         yield
     finally:
-        _sharing_cache = before
+        _sharing = before
 
 
-def cache_is_shared() -> bool:
-    return _sharing_cache
+def sharing() -> Sharing | None:
+    return _sharing
 
 
 def in_front(args: Sequence[jax.Array], axes: Sequence[int | None]) -> list[jax.Array]:

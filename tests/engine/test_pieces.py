@@ -5,57 +5,48 @@ from hypothesis import given
 from hypothesis import strategies as st
 from laws import LAW
 
-from mkdsl.engine._pieces import LARGEST, SMALLEST, STALL, Pieces, covering, pieces_for, same
+from mkdsl.engine._pages import PagePool
+from mkdsl.engine._pieces import LARGEST, LONG, SMALLEST, covering, next_piece, pieces_for
+from mkdsl.engine._scheduler import Prefill, Scheduler
 from mkdsl.models import SHAPES
 from mkdsl.schedule import PROFILES
 
-PIECES = Pieces(smallest=128, beside=512, alone=2048)
 
-
-def cut(pieces, prompt, *, beside=False):
+def cut(prompt, most):
     lengths = []
     while sum(lengths) < prompt:
-        lengths.append(pieces.next(prompt - sum(lengths), beside=beside))
+        lengths.append(next_piece(prompt - sum(lengths), most))
     return lengths
 
 
-def padded(pieces, length):
-    return max(pieces.smallest, 1 << (length - 1).bit_length())
-
-
 @LAW
-@given(prompt=st.integers(1, 9000), beside=st.booleans())
-def test_every_token_is_in_one_piece(prompt, beside):
-    """At most a third of what is computed is more than the prompt, if that is not short; and pieces begin where pages do."""
-    lengths = cut(PIECES, prompt, beside=beside)
+@given(prompt=st.integers(1, 9000), most=st.sampled_from([128, 512, 1024, 2048]))
+def test_every_token_is_in_one_piece(prompt, most):
+    """Of what is computed of a long prompt a quarter is pads at most, beside its end; and pieces begin where pages do."""
+    lengths = cut(prompt, most)
     assert sum(lengths) == prompt
-    assert max(lengths) <= (512 if beside else 2048)
+    assert max(lengths) <= most
     assert all(length % 64 == 0 for length in lengths[:-1])
-    assert 3 * sum(padded(PIECES, length) for length in lengths) <= 4 * max(prompt, 384) + 3 * PIECES.smallest
+    padded = [1 << (length - 1).bit_length() for length in lengths]
+    assert all(4 * length > 3 * computed or computed < LONG for length, computed in zip(lengths, padded, strict=True))
 
 
 @pytest.mark.parametrize(
-    ("prompt", "beside", "lengths"),
+    ("prompt", "most", "lengths"),
     [
-        (2048, False, [2048]),
-        (2048, True, [512] * 4),
-        (2047, False, [2047]),
-        (5000, False, [2048, 2048, 904]),
-        (1100, False, [1024, 76]),
-        (700, False, [512, 188]),
-        (300, False, [256, 44]),
-        (130, False, [130]),
+        (2048, 2048, [2048]),
+        (2048, 512, [512] * 4),
+        (2047, 2048, [2047]),
+        (5000, 2048, [2048, 2048, 904]),
+        (1100, 2048, [1024, 76]),
+        (700, 2048, [512, 188]),
+        (300, 512, [300]),
+        (1300, 512, [512, 512, 276]),
+        (5, 4, [4, 1]),
     ],
 )
-def test_pieces_of_a_prompt(prompt, beside, lengths):
-    assert cut(PIECES, prompt, beside=beside) == lengths
-
-
-@LAW
-@given(prompt=st.integers(1, 3000), beside=st.booleans())
-def test_pieces_that_depend_on_the_prompt_alone(prompt, beside):
-    whole, rest = divmod(prompt, 512)
-    assert cut(same(512), prompt, beside=beside) == [512] * whole + [rest] * (rest > 0)
+def test_pieces_of_a_prompt(prompt, most, lengths):
+    assert cut(prompt, most) == lengths
 
 
 @pytest.mark.parametrize("target", PROFILES.values(), ids=PROFILES)
@@ -69,11 +60,6 @@ def test_pieces_of_a_card(model, target):
     assert pieces.beside <= pieces_for(SHAPES[model], PROFILES["b200"]).beside
     if target.name == "h200":
         assert pieces.beside == (512 if "8b" in model else 2048)
-        assert STALL == 0.025
-
-
-def test_pieces_without_a_card():
-    assert pieces_for(SHAPES["llama-3.1-8b"], None) == Pieces(smallest=16, beside=512, alone=512)
 
 
 @LAW
@@ -87,3 +73,13 @@ def test_pages_that_a_piece_is_compiled_for(pages, width):
 def test_few_numbers_of_pages():
     assert sorted({covering(pages, 128) for pages in range(129)}) == [2, 8, 32, 128]
     assert sorted({covering(pages, 47) for pages in range(48)}) == [2, 8, 32, 47]
+
+
+def test_pieces_are_shorter_while_somebody_runs():
+    scheduler = Scheduler(PagePool(count=40, size=4), max_batch=2, piece=16, beside=8, steps=1)
+    scheduler.submit((1,) * 21, 5)
+    alone = [scheduler.next() for _ in range(2)]
+    assert [step.stop - step.start for step in alone] == [16, 4]
+    scheduler.submit((2,) * 21, 5)
+    steps = [scheduler.next() for _ in range(6)]
+    assert [step.stop - step.start for step in steps if isinstance(step, Prefill)] == [8, 8, 4]

@@ -13,7 +13,7 @@ from laws import LAW
 
 import mkdsl as mk
 from mkdsl.ops import Attention, _causal
-from mkdsl.ops._causal import BLOCK, Causal, blocked, side_by_side
+from mkdsl.ops._causal import BLOCK, Causal, anywhere, blocked, side_by_side
 
 KV_HEADS, HEADS, HEAD_DIM = 2, 4, 8
 few = settings(LAW, max_examples=12)
@@ -97,30 +97,26 @@ def test_several_sequences_at_once():
         close(found[i], each(Attention(HEAD_DIM**-0.5), *(a[i] for a in args), positions[i]))
 
 
-def plain_cudnn(q, k, v, *, q_seqlen, kv_seqlen, mask_type, scale, qkv_layout, return_residual):
+def plain_cudnn(q, k, v, *, q_seqlen, kv_seqlen, mask_type, scale, qkv_layout, mask=None, return_residual=False):
     """What cuDNN says it computes, with 7 where it says nothing."""
-    assert (qkv_layout, return_residual) == ("BNTH", True)
+    assert qkv_layout == "BNTH"
     row, column = jnp.arange(q.shape[2])[:, None], jnp.arange(k.shape[2])
     keep = (column < kv_seqlen[:, None, None]) & ((column <= row) | (mask_type is MaskType.PADDING))
+    keep = keep[:, None] if mask is None else keep[:, None] & mask
     k, v = (jnp.repeat(a, q.shape[1] // k.shape[1], axis=1) for a in (k, v))
-    scores = jnp.where(keep[:, None], jnp.einsum("bntd,bnsd->bnts", q, k, preferred_element_type=jnp.float32) * scale, -jnp.inf)
+    scores = jnp.where(keep, jnp.einsum("bntd,bnsd->bnts", q, k, preferred_element_type=jnp.float32) * scale, -jnp.inf)
     said = ((row < q_seqlen[:, None, None]) & (kv_seqlen > 0)[:, None, None])[:, None]
     out = jnp.einsum("bnts,bnsd->bntd", jax.nn.softmax(scores, -1), v, preferred_element_type=jnp.float32)
-    return jnp.where(said, out, 7.0).astype(q.dtype), jnp.where(said[..., 0], jax.nn.logsumexp(scores, -1), 7.0)
-
-
-@pytest.fixture
-def cudnn(monkeypatch):
-    """`side_by_side` with a stand-in for cuDNN."""
-    monkeypatch.setattr(_causal, "dot_product_attention", plain_cudnn)
-    return jax.jit(functools.partial(side_by_side, 0.3))
+    out, sums = jnp.where(said, out, 7.0).astype(q.dtype), jnp.where(said[..., 0], jax.nn.logsumexp(scores, -1), 7.0)
+    return (out, sums) if return_residual else out
 
 
 @pytest.mark.medium
 @pytest.mark.parametrize("context", [1, 20])
-def test_what_was_there_and_what_is_new(context, cudnn):
+def test_what_was_there_and_what_is_new(context, monkeypatch):
     """Two sequences, each of tokens that stand side by side, with pads behind them."""
-    alone = jax.jit(functools.partial(each, Attention(0.3)))
+    monkeypatch.setattr(_causal, "dot_product_attention", plain_cudnn)
+    attend, alone = jax.jit(functools.partial(side_by_side, Attention(0.3))), jax.jit(functools.partial(each, Attention(0.3)))
 
     def positions(start, count):
         return [*range(start, min(start + count, context)), *[context] * 6][:6]
@@ -129,30 +125,54 @@ def test_what_was_there_and_what_is_new(context, cudnn):
     @given(starts=st.lists(st.integers(0, context - 1), min_size=2, max_size=2), counts=st.lists(st.integers(1, 6), min_size=2, max_size=2))
     def law(starts, counts):
         (q, k, v), at = drawn(0, 6, context, sequences=(2,)), np.array([*map(positions, starts, counts)], np.int32)
-        for found, *args in zip(cudnn(q, k, v, at), q, k, v, at, strict=True):
+        for found, *args in zip(attend(q, k, v, at), q, k, v, at, strict=True):
+            close(found, alone(*args))
+
+    law()
+
+
+@pytest.mark.medium
+@pytest.mark.parametrize("window", [None, 3])
+def test_tokens_anywhere_with_cudnn(window, monkeypatch):
+    """Two sequences, their tokens in any order, and past the cache."""
+    monkeypatch.setattr(_causal, "dot_product_attention", plain_cudnn)
+    one = Attention(0.3, window)
+    attend, alone = jax.jit(functools.partial(anywhere, one)), jax.jit(functools.partial(each, one))
+
+    @few
+    @given(st.lists(st.integers(-1, 21), min_size=12, max_size=12))
+    def law(positions):
+        (q, k, v), at = drawn(0, 6, 20, sequences=(2,)), np.array(positions, np.int32).reshape(2, 6)
+        for found, *args in zip(attend(q, k, v, at), q, k, v, at, strict=True):
             close(found, alone(*args))
 
     law()
 
 
 @pytest.mark.parametrize("positions", [[3, 2, 4], [3, 5, 6], [3, 4, 4], [-1, 0, 1], [3, 99, 5]])
-def test_tokens_that_do_not_stand_side_by_side(positions, cudnn):
-    """Of these cuDNN would compute something else: so it is NaN, from where they do not."""
-    out = cudnn(*drawn(0, 3, 12, sequences=(1,)), jnp.array([positions]))
+def test_tokens_that_do_not_stand_side_by_side(positions, monkeypatch):
+    """Where that was promised: it is NaN, from where they do not."""
+    monkeypatch.setattr(_causal, "dot_product_attention", plain_cudnn)
+    out = side_by_side(Attention(0.3), *drawn(0, 3, 12, sequences=(1,)), jnp.array([positions]))
     assert np.isnan(out[0]).any(1).tolist() == [at != max(positions[0], 0) + i for i, at in enumerate(positions)]
 
 
+@pytest.mark.medium
 @pytest.mark.parametrize("one", [Attention(0.3), Attention(0.3, window=3), Attention(0.3, softcap=2.0)])
-@pytest.mark.parametrize("dtype", [jnp.bfloat16, jnp.float32])
-def test_what_cudnn_is_asked_for(one, dtype, monkeypatch):
-    """On a GPU: it has no soft-cap and no float32."""
+@pytest.mark.parametrize(("dtype", "ascending"), [(jnp.bfloat16, True), (jnp.bfloat16, False), (jnp.float32, True)])
+def test_what_cudnn_is_asked_for(one, dtype, ascending, monkeypatch):
+    """On a GPU: twice without a mask in memory, once with one; and it has no soft-cap and no float32."""
     asked = []
-    monkeypatch.setattr(
-        _causal, "dot_product_attention", lambda *args, **options: asked.append(options["scale"]) or plain_cudnn(*args, **options)
-    )
+
+    def ask(*args, mask=None, **options):
+        asked.append(mask is not None)
+        return plain_cudnn(*args, mask=mask, **options)
+
+    monkeypatch.setattr(_causal, "dot_product_attention", ask)
     args, positions = drawn(0, 3, 12, sequences=(1,), dtype=dtype), jnp.array([[4, 5, 6]])
-    (found,) = jax.jit(Causal(one).on_cuda)(*args, positions)
-    assert asked == ([0.3, 0.3] if one == Attention(0.3) and dtype == jnp.bfloat16 else [])
+    (found,) = jax.jit(Causal(one, ascending=ascending).on_cuda)(*args, positions)
+    takes = dtype == jnp.bfloat16 and one.softcap is None
+    assert asked == (([False, False] if ascending and one.window is None else [True]) if takes else [])
     close(found[0], each(one, *(a[0] for a in args), positions[0]), atol=2e-2)
 
 
