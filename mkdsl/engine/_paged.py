@@ -90,7 +90,7 @@ def paged_fill(config: DecoderConfig) -> PagedFill:
     """
 
     def fill(params: Any, kv: Paged, tokens: jax.Array, positions: jax.Array) -> Paged:
-        own = prefill(decode_step(config))(params, _gather(kv.pages, kv.table), tokens, positions)[-1]
+        own = prefill(decode_step(config), ascending=True)(params, _gather(kv.pages, kv.table), tokens, positions)[-1]
         new = jax.tree.map(lambda leaf: jnp.moveaxis(leaf.at[:, :, positions].get(mode="clip"), 2, 0), own)
         at = jax.vmap(lambda position: _place(kv.pages, kv.table, position))(positions)
         return Paged(_scatter(kv.pages, at, new), kv.table)

@@ -21,7 +21,7 @@ def filler(config: DecoderConfig) -> Any:
     """
 
     def fill_piece(params: Any, kv: Any, tokens: jax.Array, positions: jax.Array) -> Any:
-        return prefill(decode_step(config))(params, kv, tokens, positions)[-1]
+        return prefill(decode_step(config), ascending=True)(params, kv, tokens, positions)[-1]
 
     return jax.jit(fill_piece, donate_argnums=1)
 
