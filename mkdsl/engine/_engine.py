@@ -127,11 +127,17 @@ class Engine:
         pool = PagePool(count=pages, size=PAGE)
         pieces = _pieces(config, batch_invariant=batch_invariant)
         scheduler = Scheduler(
-            pool, max_batch=max_batch, piece=pieces.alone, beside=pieces.beside, steps=steps, batch_invariant=batch_invariant
+            pool,
+            max_batch=max_batch,
+            piece=pieces.alone,
+            beside=pieces.beside,
+            packed=pieces.packed,
+            steps=steps,
+            batch_invariant=batch_invariant,
         )
         backend = Backend(
             config, params, pages=pages, page_size=PAGE, context=context, max_batch=max_batch, steps=steps, step_of=step_of,
-            smallest=pieces.smallest, asked=Asked.everything() if batch_invariant else None,
+            smallest=pieces.smallest, packed=pieces.packed, asked=Asked.everything() if batch_invariant else None,
         )  # fmt: skip
         if ahead:
             backend.compile([max_batch] if batch_invariant else [size for size in BATCHES if size <= max_batch], pieces.alone)

@@ -88,7 +88,7 @@ def anywhere(one: Any, q: jax.Array, k: jax.Array, v: jax.Array, positions: jax.
         keep &= at > positions[..., None] - one.window
     filled = jnp.maximum(jnp.where(inside, positions + 1, 1).max(1), 1)
     queries = jnp.full(positions.shape[0], positions.shape[1], jnp.int32)
-    out = dot_product_attention(
+    out: Any = dot_product_attention(
         jnp.moveaxis(q, 1, 2).astype(k.dtype), k, v, mask=keep[:, None], q_seqlen=queries, kv_seqlen=filled, scale=one.scale, mask_type=MaskType.PADDING,
         qkv_layout="BNTH",
     )  # fmt: skip

@@ -79,7 +79,7 @@ def test_pieces_are_shorter_while_somebody_runs():
     scheduler = Scheduler(PagePool(count=40, size=4), max_batch=2, piece=16, beside=8, steps=1)
     scheduler.submit((1,) * 21, 5)
     alone = [scheduler.next() for _ in range(2)]
-    assert [step.stop - step.start for step in alone] == [16, 4]
+    assert [part.stop - part.start for step in alone for part in step.parts] == [16, 4]
     scheduler.submit((2,) * 21, 5)
     steps = [scheduler.next() for _ in range(6)]
-    assert [step.stop - step.start for step in steps if isinstance(step, Prefill)] == [8, 8, 4]
+    assert [part.stop - part.start for step in steps if isinstance(step, Prefill) for part in step.parts] == [8, 8, 4]
