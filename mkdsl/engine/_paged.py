@@ -86,9 +86,8 @@ def paged_fill(config: DecoderConfig) -> PagedFill:
       config: the model's shape.
 
     Returns:
-      f(params, kv, tokens [b, n], positions [b, n]) -> kv, with int32 tokens and positions. A sequence's positions go up by one, and those before are
-      written already; one past the table is a pad, which comes last. Nothing else is changed of the pages than these positions and, of the last
-      page that a sequence has them in, those behind.
+      f(params, kv, tokens [b, n], positions [b, n]) -> kv, with int32 tokens and positions. A sequence's positions go up by one, all of them lie in its
+      pages, and those before are written already; one past the table is a pad, which comes last, and writes nothing.
     """
 
     def fill(params: Any, kv: Paged, tokens: jax.Array, positions: jax.Array) -> Paged:
