@@ -50,7 +50,7 @@ def operations(config: DecoderConfig, params: Any, tokens: int) -> float:
 
 def filler(config: DecoderConfig) -> Callable[..., Any]:
     """f(params, kv, tokens, positions) -> kv, the cache donated."""
-    return jax.jit(lambda *args: mk.prefill(decode_step(config))(*args)[-1], donate_argnums=1)
+    return jax.jit(lambda *args: mk.prefill(decode_step(config), ascending=True)(*args)[-1], donate_argnums=1)
 
 
 def last_keys(config: DecoderConfig, params: Any, tokens: np.ndarray, dtype: Any) -> np.ndarray:
