@@ -17,9 +17,9 @@ from jax.typing import DTypeLike
 
 from mkdsl.engine._paged import Step, empty_pages, paged_fill
 from mkdsl.engine._pieces import covering, powers, row
-from mkdsl.engine._sampler import NOT_FINITE, Asked, Sampled, sample
+from mkdsl.engine._sampler import NOT_FINITE, Asked, Logprobs, Sampled, sample
 from mkdsl.engine._sampling import SamplingParams
-from mkdsl.engine._slots import Slots, count, empty_slots, occupy
+from mkdsl.engine._slots import Slots, State, count, empty_slots, occupy
 from mkdsl.models import DecoderConfig
 from mkdsl.ops import Paged
 
@@ -56,11 +56,11 @@ class Said:
 
     Attributes:
       tokens: NOT_FINITE is the last of them if logits were NaN or infinite.
-      sampled: as they came, where log-probabilities are asked for; arrays over tokens.
+      logprobs: where they are asked for; arrays over tokens.
     """
 
     tokens: list[int]
-    sampled: Sampled | None
+    logprobs: Logprobs | None
 
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
@@ -72,14 +72,14 @@ class Flight:
 
     def land(self) -> list[Said]:
         """Waits for them. Returns what each sequence has said."""
-        tokens = np.asarray(self.said.token)
-        wanted = any(lane.params.logprobs is not None for lane in self.lanes)
-        return [self._of(i, tokens[:, i], jax.device_get(self.said) if wanted else None) for i in range(len(self.lanes))]
+        tokens, logprobs = jax.device_get((self.said.token, self.said.logprobs))
 
-    def _of(self, i: int, tokens: np.ndarray, said: Sampled | None) -> Said:
-        n = int((tokens != NOTHING).sum())
-        sampled = None if said is None or self.lanes[i].params.logprobs is None else jax.tree.map(lambda a: a[:n, i], said)
-        return Said(tokens=tokens[:n].tolist(), sampled=sampled)
+        def of(i: int, lane: Lane) -> Said:
+            n = int((tokens[:, i] != NOTHING).sum())
+            own = None if lane.params.logprobs is None else jax.tree.map(lambda a: a[:n, i], logprobs)
+            return Said(tokens=tokens[:n, i].tolist(), logprobs=own)
+
+        return [of(i, lane) for i, lane in enumerate(self.lanes)]
 
 
 class Backend:
@@ -196,6 +196,17 @@ def _fill(params: Any, pages: Any, tables: jax.Array, tokens: jax.Array, positio
     return paged_fill(config)(params, Paged(pages, tables), tokens, positions).pages, tokens[0, 0]
 
 
+@jax.tree_util.register_dataclass
+@dataclasses.dataclass(frozen=True, kw_only=True)
+class _Run:
+    """Decode steps under way: where each lane stands, how often it has said each token [slots, vocab], and what was said [steps, b]."""
+
+    pages: Any
+    state: State
+    generated: jax.Array
+    said: Sampled
+
+
 @functools.partial(jax.jit, static_argnames=("step", "steps", "asked"), donate_argnames=("pages", "slots"))
 def _decode(params: Any, pages: Any, slots: Slots, lanes: jax.Array, *, step: Step, steps: int, asked: Asked) -> tuple[Any, Slots, Sampled]:
     """Lanes are int32 [b, 1 + width]: slots, and tables. Returns pages, slots, and what was said, arrays over steps and lanes.
@@ -203,32 +214,32 @@ def _decode(params: Any, pages: Any, slots: Slots, lanes: jax.Array, *, step: St
     The number of steps is known to the compiler: else the device would ask the host after each whether to go on.
     """
     rows, tables = lanes[:, 0], lanes[:, 1:]
-
-    def once(i: jax.Array, run: tuple[Any, Slots, Sampled]) -> tuple[Any, Slots, Sampled]:
-        pages, slots, said = run
-        pages, slots, sampled = _one_step(params, pages, slots, rows, tables, step, asked)
-        return pages, slots, jax.tree.map(lambda all, one: all.at[i].set(one), said, sampled)
-
-    sampled = jax.eval_shape(lambda p, s: _one_step(params, p, s, rows, tables, step, asked)[2], pages, slots)
+    one_step = functools.partial(_one_step, params, slots, rows, tables, step=step, asked=asked)
+    state = jax.tree.map(lambda a: a.at[rows].get(mode="fill", fill_value=0), slots.state)
+    _, _, _, sampled = jax.eval_shape(one_step, pages, state, slots.generated)
     said = jax.tree.map(lambda a: jnp.zeros((steps, *a.shape), a.dtype), sampled)
-    return lax.fori_loop(0, steps, once, (pages, slots, said))
+
+    def once(i: jax.Array, run: _Run) -> _Run:
+        pages, state, generated, sampled = one_step(run.pages, run.state, run.generated)
+        return _Run(
+            pages=pages, state=state, generated=generated, said=jax.tree.map(lambda all, one: all.at[i].set(one), run.said, sampled)
+        )
+
+    run = lax.fori_loop(0, steps, once, _Run(pages=pages, state=state, generated=slots.generated, said=said))
+    state = jax.tree.map(lambda a, new: a.at[rows].set(new, mode="drop"), slots.state, run.state)
+    return run.pages, dataclasses.replace(slots, state=state, generated=run.generated), run.said
 
 
 def _one_step(
-    params: Any, pages: Any, slots: Slots, rows: jax.Array, tables: jax.Array, step: Step, asked: Asked
-) -> tuple[Any, Slots, Sampled]:
-    now = jax.tree.map(lambda a: a.at[rows].get(mode="fill", fill_value=0), slots.state)
+    params: Any, slots: Slots, rows: jax.Array, tables: jax.Array, pages: Any, now: State, generated: jax.Array, *, step: Step, asked: Asked
+) -> tuple[Any, State, jax.Array, Sampled]:
+    """A decode step of all lanes. Who has ended is at no position, and says nothing."""
     live = now.left > 0
     logits, cache = step(params, Paged(pages, tables), now.token, jnp.where(live, now.position, NOWHERE))
-    sampled = sample(logits, slots, rows, now.index, asked=asked)
+    sampled = sample(logits, dataclasses.replace(slots, generated=generated), rows, now.index, asked=asked)
     ends = slots.ends[rows, sampled.token] | (sampled.token == NOT_FINITE)
-    after = dataclasses.replace(
-        now,
-        token=sampled.token,
-        position=now.position + live,
-        index=now.index + live,
-        left=jnp.where(live & ~ends, now.left - 1, 0),
-    )
-    state = jax.tree.map(lambda a, new: a.at[rows].set(new, mode="drop"), slots.state, after)
-    slots = dataclasses.replace(count(slots, jnp.where(live, rows, slots.bias.shape[0]), sampled.token), state=state)
-    return cache.pages, slots, dataclasses.replace(sampled, token=jnp.where(live, sampled.token, NOTHING))
+    left = jnp.where(live & ~ends, now.left - 1, 0)
+    after = State(token=sampled.token, position=now.position + 1, index=now.index + 1, left=left)
+    if asked.changes:  # nobody else looks at what was said
+        generated = count(generated, jnp.where(live, rows, generated.shape[0]), sampled.token)
+    return cache.pages, after, generated, dataclasses.replace(sampled, token=jnp.where(live, sampled.token, NOTHING))
