@@ -63,15 +63,6 @@ def test_each_is_written_as_if_it_were_alone(shape, params, fill, starts, counts
 
 
 @pytest.mark.medium
-def test_a_piece_goes_on_from_the_one_before(shape, params, fill):
-    whole, pieces = anything(shape), anything(shape)
-    whole = fill(params, Paged(whole, TABLES), *some((0, 0, 0), (13, 0, 16))).pages
-    for starts, counts in (((0, 0, 0), (5, 0, 8)), ((5, 0, 8), (8, 0, 8))):
-        pieces = fill(params, Paged(pieces, TABLES), *some(starts, counts)).pages
-    jax.tree.map(lambda a, b: np.testing.assert_allclose(a, b, atol=1e-5), pieces, whole)
-
-
-@pytest.mark.medium
 def test_a_table_of_the_pages_that_are_filled(shape, params, fill):
     """A pad stays one where the table is shorter."""
     tokens, positions = some((0, 0, 0), (13, 0, 6))
