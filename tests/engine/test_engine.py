@@ -60,13 +60,13 @@ def make(config, params, checkpoint):
     made = []
 
     def engine(
-        *, pages=24, max_batch=4, params=params, config=config, dtype=jnp.float32, batch_invariant=False, asked=EVERYTHING, step_of=None
+        *, pages=24, max_batch=4, params=params, config=config, dtype=jnp.float32, batch_invariant=False, asked=EVERYTHING, packed=0, step_of=None
     ):  # fmt: skip
         pool = PagePool(count=pages, size=SIZE)
-        scheduler = Scheduler(pool, max_batch=max_batch, piece=PIECE, steps=STEPS, batch_invariant=batch_invariant)
+        scheduler = Scheduler(pool, max_batch=max_batch, piece=PIECE, steps=STEPS, packed=packed, batch_invariant=batch_invariant)
         backend = Backend(
             config, params, pages=24, page_size=SIZE, context=CONTEXT, max_batch=4, steps=STEPS, step_of=step_of or decode_steps(config, POOL),
-            smallest=PIECE if batch_invariant else 16, cache_dtype=dtype, asked=asked,
+            smallest=PIECE if batch_invariant else 16, packed=packed, cache_dtype=dtype, asked=asked,
         )  # fmt: skip
         tokenizer = load_tokenizer(checkpoint)
         made.append(Engine(config=config, tokenizer=tokenizer, context=CONTEXT, scheduler=scheduler, backend=backend))
@@ -190,9 +190,9 @@ def prefilled(engine, monkeypatch):
     """The pieces of prompts that are written from now on: where each began, and its length."""
     pieces, prefill = [], engine.backend.prefill
 
-    def noted(tokens, *, start, pages):
-        pieces.append((start, len(tokens)))
-        return prefill(tokens, start=start, pages=pages)
+    def noted(together):
+        pieces.extend((piece.start, len(piece.tokens)) for piece in together)
+        return prefill(together)
 
     monkeypatch.setattr(engine.backend, "prefill", noted)
     return pieces
@@ -204,6 +204,18 @@ def test_a_shared_prefix_is_prefilled_once(make, alone, monkeypatch):
     prompts = [(*PROMPTS[4][:60], token) for token in (1, 2, 3)]
     assert tokens_of(engine.generate(prompts, GREEDY)) == [alone(prompt, 10)[0] for prompt in prompts]
     assert pieces == [(0, 32), (32, 28), (48, 12), (48, 12)]
+
+
+def test_short_prompts_are_written_together(make, alone, monkeypatch):
+    """Each as if it were alone; one that is longer comes after them."""
+    engine = make(packed=32)
+    together, prefill = [], engine.backend.prefill
+    monkeypatch.setattr(
+        engine.backend, "prefill", lambda pieces: together.append([len(piece.tokens) for piece in pieces]) or prefill(pieces)
+    )
+    prompts = [PROMPTS[6], PROMPTS[1], (7, 8, 9), PROMPTS[3]]
+    assert tokens_of(engine.generate(prompts, GREEDY)) == [alone(prompt, 10)[0] for prompt in prompts]
+    assert together == [[4, 1, 2], [32], [7]]
 
 
 def test_a_conversation_goes_on_from_its_answer(make, alone, monkeypatch):
