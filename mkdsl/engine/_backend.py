@@ -72,7 +72,8 @@ class Flight:
 
     def land(self) -> list[Said]:
         """Waits for them. Returns what each sequence has said."""
-        tokens, logprobs = jax.device_get((self.said.token, self.said.logprobs))
+        wanted = any(lane.params.logprobs is not None for lane in self.lanes)
+        tokens, logprobs = jax.device_get((self.said.token, self.said.logprobs if wanted else None))
 
         def of(i: int, lane: Lane) -> Said:
             n = int((tokens[:, i] != NOTHING).sum())
