@@ -19,18 +19,8 @@ from mkdsl.serve._service import Service
 PATHS = {"/v1/completions", "/v1/chat/completions", "/v1/models", "/metrics", "/health"}
 
 
-def create_app(engine: Engine, *, model: str, api_key: str | None, max_open: int) -> FastAPI:
-    """The server as an ASGI application.
-
-    Args:
-      engine: answers; closing it is the caller's business.
-      model: the name that it is known by.
-      api_key: asked for by all paths but /health; None for no key.
-      max_open: answers that are under way or wait at most; beyond, requests get 429.
-
-    Returns:
-      The application.
-    """
+def application(engine: Engine, *, model: str, api_key: str | None, max_open: int) -> FastAPI:
+    """See `mkdsl.serve.create_app`."""
     service = Service(engine, model=model, max_open=max_open)
     app = FastAPI(title="mkdsl", docs_url=None, redoc_url=None, openapi_url=None)
     keyed = [Depends(_key_check(api_key))]
