@@ -1,36 +1,31 @@
 """A server that speaks OpenAI's interface in front of an engine. Comes in: HTTP. Goes out: HTTP. It knows the engine's public names only."""
 
+import importlib
 from collections.abc import Callable
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any
 
-from mkdsl.engine import Engine
 from mkdsl.engine import main as command
 from mkdsl.models import extra
+from mkdsl.serve._routing import Routes, prompt_of
 
 if TYPE_CHECKING:
-    from fastapi import FastAPI
+    from mkdsl.serve._app import create_app
+    from mkdsl.serve._metrics import merged_metrics
+    from mkdsl.serve._relay import assembled, plain_scope, relayed
 
-__all__ = ["create_app", "main"]
+__all__ = ["Routes", "assembled", "create_app", "main", "merged_metrics", "plain_scope", "prompt_of", "relayed"]
+
+_BY_THE_EXTRA = {
+    "assembled": "_relay", "create_app": "_app", "merged_metrics": "_metrics", "plain_scope": "_relay", "relayed": "_relay",
+}  # fmt: skip
 
 
-def create_app(engine: Engine, *, model: str, api_key: str | None = None, max_open: int) -> "FastAPI":
-    """The server as an ASGI application: what `mkdsl serve` runs, for whoever has an engine or an HTTP server of their own.
-
-    Args:
-      engine: answers; closing it is the caller's business.
-      model: the name that it is known by.
-      api_key: asked for by all paths but /health; None for no key.
-      max_open: answers that are under way or wait at most; beyond, requests get 429.
-
-    Returns:
-      The application.
-
-    Raises:
-      MissingExtra: fastapi or prometheus-client is not installed.
-    """
+def __getattr__(name: str) -> Any:
+    """What needs the extra `serve` is imported when it is asked for. Raises MissingExtra if it is not installed."""
+    if name not in _BY_THE_EXTRA:
+        raise AttributeError(f"module {__name__} has no attribute {name!r}")
     with extra("serve"):
-        from mkdsl.serve._app import application
-    return application(engine, model=model, api_key=api_key, max_open=max_open)
+        return getattr(importlib.import_module(f"{__name__}.{_BY_THE_EXTRA[name]}"), name)
 
 
 def main() -> None:

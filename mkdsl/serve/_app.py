@@ -19,8 +19,18 @@ from mkdsl.serve._service import Service
 PATHS = {"/v1/completions", "/v1/chat/completions", "/v1/models", "/metrics", "/health"}
 
 
-def application(engine: Engine, *, model: str, api_key: str | None, max_open: int) -> FastAPI:
-    """See `mkdsl.serve.create_app`."""
+def create_app(engine: Engine, *, model: str, api_key: str | None = None, max_open: int) -> FastAPI:
+    """The server as an ASGI application: what `mkdsl serve` runs, for whoever has an engine or an HTTP server of their own.
+
+    Args:
+      engine: answers; closing it is the caller's business.
+      model: the name that it is known by.
+      api_key: asked for by all paths but /health; None for no key.
+      max_open: answers that are under way or wait at most; beyond, requests get 429.
+
+    Returns:
+      The application.
+    """
     service = Service(engine, model=model, max_open=max_open)
     app = FastAPI(title="mkdsl", docs_url=None, redoc_url=None, openapi_url=None)
     keyed = [Depends(_key_check(api_key))]
@@ -29,7 +39,7 @@ def application(engine: Engine, *, model: str, api_key: str | None, max_open: in
     app.add_api_route("/v1/models", lambda: {"object": "list", "data": [_model(model, model)]}, dependencies=keyed)
     app.add_api_route("/v1/models/{name:path}", functools.partial(_model, model), dependencies=keyed)
     app.add_api_route("/metrics", lambda: Response(service.metrics.text(), media_type="text/plain; version=0.0.4"), dependencies=keyed)
-    app.add_api_route("/health", lambda: Response())
+    app.add_api_route("/health", lambda: Response(status_code=503 if engine.closed else 200))
     _handle_errors(app)
     app.add_middleware(Counted, metrics=service.metrics)
     return app

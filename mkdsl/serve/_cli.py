@@ -35,7 +35,7 @@ def serve(
     with extra("serve"):
         import uvicorn
 
-        from mkdsl.serve._app import application
+        from mkdsl.serve._app import create_app
     name = name or directory.resolve().name
     console = rich.console.Console(stderr=True)
     with _bound(host, port) as listening:
@@ -44,7 +44,7 @@ def serve(
         with engine:
             listening.listen()  # whoever takes the announcement at its word is not refused
             _announce(console, engine, f"{name}: up to {max_batch} answers at once", _curl(host, listening.getsockname()[1], name, api_key))
-            app = application(engine, model=name, api_key=api_key, max_open=max_batch + max_queue)
+            app = create_app(engine, model=name, api_key=api_key, max_open=max_batch + max_queue)
             for number in (signal.SIGINT, signal.SIGTERM):  # uvicorn raises them once more when all answers are complete
                 signal.signal(number, lambda *_: sys.exit(0))
             uvicorn.Server(uvicorn.Config(app, log_level="warning")).run(sockets=[listening])

@@ -3,7 +3,6 @@
 import asyncio
 import collections
 import contextlib
-import json
 import math
 import time
 from collections.abc import AsyncGenerator, AsyncIterator, Iterator, Sequence
@@ -14,7 +13,7 @@ from fastapi.responses import JSONResponse, Response, StreamingResponse
 from mkdsl.engine import Answer, Delta, Engine, EngineError, LogitsError, SamplingParams, answers
 from mkdsl.serve._errors import REFUSALS, ApiError, refusal
 from mkdsl.serve._metrics import Metrics
-from mkdsl.serve._replies import ChatReply, CompletionReply, Reply
+from mkdsl.serve._replies import ChatReply, CompletionReply, Reply, event
 from mkdsl.serve._requests import ChatRequest, Common, CompletionRequest
 
 FAILURES = (EngineError, LogitsError)
@@ -150,15 +149,11 @@ async def _events(deltas: AsyncGenerator[Delta], reply: Reply, usage: int | None
         async with contextlib.aclosing(deltas):
             async for delta in deltas:
                 answer = delta.prompt, delta.choice
-                yield _event(reply.chunk(delta, first=answer not in begun))
+                yield event(reply.chunk(delta, first=answer not in begun))
                 begun.add(answer)
                 tokens += len(delta.tokens)
         if usage is not None:
-            yield _event(reply.last_chunk(usage, tokens))
+            yield event(reply.last_chunk(usage, tokens))
         yield "data: [DONE]\n\n"
     except FAILURES as error:
-        yield _event(ApiError(500, str(error)).body)
-
-
-def _event(data: dict) -> str:
-    return f"data: {json.dumps(data, ensure_ascii=False)}\n\n"
+        yield event(ApiError(500, str(error)).body)

@@ -11,7 +11,7 @@ import openai
 import pytest
 from serve.conftest import KEY, MAX_OPEN
 
-from mkdsl.engine import EngineError, SamplingParams
+from mkdsl.engine import Engine, EngineError, SamplingParams
 
 pytestmark = pytest.mark.medium
 USER = [{"role": "user", "content": "hello"}]
@@ -206,6 +206,11 @@ def got(address, path, *, body=None, key=KEY):
     except urllib.error.HTTPError as error:
         with error:
             return error.code, error.headers, error.read().decode()
+
+
+def test_health_of_an_engine_that_has_ended(address, monkeypatch):
+    monkeypatch.setattr(Engine, "closed", True)
+    assert got(address, "/health", key=None)[0] == 503
 
 
 def test_health_wants_no_key_and_all_else_does(address):
