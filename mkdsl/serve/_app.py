@@ -77,6 +77,8 @@ def _as_api_error(error: Exception) -> ApiError:
     if isinstance(error, RequestValidationError):
         return invalid(error)
     if isinstance(error, HTTPException):
+        if error.status_code == 400:  # all that FastAPI says by itself
+            return ApiError(400, "the body is not JSON (it is not UTF-8, or nested too deeply)")
         return ApiError(error.status_code, f"{error.detail}; there are {', '.join(sorted(PATHS))}")
     return ApiError(500, f"the server failed ({type(error).__name__}: {error})")
 
