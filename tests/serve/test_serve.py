@@ -14,7 +14,7 @@ import pytest
 from serve.conftest import KEY, MAX_OPEN
 
 from mkdsl.engine import Engine, EngineError, SamplingParams
-from mkdsl.serve import create_app, relayed
+from mkdsl.serve import _app, create_app, relayed
 
 pytestmark = pytest.mark.medium
 USER = [{"role": "user", "content": "hello"}]
@@ -253,6 +253,17 @@ def test_a_body_that_does_not_say_what_it_is(address):
     found, _, text = got(address, "/v1/completions", body=b'{"model": "tiny", "prompt": "x"}', kind="application/x-www-form-urlencoded")
     assert found == 400
     assert json.loads(text)["error"]["message"] == "the body was not sent as JSON; send it with Content-Type: application/json"
+
+
+def test_half_a_body(address, monkeypatch):
+    """Else whoever sends one would keep the server from ending."""
+    monkeypatch.setattr(_app, "PATIENCE", 0.2)
+    host, port = address.removeprefix("http://").split(":")
+    head = f"POST /v1/completions HTTP/1.1\r\nHost: x\r\nAuthorization: Bearer {KEY}\r\nContent-Length: 100\r\nConnection: close\r\n\r\n{{"
+    with socket.create_connection((host, int(port)), timeout=60) as connection, connection.makefile() as reply:
+        connection.sendall(head.encode())
+        said = reply.read()  # until the server hangs up
+    assert said.startswith("HTTP/1.1 408") and "the body was not complete after 0.2 s" in said
 
 
 def value(address, name):
