@@ -72,20 +72,23 @@ class Caller:
             self.did["wrong"] += 1
 
 
-def warm_up(engine: Engine, alive: Callable[[], None]) -> None:
-    """Compiles all that the soak needs: every batch with everything that can be asked for, and prompts of all lengths."""
+async def warm_up(engine: Engine, alive: Callable[[], None]) -> None:
+    """Compiles all that the soak needs: prompts of all lengths, and then every batch with everything that can be asked for."""
+
+    async def answer(prompt: list[int], asked: SamplingParams) -> None:
+        async for _ in engine.stream(prompt, asked):
+            alive()
+
     draw = random.Random(0)
     everything = next(p for p in iter(lambda: params(draw, 32, engine.config.vocab), None) if p.logprobs is not None)
-    lengths = [1 << n for n in range((engine.context // 2).bit_length())]
-    for length in lengths:
-        engine.generate([[0] * length], SamplingParams(max_tokens=1))
-        alive()
-    engine.generate([[n] * 8 for n in range(16)], everything)
+    for n in range((engine.context // 2).bit_length()):
+        await answer([0] * (1 << n), SamplingParams(max_tokens=1))
+    await asyncio.gather(*(answer([n] * 8, everything) for n in range(16)))
 
 
 async def soak(engine: Engine, *, seconds: float, alive: Callable[[], None]) -> tuple[dict[str, str], list[str]]:
     """A row of the table, and what is wrong."""
-    warm_up(engine, alive)
+    await warm_up(engine, alive)
     gc.collect()
     memory, end = Memory(), time.monotonic() + seconds
     callers = [asyncio.create_task(Caller(engine, number, alive).run(end)) for number in range(CALLERS)]
