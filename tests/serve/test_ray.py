@@ -53,6 +53,7 @@ def cluster(session_checkpoint, tmp_path_factory):
     }
     (directory / "config.yaml").write_text(json.dumps(config))  # which is YAML too
     environment = os.environ | {"PYTHONPATH": str(ROOT), "JAX_PLATFORMS": "cpu", "RAY_USAGE_STATS_ENABLED": "0"}
+    environment |= {"HOME": str(directory)}  # where Ray keeps the cluster's token
     command = [sys.executable, "-c", "from ray.serve.scripts import cli; cli()", "run", str(directory / "config.yaml")]
     with (
         open(directory / "log", "w") as log,
