@@ -225,6 +225,11 @@ class Engine:
             published=pool.published,
         )  # fmt: skip
 
+    @property
+    def closed(self) -> bool:
+        """Whether it answers nothing any more: it was closed, or its thread has failed."""
+        return self._loop.closed
+
     async def _stream(self, jobs: Sequence[Job]) -> AsyncGenerator[Delta]:
         loop, said = asyncio.get_running_loop(), asyncio.Queue()
 

@@ -429,6 +429,7 @@ def test_closed(make):
     engine = make()
     engine.close()
     engine.close()
+    assert engine.closed
     with pytest.raises(EngineError, match="the engine is closed; load it again"):
         engine.generate([PROMPTS[0]])
 
