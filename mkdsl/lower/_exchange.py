@@ -26,7 +26,7 @@ from mkdsl.graph import FoldPhase, Phase
 from mkdsl.lower._machine import Machine, i32
 from mkdsl.lower._types import Context, Index, Ref
 from mkdsl.lower._waits import Wanted
-from mkdsl.lower.mosaic._deadline import Wait, passed
+from mkdsl.lower.mosaic._deadline import Poll, passed
 from mkdsl.lower.mosaic._layouts import ACC, THREADS
 from mkdsl.lower.mosaic._ptx import SCALAR, constant, thread_idx
 from mkdsl.lower.mosaic._stores import diagonal
@@ -109,20 +109,20 @@ def expect(m: Machine, number: jax.Array, words: Index) -> None:
 
 def receive(m: Machine, phase: Phase, iteration: Index, number: jax.Array) -> None:
     """Sends a last word to everyone and waits for all that a round brings; then the next one can begin."""
-    wait = Wait(m.watch(phase, iteration, Wanted.PEERS))
+    poll = Poll(m.watch(phase, iteration, Wanted.PEERS))
 
-    @plgpu.inline_mgpu(arg_types=(plgpu.RefType(), SCALAR, SCALAR, *wait.types))
+    @plgpu.inline_mgpu(arg_types=(plgpu.RefType(), SCALAR, SCALAR, *poll.types))
     def go(ctx: Context, exchange: Ref, which: Index, parity: Index, *watch: Any) -> None:
         here, peer = _barrier(exchange, which), thread_idx()
         with mu.when(arith.cmpi(arith.CmpIPredicate.ult, peer, constant(m.schedule.cluster))):
             _send(_remote(_address(exchange, constant(TOKEN)), peer), [peer], _remote(_address(exchange, _twice(which)), peer))
         if watch:
-            wait.repeat([], lambda: (_missing(here, parity.registers.item()), []), *watch)
+            poll.until_there([], lambda: (_missing(here, parity.registers.item()), []), *watch)
             return
         at = mu.BarrierRef(here, constant(0), constant(0), 1)
         at.wait_parity(arith.trunci(ir.IntegerType.get_signless(1), parity.registers.item()))
 
-    go(m.refs["exchange"], lax.rem(number, 2), lax.rem(lax.div(number, 2), 2), *wait.values)  # pyright: ignore[reportCallIssue]
+    go(m.refs["exchange"], lax.rem(number, 2), lax.rem(lax.div(number, 2), 2), *poll.values)  # pyright: ignore[reportCallIssue]
     m.refs["exchange"][ROUNDS] = number + 1
 
 

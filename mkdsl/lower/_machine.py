@@ -12,7 +12,7 @@ from jax.experimental import pallas as pl
 
 from mkdsl.graph import Leaf, OpGraph, Phase
 from mkdsl.lower._types import Carry, Index, Layout, Ref
-from mkdsl.lower._waits import BITS, Wait, Wanted, mask, waits
+from mkdsl.lower._waits import Wait, Wanted, mask, number
 from mkdsl.lower.mosaic import _ptx
 from mkdsl.lower.mosaic._deadline import WORDS, Watch
 from mkdsl.schedule import FoldPlan, Schedule, clears, read_instance, written_instance
@@ -198,9 +198,8 @@ class Machine:
         """What a wait for the event of a phase, or for some tensors, needs to give up at the deadline; None without one."""
         if self.deadline is None:
             return None
-        number = waits(self.graph, self.schedule).index(Wait(phase.name, wanted, event))
-        detail = None if wanted is Wanted.EVENT else mask(phase, tensors)
-        return Watch(self.watched, jnp.asarray(iteration * (1 << BITS) + number, i32), detail)
+        noted = number(self.graph, self.schedule, Wait(phase.name, wanted, event), iteration)
+        return Watch(self.watched, jnp.asarray(noted, i32), None if wanted is Wanted.EVENT else mask(phase, tensors))
 
     # Arithmetic that interpret mode has no word for.
 

@@ -7,6 +7,7 @@ which of the phase's tensors it waited for, a bit each. Notes lie behind the cou
 import dataclasses
 import enum
 from collections.abc import Iterable
+from typing import Any
 
 import numpy as np
 
@@ -61,6 +62,11 @@ def waits(graph: OpGraph, schedule: Schedule) -> list[Wait]:
     return found
 
 
+def number(graph: OpGraph, schedule: Schedule, wait: Wait, iteration: Any) -> Any:
+    """What a wait is noted as, in an iteration that may be a kernel's."""
+    return iteration * (1 << BITS) + waits(graph, schedule).index(wait)
+
+
 def mask(phase: Phase, tensors: Iterable[str]) -> int:
     """Some of the tensors that a phase reads, as bits."""
     return sum(1 << _tensors(phase).index(name) for name in set(tensors))
@@ -93,8 +99,8 @@ def given_up(graph: OpGraph, schedule: Schedule, counters: np.ndarray) -> list[G
     return sorted(found, key=advance)
 
 
-def _read(graph: OpGraph, schedule: Schedule, worker: int, number: int, seen: int) -> GivenUp:
-    wait, iteration = waits(graph, schedule)[number & ((1 << BITS) - 1)], (number >> BITS) & ((1 << BITS) - 1)
+def _read(graph: OpGraph, schedule: Schedule, worker: int, noted: int, seen: int) -> GivenUp:
+    wait, iteration = waits(graph, schedule)[noted & ((1 << BITS) - 1)], (noted >> BITS) & ((1 << BITS) - 1)
     phase = graph.phase(wait.phase)
     if wait.wanted is Wanted.EVENT:
         wanted = signals_wanted(graph, schedule, phase, graph.phase(wait.event), iteration)

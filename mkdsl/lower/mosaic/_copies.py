@@ -11,7 +11,7 @@ from jaxlib.mlir import ir
 from jaxlib.mlir.dialects import arith, llvm, nvvm
 
 from mkdsl.lower._types import Context, Index, Ref
-from mkdsl.lower.mosaic._deadline import Wait, Watch
+from mkdsl.lower.mosaic._deadline import Poll, Watch
 from mkdsl.lower.mosaic._ptx import SCALAR, constant, is_missing
 
 BLOCKS = 8  # of a resident that one round of copies takes: 4 per thread
@@ -83,9 +83,9 @@ def stage(source: Ref, there: Ref, layout: tuple, *, self_validating: bool, watc
     """Copies bfloat16 [8 groups, columns] from global memory to a resident [groups, blocks, 8, width], everything in flight at once. With
     `self_validating`, copies again until no value has all its bits set. For the compute warpgroup; all of it may read the result."""
 
-    wait = Wait(watch if self_validating else None)
+    poll = Poll(watch if self_validating else None)
 
-    @plgpu.inline_mgpu(arg_types=(plgpu.RefType(), plgpu.RefType(layout), *wait.types))
+    @plgpu.inline_mgpu(arg_types=(plgpu.RefType(), plgpu.RefType(layout), *poll.types))
     def go(ctx: Context, source: Ref, there: Ref, *watch: Any) -> None:
         copies = _Copies(source, there, layout)
 
@@ -96,10 +96,10 @@ def stage(source: Ref, there: Ref, layout: tuple, *, self_validating: bool, watc
             return copies.missing() if self_validating else arith.constant(ir.IntegerType.get_signless(1), 0), []
 
         mu.warpgroup_barrier()  # everybody is done with what was there
-        wait.repeat([], look, *watch)
+        poll.until_there([], look, *watch)
         mu.warpgroup_barrier()
 
-    go(source, there, *wait.values)  # pyright: ignore[reportCallIssue]
+    go(source, there, *poll.values)  # pyright: ignore[reportCallIssue]
 
 
 class _Copies:

@@ -31,30 +31,33 @@ class Watch(NamedTuple):
     detail: int | None = None
 
 
-class Wait:
-    """A wait being emitted, with or without a deadline. `types` and `values` go to `plgpu.inline_mgpu` as its last arguments, which come back as
-    the last arguments of `repeat`."""
+class Poll:
+    """A loop being emitted that looks until something is there, with a deadline or without. `types` and `values` go to `plgpu.inline_mgpu` as its
+    last arguments, which come back as the last ones of `until_there`."""
 
     def __init__(self, watch: Watch | None) -> None:
         self._watch = watch
         self.types = () if watch is None else (plgpu.RefType(), plgpu.Layout.WG_SPLAT(()))
         self.values = () if watch is None else (watch.words, watch.number)
 
-    def repeat(self, types: Sequence[ir.Type], look: Look, *watch: Any) -> list[ir.Value]:
-        """Looks until nothing is missing, or until the deadline has passed; returns what was seen last, of these types. One copy of the code.
-        The clock is read at every look, in the shadow of its loads: after those that found something missing only, the compiler would have the
-        first look apart, and the code twice."""
+    def until_there(self, types: Sequence[ir.Type], look: Look, *watch: Any) -> list[ir.Value]:
+        """Looks until nothing is missing or the deadline has passed; returns what was seen last, of these types. One copy of the code.
+
+        The clock is read at every look, in the shadow of its loads. Were it read only where something is missing, the compiler would have the
+        first look apart, and all its code twice.
+        """
         if self._watch is None:
             return _while(types, look)
-        flag = ir.IntegerType.get_signless(1)
+        words, number = watch
+        flag, word, detail = ir.IntegerType.get_signless(1), ir.IntegerType.get_signless(32), self._watch.detail
 
         def look_in_time() -> tuple[ir.Value, list[ir.Value]]:
             missing, seen = look()
-            return arith.andi(missing, arith.xori(passed(watch[0]), mu.c(1, flag))), [*seen, missing]
+            return arith.andi(missing, arith.xori(passed(words), mu.c(1, flag))), [*seen, missing]
 
         *seen, missing = _while([*types, flag], look_in_time)
         with mu.when(missing):
-            _note(*watch, seen[0] if self._watch.detail is None else mu.c(self._watch.detail, ir.IntegerType.get_signless(32)))
+            _note(words, number, seen[0] if detail is None else mu.c(detail, word))
         return seen
 
 

@@ -16,7 +16,7 @@ from jaxlib.mlir import ir
 from jaxlib.mlir.dialects import arith, vector
 
 from mkdsl.lower._types import Context, Index, Layout, Ref
-from mkdsl.lower.mosaic._deadline import Wait, Watch
+from mkdsl.lower.mosaic._deadline import Poll, Watch
 from mkdsl.lower.mosaic._layouts import THREADS
 
 SCALAR = plgpu.Layout.WG_SPLAT(())
@@ -49,9 +49,9 @@ def load_relaxed(items: Sequence[Item]) -> list[jax.Array]:
 
 def load_validated(items: Sequence[Item], watch: Watch | None = None) -> list[jax.Array]:
     """The same, but looks again until every value is there: a 32-bit value is missing while all its bits are ones, a 16-bit value likewise."""
-    wait = Wait(watch)
+    poll = Poll(watch)
 
-    @plgpu.inline_mgpu(arg_types=(*(plgpu.RefType() for _ in items), *wait.types), return_type=_loaded(items))
+    @plgpu.inline_mgpu(arg_types=(*(plgpu.RefType() for _ in items), *poll.types), return_type=_loaded(items))
     def go(ctx: Context, *args: Any) -> Any:
         refs, watch = args[: len(items)], args[len(items) :]
         arrays: list[fa.FragmentedArray] = []
@@ -61,9 +61,9 @@ def load_validated(items: Sequence[Item], watch: Watch | None = None) -> list[ja
             return missing, _registers(arrays)
 
         types = [t for i in items for t in _register_types(i)]
-        return _rebuild(arrays, wait.repeat(types, look, *watch))
+        return _rebuild(arrays, poll.until_there(types, look, *watch))
 
-    return list(go(*[i.ref for i in items], *wait.values))
+    return list(go(*[i.ref for i in items], *poll.values))
 
 
 def _loaded(items: Sequence[Item]) -> list[plgpu.ShapeDtypeStruct]:
@@ -174,9 +174,9 @@ def stamp(where: Any) -> None:
 
 def wait_for(counter: Any, target: Any, *, acquire: bool, watch: Watch | None = None) -> None:
     """One thread polls until the counter, which starts at -1, has been counted up `target` times; then the warpgroup goes on."""
-    wait, order = Wait(watch), "acquire" if acquire else "relaxed"
+    poll, order = Poll(watch), "acquire" if acquire else "relaxed"
 
-    @plgpu.inline_mgpu(arg_types=(plgpu.RefType(), SCALAR, *wait.types))
+    @plgpu.inline_mgpu(arg_types=(plgpu.RefType(), SCALAR, *poll.types))
     def go(ctx: Context, ref: Ref, n: Index, *watch: Any) -> None:
         word, last = ir.IntegerType.get_signless(32), arith.subi(n.registers.item(), constant(1))
 
@@ -185,10 +185,10 @@ def wait_for(counter: Any, target: Any, *, acquire: bool, watch: Watch | None = 
             return arith.cmpi(arith.CmpIPredicate.slt, seen, last), [seen]
 
         with mu.single_thread(scope=mu.ThreadSubset.WARPGROUP):
-            wait.repeat([word], look, *watch)
+            poll.until_there([word], look, *watch)
         mu.warpgroup_barrier()
 
-    go(counter, target, *wait.values)  # pyright: ignore[reportCallIssue]
+    go(counter, target, *poll.values)  # pyright: ignore[reportCallIssue]
 
 
 def thread_idx() -> ir.Value:
