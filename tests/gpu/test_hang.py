@@ -16,7 +16,7 @@ from mkdsl.gpu import Compiled, HangError, Traced, assemble, has_gpu
 from mkdsl.gpu._hang import run_in_time
 from mkdsl.lower import Program, Wait, Wanted, lower
 from mkdsl.lower._waits import first_note, number
-from mkdsl.models import SHAPES, decode_step, init_cache, random_params
+from mkdsl.models import SHAPES, DecoderConfig, decode_step, init_cache, random_params
 from mkdsl.schedule import profile
 
 SMALL = dataclasses.replace(profile("H200"), name="h200 with 8 SMs", workers=8)
@@ -140,9 +140,7 @@ class Real:
         return jax.tree.map(np.asarray, self.run(self.step))
 
 
-@pytest.fixture(scope="module")
-def real():
-    config, context = SHAPES["smollm2-135m"], 512
+def made(config: DecoderConfig, context: int = 512) -> Real:
     params = jax.jit(lambda key: random_params(config, key, jnp.bfloat16))(jax.random.key(0))
     kv = jax.tree.map(lambda a: jax.random.normal(jax.random.key(1), a.shape).astype(a.dtype), init_cache(config, context))
     args = params, kv, np.int32(5), np.int32(500)
@@ -161,6 +159,17 @@ def hang(real: Real, losing: Any) -> HangError:
     print(caught.value)
     jax.tree.map(np.testing.assert_array_equal, real(), real.results)
     return caught.value
+
+
+@pytest.fixture(scope="module")
+def real():
+    return made(SHAPES["smollm2-135m"])
+
+
+@pytest.fixture(scope="module")
+def wide():
+    """One whose residents are wide enough to be staged by `cp.async`."""
+    return made(dataclasses.replace(SHAPES["llama-3.2-1b"], layers=6))
 
 
 @pytest.mark.gpu
@@ -183,8 +192,9 @@ def test_a_lost_signal(real, phase):
 
 @pytest.mark.gpu
 @NEEDS_GPU
-@pytest.mark.parametrize("phase", ["wo", "wg·wu", "wd"])
-def test_lost_data(real, phase):
+@pytest.mark.parametrize(("model", "phase"), [("real", "wo"), ("real", "wg·wu"), ("real", "wd"), ("wide", "attention"), ("wide", "wg·wu")])
+def test_lost_data(model, phase, request):
+    real = request.getfixturevalue(model)
     worker = real.traced.schedule().plan(phase).participants[-2]
     first = hang(real, lost.losing_data(phase, iteration=3, worker=worker)).given_up[0]
     assert first.wait.wanted is Wanted.DATA
