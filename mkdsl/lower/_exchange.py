@@ -25,6 +25,8 @@ from jaxlib.mlir.dialects import arith, llvm, nvvm
 from mkdsl.graph import FoldPhase, Phase
 from mkdsl.lower._machine import Machine, i32
 from mkdsl.lower._types import Context, Index, Ref
+from mkdsl.lower._waits import Wanted
+from mkdsl.lower.mosaic._deadline import Poll, passed
 from mkdsl.lower.mosaic._layouts import ACC, THREADS
 from mkdsl.lower.mosaic._ptx import SCALAR, constant, thread_idx
 from mkdsl.lower.mosaic._stores import diagonal
@@ -49,6 +51,19 @@ def start(m: Machine) -> None:
         mu.inline_ptx("barrier.cluster.wait.acquire.aligned;", has_side_effects=True)
 
     go(m.refs["exchange"])  # pyright: ignore[reportCallIssue]
+
+
+def finish(m: Machine) -> None:
+    """After everything, all threads of a cluster, once: nobody's shared memory may go while a peer that has given up its waits sends to it."""
+
+    @plgpu.inline_mgpu(arg_types=(plgpu.RefType(),))
+    def go(ctx: Context, words: Ref) -> None:
+        mu.inline_ptx("barrier.cluster.arrive.release.aligned;", has_side_effects=True, convergent=True)
+        mu.inline_ptx("barrier.cluster.wait.acquire.aligned;", has_side_effects=True, convergent=True)
+        with mu.when(passed(words)):  # what is still under way arrives meanwhile
+            mu.inline_ptx("nanosleep.u32 1000000;", has_side_effects=True)
+
+    go(m.watched)  # pyright: ignore[reportCallIssue]
 
 
 def round_number(m: Machine) -> jax.Array:
@@ -92,19 +107,28 @@ def expect(m: Machine, number: jax.Array, words: Index) -> None:
     go(m.refs["exchange"], lax.rem(number, 2), jnp.asarray(4 * (words + m.schedule.cluster), i32))  # pyright: ignore[reportCallIssue]
 
 
-def receive(m: Machine, number: jax.Array) -> None:
+def receive(m: Machine, phase: Phase, iteration: Index, number: jax.Array) -> None:
     """Sends a last word to everyone and waits for all that a round brings; then the next one can begin."""
+    poll = Poll(m.watch(phase, iteration, Wanted.PEERS))
 
-    @plgpu.inline_mgpu(arg_types=(plgpu.RefType(), SCALAR, SCALAR))
-    def go(ctx: Context, exchange: Ref, which: Index, parity: Index) -> None:
+    @plgpu.inline_mgpu(arg_types=(plgpu.RefType(), SCALAR, SCALAR, *poll.types))
+    def go(ctx: Context, exchange: Ref, which: Index, parity: Index, *watch: Any) -> None:
         here, peer = _barrier(exchange, which), thread_idx()
         with mu.when(arith.cmpi(arith.CmpIPredicate.ult, peer, constant(m.schedule.cluster))):
             _send(_remote(_address(exchange, constant(TOKEN)), peer), [peer], _remote(_address(exchange, _twice(which)), peer))
+        if watch:
+            poll.until_there([], lambda: (_missing(here, parity.registers.item()), []), *watch)
+            return
         at = mu.BarrierRef(here, constant(0), constant(0), 1)
         at.wait_parity(arith.trunci(ir.IntegerType.get_signless(1), parity.registers.item()))
 
-    go(m.refs["exchange"], lax.rem(number, 2), lax.rem(lax.div(number, 2), 2))  # pyright: ignore[reportCallIssue]
+    go(m.refs["exchange"], lax.rem(number, 2), lax.rem(lax.div(number, 2), 2), *poll.values)  # pyright: ignore[reportCallIssue]
     m.refs["exchange"][ROUNDS] = number + 1
+
+
+def _missing(barrier: ir.Value, parity: ir.Value) -> ir.Value:
+    """Whether a barrier's phase of a parity is not over."""
+    return arith.xori(nvvm.mbarrier_test_wait(barrier, parity), mu.c(1, ir.IntegerType.get_signless(1)))
 
 
 def send_array(m: Machine, here: Ref, there: Ref, number: jax.Array, peer: Index) -> None:
