@@ -30,9 +30,14 @@ class HangError(RuntimeError):
 def run_in_time(executable: Any, program: Program, *args: Any) -> Any:
     """The results of a program with a deadline, once they are there. Raises HangError if its workers gave up."""
     out, counters = executable(*args)
+    raise_if_hung(program, counters)
+    return out
+
+
+def raise_if_hung(program: Program, counters: Any) -> None:
+    """Raises HangError if workers of a program with a deadline gave up; `program.watched` returns the counters, which this waits for."""
     if found := program.given_up(np.asarray(counters)):
         raise HangError(_message(program, found), found)
-    return out
 
 
 def _message(program: Program, found: Sequence[GivenUp]) -> str:
