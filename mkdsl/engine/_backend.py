@@ -15,6 +15,7 @@ import numpy as np
 from jax import lax
 from jax.typing import DTypeLike
 
+from mkdsl.engine._decoder import WatchedStep
 from mkdsl.engine._paged import Step, empty_pages, paged_fill
 from mkdsl.engine._sampler import NOT_FINITE, Asked, Sampled, sample
 from mkdsl.engine._sampling import SamplingParams
@@ -55,13 +56,19 @@ class Said:
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
 class Flight:
-    """Decode steps under way: what is said in them, arrays over steps and lanes."""
+    """Decode steps under way: what is said in them, arrays over steps and lanes. check: raises what went wrong in them."""
 
     lanes: Sequence[Lane]
     said: Sampled
+    check: Callable[[], None]
 
     def land(self) -> list[Said]:
-        """Waits for them. Returns what each sequence has said."""
+        """Waits for them. Returns what each sequence has said.
+
+        Raises:
+          HangError: the kernels have a deadline, and the workers of one waited for each other past it.
+        """
+        self.check()
         tokens = np.asarray(self.said.token)
         wanted = any(lane.params.logprobs is not None for lane in self.lanes)
         return [self._of(i, tokens[:, i], jax.device_get(self.said) if wanted else None) for i in range(len(self.lanes))]
@@ -148,11 +155,13 @@ class Backend:
         nobody = [self._lane(self._max_batch, ())] * (batch - len(lanes))
         rows = np.stack([*(self._lane(lane.slot, lane.pages) for lane in lanes), *nobody])
         asked = self._asked or Asked.of(lane.params for lane in lanes)
-        self._pages, self._slots, said = _decode(
-            self._params, self._pages, self._slots, rows, step=self._step_of(batch), steps=self._steps, asked=asked
+        step = self._step_of(batch)
+        self._pages, self._slots, said, counters = _decode(
+            self._params, self._pages, self._slots, rows, step=step, steps=self._steps, asked=asked
         )
-        said.token.copy_to_host_async()
-        return Flight(lanes=lanes, said=said)
+        for array in jax.tree.leaves((said.token, counters)):
+            array.copy_to_host_async()
+        return Flight(lanes=lanes, said=said, check=functools.partial(_check, step, counters))
 
     def _lane(self, slot: int, pages: Sequence[int]) -> np.ndarray:
         """Its slot and its table in one: each array that goes to the device takes its time."""
@@ -161,6 +170,12 @@ class Backend:
     def _table(self, pages: Sequence[int]) -> np.ndarray:
         """The pages there are, and then again the last of them: what lies behind is read in part, and must be numbers."""
         return np.pad(np.asarray(pages or [0], np.int32), (0, self._width - max(len(pages), 1)), mode="edge")
+
+
+def _check(step: Step, counters: jax.Array | None) -> None:
+    if isinstance(step, WatchedStep):
+        for each in np.asarray(counters):
+            step.check(each)
 
 
 @functools.partial(jax.jit, donate_argnums=0)
@@ -174,29 +189,34 @@ def _fill(params: Any, pages: Any, table: jax.Array, tokens: jax.Array, position
 
 
 @functools.partial(jax.jit, static_argnames=("step", "steps", "asked"), donate_argnames=("pages", "slots"))
-def _decode(params: Any, pages: Any, slots: Slots, lanes: jax.Array, *, step: Step, steps: int, asked: Asked) -> tuple[Any, Slots, Sampled]:
-    """Lanes are int32 [b, 1 + width]: slots, and tables. Returns pages, slots, and what was said, arrays over steps and lanes.
+def _decode(
+    params: Any, pages: Any, slots: Slots, lanes: jax.Array, *, step: Step, steps: int, asked: Asked
+) -> tuple[Any, Slots, Sampled, Any]:
+    """Lanes are int32 [b, 1 + width]: slots, and tables. Returns pages, slots, what was said, arrays over steps and lanes, and the counters of a
+    step that is watched, [steps, n], or None.
 
     The number of steps is known to the compiler: else the device would ask the host after each whether to go on.
     """
     rows, tables = lanes[:, 0], lanes[:, 1:]
 
-    def once(i: jax.Array, run: tuple[Any, Slots, Sampled]) -> tuple[Any, Slots, Sampled]:
-        pages, slots, said = run
-        pages, slots, sampled = _one_step(params, pages, slots, rows, tables, step, asked)
-        return pages, slots, jax.tree.map(lambda all, one: all.at[i].set(one), said, sampled)
+    def once(i: jax.Array, run: tuple[Any, Slots, Any]) -> tuple[Any, Slots, Any]:
+        pages, slots, kept = run
+        pages, slots, *new = _one_step(params, pages, slots, rows, tables, step, asked)
+        return pages, slots, jax.tree.map(lambda all, one: all.at[i].set(one), kept, new)
 
-    sampled = jax.eval_shape(lambda p, s: _one_step(params, p, s, rows, tables, step, asked)[2], pages, slots)
-    said = jax.tree.map(lambda a: jnp.zeros((steps, *a.shape), a.dtype), sampled)
-    return lax.fori_loop(0, steps, once, (pages, slots, said))
+    new = jax.eval_shape(lambda p, s: list(_one_step(params, p, s, rows, tables, step, asked)[2:]), pages, slots)
+    kept = jax.tree.map(lambda a: jnp.zeros((steps, *a.shape), a.dtype), new)
+    pages, slots, (said, counters) = lax.fori_loop(0, steps, once, (pages, slots, kept))
+    return pages, slots, said, counters
 
 
 def _one_step(
     params: Any, pages: Any, slots: Slots, rows: jax.Array, tables: jax.Array, step: Step, asked: Asked
-) -> tuple[Any, Slots, Sampled]:
+) -> tuple[Any, Slots, Sampled, jax.Array | None]:
     now = jax.tree.map(lambda a: a.at[rows].get(mode="fill", fill_value=0), slots.state)
     live = now.left > 0
-    logits, cache = step(params, Paged(pages, tables), now.token, jnp.where(live, now.position, NOWHERE))
+    args = params, Paged(pages, tables), now.token, jnp.where(live, now.position, NOWHERE)
+    logits, cache, counters = step.watched(*args) if isinstance(step, WatchedStep) else (*step(*args), None)
     sampled = sample(logits, slots, rows, now.index, asked=asked)
     ends = slots.ends[rows, sampled.token] | (sampled.token == NOT_FINITE)
     after = dataclasses.replace(
@@ -208,4 +228,4 @@ def _one_step(
     )
     state = jax.tree.map(lambda a, new: a.at[rows].set(new, mode="drop"), slots.state, after)
     slots = dataclasses.replace(count(slots, jnp.where(live, rows, slots.bias.shape[0]), sampled.token), state=state)
-    return cache.pages, slots, dataclasses.replace(sampled, token=jnp.where(live, sampled.token, NOTHING))
+    return cache.pages, slots, dataclasses.replace(sampled, token=jnp.where(live, sampled.token, NOTHING)), counters

@@ -138,7 +138,9 @@ class AppendToPage(Operator):
         return (pages.at[page, :, row].set(rows, mode="drop"),)
 
     def batched(self, args: Any, axes: Any) -> Any:
-        require(axes[0] is None, "append", "under vmap the pages have a batch axis", "share them: jax.vmap with in_axes of mk.batch_axes(kv)")
+        require(
+            axes[0] is None, "append", "under vmap the pages have a batch axis", "share them: jax.vmap with in_axes of mk.batch_axes(kv)"
+        )
         size = next(a.shape[ax] for a, ax in zip(args, axes, strict=True) if ax is not None)
         rest = (
             jnp.broadcast_to(a, (size, *a.shape)) if ax is None else jnp.moveaxis(a, ax, 0)

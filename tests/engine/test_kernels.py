@@ -5,14 +5,18 @@ import functools
 
 import jax
 import jax.numpy as jnp
+import numpy as np
 import pytest
 
 from mkdsl import gpu, models
 from mkdsl.engine import SamplingParams, _decoder
 from mkdsl.engine._backend import Backend, Lane
-from mkdsl.engine._decoder import decode_steps
+from mkdsl.engine._decoder import Pool, decode_steps
+from mkdsl.engine._paged import empty_pages
+from mkdsl.gpu import HangError
 from mkdsl.graph import UnsupportedError
 from mkdsl.lower import lower
+from mkdsl.ops import Paged
 from mkdsl.schedule import profile
 
 TINY = models.DecoderConfig(
@@ -73,3 +77,19 @@ def test_what_no_kernel_takes_is_refused_at_once(monkeypatch):
     monkeypatch.setattr(_decoder, "jit", functools.partial(gpu.jit, target="h200"))
     with pytest.raises(UnsupportedError, match="head_dim=40"):
         decode_steps(dataclasses.replace(TINY, head_dim=40), 128)
+
+
+def test_a_step_with_a_deadline_says_what_its_workers_noted(monkeypatch):
+    monkeypatch.setattr(_decoder, "jax", OnGpu())
+    monkeypatch.setattr(_decoder, "jit", functools.partial(gpu.jit, target="h200"))
+    pool = Pool(count=4, size=64, width=2)
+    step = decode_steps(TINY, pool, 1.0)(2)
+    integers = jax.ShapeDtypeStruct((2,), jnp.int32)
+    kv = Paged(jax.eval_shape(lambda: empty_pages(TINY, count=4, size=64)), jax.ShapeDtypeStruct((2, 2), jnp.int32))
+    params = models.abstract_params(TINY)
+    assert jax.eval_shape(step.watched, params, kv, integers, integers)[:2] == jax.eval_shape(step, params, kv, integers, integers)
+    counters = np.full(jax.eval_shape(step.watched, params, kv, integers, integers)[2].shape, -1, np.int32)
+    step.check(counters)
+    counters[-2:] = 0
+    with pytest.raises(HangError, match=r"1 of 132 workers gave up waiting for each other, 1\.0 s after the kernel began"):
+        step.check(counters)
