@@ -66,8 +66,8 @@ def _workers(workers: Sequence[int]) -> str:
     runs: list[list[int]] = []
     for w in sorted(workers):
         if runs and runs[-1][-1] == w - 1:
-            runs[-1] = [runs[-1][0], w]
+            runs[-1].append(w)
         else:
             runs.append([w])
-    *most, last = (" to ".join(map(str, run)) for run in runs)
+    *most, last = itertools.chain.from_iterable([f"{run[0]} to {run[-1]}"] if len(run) > 2 else map(str, run) for run in runs)
     return f"worker{'s' if len(workers) > 1 else ''} {', '.join(most)}{' and ' if most else ''}{last}"

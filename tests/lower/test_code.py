@@ -53,11 +53,11 @@ def test_kernel_assembles(target, model, batch):
 @pytest.mark.slow
 @pytest.mark.parametrize(("target", "model", "batch"), CASES)
 def test_kernel_with_a_deadline_assembles(target, model, batch):
-    """Searched once for both: a deadline is no part of a schedule."""
+    """No spills; the largest kernels may be a little larger than the caches, which then costs more than looking at the clock does."""
     kernel = the_kernel(trace(target, model, batch, deadline=1.0).lower(), target)
     print(f"{model} batch {batch} for {target}: {kernel}")
     assert kernel.spill_bytes == 0
-    assert kernel.code_bytes <= LIMIT or PROFILES[target].capability[0] != 9
+    assert kernel.code_bytes <= LIMIT + 8 * 1024 or PROFILES[target].capability[0] != 9
 
 
 def test_the_kernel_that_notes_times_assembles():

@@ -16,6 +16,7 @@ from mkdsl.lower._types import Context, Ref
 
 WORDS = 4  # int32 in shared memory: the moment in 64 bits, nanoseconds of the GPU's clock; the note in 64 bits, a number and a detail
 NOTE = 2  # words of a note; all bits are set as long as no wait was given up
+LOOKS = 16  # of which one goes with a look at the clock
 
 type Look = Callable[[], tuple[ir.Value, list[ir.Value]]]  # (an i1, whether something is missing; what was seen)
 
@@ -43,19 +44,23 @@ class Poll:
     def until_there(self, types: Sequence[ir.Type], look: Look, *watch: Any) -> list[ir.Value]:
         """Looks until nothing is missing or the deadline has passed; returns what was seen last, of these types. One copy of the code.
 
-        The clock is read at every look, in the shadow of its loads. Were it read only where something is missing, the compiler would have the
-        first look apart, and all its code twice.
+        The clock is read before every LOOKS-th look, in the shadow of its loads: so what is there at once or soon is seen no later.
         """
         if self._watch is None:
             return _while(types, look)
         words, number = watch
-        flag, word, detail = ir.IntegerType.get_signless(1), ir.IntegerType.get_signless(32), self._watch.detail
-
-        def look_in_time() -> tuple[ir.Value, list[ir.Value]]:
+        word, detail = ir.IntegerType.get_signless(32), self._watch.detail
+        loop = scf.WhileOp([*types, ir.IntegerType.get_signless(1), word], [_looks()])
+        before = loop.before.blocks.append(word)
+        with ir.InsertionPoint.at_block_begin(before):
+            left = _looks_left(before.arguments[0], words)
             missing, seen = look()
-            return arith.andi(missing, arith.xori(passed(words), mu.c(1, flag))), [*seen, missing]
-
-        *seen, missing = _while([*types, flag], look_in_time)
+            go_on = arith.andi(missing, arith.cmpi(arith.CmpIPredicate.ne, left, mu.c(0, word)))
+            scf.condition(go_on, [*seen, missing, left])
+        after = loop.after.blocks.append(*(r.type for r in loop.results))
+        with ir.InsertionPoint.at_block_begin(after):
+            scf.yield_([after.arguments[-1]])
+        *seen, missing, _ = loop.results
         with mu.when(missing):
             _note(words, number, seen[0] if detail is None else mu.c(detail, word))
         return seen
@@ -68,6 +73,25 @@ def _while(types: Sequence[ir.Type], look: Look) -> list[ir.Value]:
     with ir.InsertionPoint.at_block_begin(loop.after.blocks.append(*types)):
         scf.yield_([])
     return list(loop.results)
+
+
+def _looks() -> ir.Value:
+    """How many looks there are until the clock is read, hidden from the compiler: knowing it, it would write out the first look apart."""
+    word = ir.IntegerType.get_signless(32)
+    return mu.inline_ptx("mov.b32 $0, $1;", mu.c(LOOKS, word), result_types=word, has_side_effects=True)
+
+
+def _looks_left(left: ir.Value, words: ir.Value) -> ir.Value:
+    """Before one more look; 0 if the clock was read and the deadline has passed."""
+    word = left.type
+    left = arith.subi(left, mu.c(1, word))
+    clock = scf.IfOp(arith.cmpi(arith.CmpIPredicate.eq, left, mu.c(0, word)), [word], has_else=True)
+    read, wait = (region.blocks[0] for region in clock.regions)
+    with ir.InsertionPoint.at_block_begin(read):
+        scf.yield_([arith.select(passed(words), mu.c(0, word), mu.c(LOOKS, word))])
+    with ir.InsertionPoint.at_block_begin(wait):
+        scf.yield_([left])
+    return clock.results[0]
 
 
 def start_clock(words: Ref, nanoseconds: int) -> None:
@@ -102,6 +126,13 @@ def passed(words: ir.Value) -> ir.Value:
     word = ir.IntegerType.get_signless(32)
     found = mu.inline_ptx(f"{{ .reg .u64 t, u; .reg .pred p; {compare} }}", _address(words), result_types=word, has_side_effects=True)
     return arith.cmpi(arith.CmpIPredicate.ne, found, mu.c(0, word))
+
+
+def gave_up(words: ir.Value) -> ir.Value:
+    """Whether a wait has been given up, an i1."""
+    word = ir.IntegerType.get_signless(32)
+    noted = mu.inline_ptx("ld.shared.b32 $0, [$1+8];", _address(words), result_types=word, has_side_effects=True)
+    return arith.cmpi(arith.CmpIPredicate.ne, noted, mu.c(-1, word))
 
 
 def _note(words: ir.Value, number: Any, detail: ir.Value) -> None:
