@@ -17,9 +17,9 @@ from jax.typing import DTypeLike
 
 from mkdsl.engine._decoder import WatchedStep
 from mkdsl.engine._paged import Step, empty_pages, paged_fill
-from mkdsl.engine._sampler import NOT_FINITE, Asked, Sampled, sample
+from mkdsl.engine._sampler import NOT_FINITE, Asked, Logprobs, Sampled, sample
 from mkdsl.engine._sampling import SamplingParams
-from mkdsl.engine._slots import Slots, count, empty_slots, occupy
+from mkdsl.engine._slots import Slots, State, count, empty_slots, occupy
 from mkdsl.models import DecoderConfig
 from mkdsl.ops import Paged
 
@@ -47,36 +47,39 @@ class Said:
 
     Attributes:
       tokens: NOT_FINITE is the last of them if logits were NaN or infinite.
-      sampled: as they came, where log-probabilities are asked for; arrays over tokens.
+      logprobs: where they are asked for; arrays over tokens.
     """
 
     tokens: list[int]
-    sampled: Sampled | None
+    logprobs: Logprobs | None
 
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
 class Flight:
-    """Decode steps under way: what is said in them, arrays over steps and lanes. check: raises what went wrong in them."""
+    """Decode steps under way: what is said in them, arrays over steps and lanes; of a step with a deadline the counters too, over steps."""
 
     lanes: Sequence[Lane]
     said: Sampled
-    check: Callable[[], None]
+    step: Step
+    counters: jax.Array | None
 
     def land(self) -> list[Said]:
         """Waits for them. Returns what each sequence has said.
 
         Raises:
-          HangError: the kernels have a deadline, and the workers of one waited for each other past it.
+          HangError: the steps have a deadline, and the workers of one waited for each other past it.
         """
-        self.check()
-        tokens = np.asarray(self.said.token)
-        wanted = any(lane.params.logprobs is not None for lane in self.lanes)
-        return [self._of(i, tokens[:, i], jax.device_get(self.said) if wanted else None) for i in range(len(self.lanes))]
+        if isinstance(self.step, WatchedStep):
+            for counters in np.asarray(self.counters):
+                self.step.check(counters)
+        tokens, logprobs = jax.device_get((self.said.token, self.said.logprobs))
 
-    def _of(self, i: int, tokens: np.ndarray, said: Sampled | None) -> Said:
-        n = int((tokens != NOTHING).sum())
-        sampled = None if said is None or self.lanes[i].params.logprobs is None else jax.tree.map(lambda a: a[:n, i], said)
-        return Said(tokens=tokens[:n].tolist(), sampled=sampled)
+        def of(i: int, lane: Lane) -> Said:
+            n = int((tokens[:, i] != NOTHING).sum())
+            own = None if lane.params.logprobs is None else jax.tree.map(lambda a: a[:n, i], logprobs)
+            return Said(tokens=tokens[:n, i].tolist(), logprobs=own)
+
+        return [of(i, lane) for i, lane in enumerate(self.lanes)]
 
 
 class Backend:
@@ -161,7 +164,7 @@ class Backend:
         )
         for array in jax.tree.leaves((said.token, counters)):
             array.copy_to_host_async()
-        return Flight(lanes=lanes, said=said, check=functools.partial(_check, step, counters))
+        return Flight(lanes=lanes, said=said, step=step, counters=counters)
 
     def _lane(self, slot: int, pages: Sequence[int]) -> np.ndarray:
         """Its slot and its table in one: each array that goes to the device takes its time."""
@@ -170,12 +173,6 @@ class Backend:
     def _table(self, pages: Sequence[int]) -> np.ndarray:
         """The pages there are, and then again the last of them: what lies behind is read in part, and must be numbers."""
         return np.pad(np.asarray(pages or [0], np.int32), (0, self._width - max(len(pages), 1)), mode="edge")
-
-
-def _check(step: Step, counters: jax.Array | None) -> None:
-    if isinstance(step, WatchedStep):
-        for each in np.asarray(counters):
-            step.check(each)
 
 
 @functools.partial(jax.jit, donate_argnums=0)
@@ -188,44 +185,54 @@ def _fill(params: Any, pages: Any, table: jax.Array, tokens: jax.Array, position
     return paged_fill(config)(params, Paged(pages, table), tokens, positions).pages, tokens[0]
 
 
+@jax.tree_util.register_dataclass
+@dataclasses.dataclass(frozen=True, kw_only=True)
+class _Run:
+    """Decode steps under way: where each lane stands, how often it has said each token [slots, vocab], what was said [steps, b], and the counters
+    of a step with a deadline [steps, n]."""
+
+    pages: Any
+    state: State
+    generated: jax.Array
+    kept: tuple[Sampled, jax.Array | None]
+
+
 @functools.partial(jax.jit, static_argnames=("step", "steps", "asked"), donate_argnames=("pages", "slots"))
 def _decode(
     params: Any, pages: Any, slots: Slots, lanes: jax.Array, *, step: Step, steps: int, asked: Asked
-) -> tuple[Any, Slots, Sampled, Any]:
-    """Lanes are int32 [b, 1 + width]: slots, and tables. Returns pages, slots, what was said, arrays over steps and lanes, and the counters of a
-    step that is watched, [steps, n], or None.
+) -> tuple[Any, Slots, Sampled, jax.Array | None]:
+    """Lanes are int32 [b, 1 + width]: slots, and tables. Returns pages, slots, what was said, arrays over steps and lanes, and counters over steps,
+    None of a step without a deadline.
 
     The number of steps is known to the compiler: else the device would ask the host after each whether to go on.
     """
     rows, tables = lanes[:, 0], lanes[:, 1:]
-
-    def once(i: jax.Array, run: tuple[Any, Slots, Any]) -> tuple[Any, Slots, Any]:
-        pages, slots, kept = run
-        pages, slots, *new = _one_step(params, pages, slots, rows, tables, step, asked)
-        return pages, slots, jax.tree.map(lambda all, one: all.at[i].set(one), kept, new)
-
-    new = jax.eval_shape(lambda p, s: list(_one_step(params, p, s, rows, tables, step, asked)[2:]), pages, slots)
+    one_step = functools.partial(_one_step, params, slots, rows, tables, step=step, asked=asked)
+    state = jax.tree.map(lambda a: a.at[rows].get(mode="fill", fill_value=0), slots.state)
+    *_, new = jax.eval_shape(one_step, pages, state, slots.generated)
     kept = jax.tree.map(lambda a: jnp.zeros((steps, *a.shape), a.dtype), new)
-    pages, slots, (said, counters) = lax.fori_loop(0, steps, once, (pages, slots, kept))
-    return pages, slots, said, counters
+
+    def once(i: jax.Array, run: _Run) -> _Run:
+        pages, state, generated, new = one_step(run.pages, run.state, run.generated)
+        return _Run(pages=pages, state=state, generated=generated, kept=jax.tree.map(lambda all, one: all.at[i].set(one), run.kept, new))
+
+    run = lax.fori_loop(0, steps, once, _Run(pages=pages, state=state, generated=slots.generated, kept=kept))
+    state = jax.tree.map(lambda a, new: a.at[rows].set(new, mode="drop"), slots.state, run.state)
+    return run.pages, dataclasses.replace(slots, state=state, generated=run.generated), *run.kept
 
 
 def _one_step(
-    params: Any, pages: Any, slots: Slots, rows: jax.Array, tables: jax.Array, step: Step, asked: Asked
-) -> tuple[Any, Slots, Sampled, jax.Array | None]:
-    now = jax.tree.map(lambda a: a.at[rows].get(mode="fill", fill_value=0), slots.state)
+    params: Any, slots: Slots, rows: jax.Array, tables: jax.Array, pages: Any, now: State, generated: jax.Array, *, step: Step, asked: Asked
+) -> tuple[Any, State, jax.Array, tuple[Sampled, jax.Array | None]]:
+    """A decode step of all lanes. Who has ended is at no position, and says nothing."""
     live = now.left > 0
     args = params, Paged(pages, tables), now.token, jnp.where(live, now.position, NOWHERE)
     logits, cache, counters = step.watched(*args) if isinstance(step, WatchedStep) else (*step(*args), None)
-    sampled = sample(logits, slots, rows, now.index, asked=asked)
+    sampled = sample(logits, dataclasses.replace(slots, generated=generated), rows, now.index, asked=asked)
     ends = slots.ends[rows, sampled.token] | (sampled.token == NOT_FINITE)
-    after = dataclasses.replace(
-        now,
-        token=sampled.token,
-        position=now.position + live,
-        index=now.index + live,
-        left=jnp.where(live & ~ends, now.left - 1, 0),
-    )
-    state = jax.tree.map(lambda a, new: a.at[rows].set(new, mode="drop"), slots.state, after)
-    slots = dataclasses.replace(count(slots, jnp.where(live, rows, slots.bias.shape[0]), sampled.token), state=state)
-    return cache.pages, slots, dataclasses.replace(sampled, token=jnp.where(live, sampled.token, NOTHING)), counters
+    left = jnp.where(live & ~ends, now.left - 1, 0)
+    after = State(token=sampled.token, position=now.position + 1, index=now.index + 1, left=left)
+    if asked.changes:  # nobody else looks at what was said
+        generated = count(generated, jnp.where(live, rows, generated.shape[0]), sampled.token)
+    said = dataclasses.replace(sampled, token=jnp.where(live, sampled.token, NOTHING))
+    return cache.pages, after, generated, (said, counters)

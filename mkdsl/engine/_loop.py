@@ -202,7 +202,7 @@ class Loop:
             self._drop(sequence)(LogitsError(f"the logits after {at} tokens are NaN or infinite; {DAMAGED}"))
             return
         ended = said.tokens[-1] in job.ends
-        delta, taken = job.writer.write(said.tokens, said.sampled, ended=ended, last=len(said.tokens) == sequence.remaining)
+        delta, taken = job.writer.write(said.tokens, said.logprobs, ended=ended, last=len(said.tokens) == sequence.remaining)
         self._scheduler.decoded(sequence, count, said.tokens[:taken], ended=delta.finish is not None)
         if sequence.state is State.FINISHED:
             self._drop(sequence)

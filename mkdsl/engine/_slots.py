@@ -104,9 +104,9 @@ def occupy(
     return _occupy(slots, np.int32(row), State(**jax.tree.map(np.int32, state)), _knobs(params, seed, vocab), *marks, bias)
 
 
-def count(slots: Slots, rows: jax.Array, tokens: jax.Array) -> Slots:
-    """The slots after each of these rows [b] has said one of these tokens [b]; a row past the slots counts nothing."""
-    return dataclasses.replace(slots, generated=slots.generated.at[rows, tokens].add(1, mode="drop"))
+def count(generated: jax.Array, rows: jax.Array, tokens: jax.Array) -> jax.Array:
+    """How often each slot has said each token, after each of these rows [b] has said one of these [b]; a row past the slots counts nothing."""
+    return generated.at[rows, tokens].add(1, mode="drop")
 
 
 def _knobs(params: SamplingParams, seed: int, vocab: int) -> Knobs:

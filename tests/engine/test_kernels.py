@@ -33,18 +33,20 @@ class OnGpu:
         return (lambda: "gpu") if name == "default_backend" else getattr(jax, name)
 
 
+POOL = Pool(count=6, size=64, width=2)
+
+
 def said(step_of, prompts, steps):
     """What sequences say whose pages lie here and there; the last of them goes on alone."""
     params = models.random_params(TINY, jax.random.key(3))
-    backend = Backend(TINY, params, pages=6, page_size=64, context=128, max_batch=2, max_steps=steps, step_of=step_of)
+    backend = Backend(TINY, params, pages=6, page_size=64, context=128, max_batch=2, steps=steps, step_of=step_of)
     lanes = []
     for slot, (prompt, pages) in enumerate(zip(prompts, ([3], [1, 4]), strict=True)):
-        backend.occupy(slot, params=GREEDY, seed=0, prompt=prompt, ends=())
+        backend.occupy(slot, params=GREEDY, seed=0, prompt=prompt, ends=(), max_tokens=9)
         backend.prefill(prompt[:-1], start=0, pages=pages)
-        lanes.append(Lane(slot=slot, pages=pages, token=prompt[-1], position=len(prompt) - 1, index=0, params=GREEDY))
-    together = [s.tokens for s in backend.decode(lanes, batch=2, steps=steps, until_one_ends=False)]
-    last = dataclasses.replace(lanes[-1], token=together[-1][-1], position=lanes[-1].position + steps, index=steps)
-    return together, [s.tokens for s in backend.decode([last], batch=2, steps=1, until_one_ends=False)]
+        lanes.append(Lane(slot=slot, pages=pages, params=GREEDY))
+    flights = backend.decode(lanes, batch=2), backend.decode(lanes[1:], batch=2)
+    return [[s.tokens for s in flight.land()] for flight in flights]
 
 
 @pytest.mark.slow
@@ -53,21 +55,21 @@ def test_interpreted_kernels_say_what_the_reference_does(monkeypatch, race_detec
     monkeypatch.setattr(_decoder, "jax", OnGpu())
     monkeypatch.setattr(_decoder, "jit", functools.partial(gpu.jit, target=SMALL, interpret=True))
     monkeypatch.setattr(_decoder, "lower", functools.partial(lower, interpret=True))
-    kernels = decode_steps(TINY, 128)
+    kernels = decode_steps(TINY, POOL)
     kernels(2)
     monkeypatch.undo()
     prompts = [[5, 6, 7, 8], list(range(20, 83))]
-    assert said(kernels, prompts, 2) == said(decode_steps(TINY, 128), prompts, 2)
+    assert said(kernels, prompts, 2) == said(decode_steps(TINY, POOL), prompts, 2)
 
 
 def test_one_step_for_each_batch(monkeypatch):
     monkeypatch.setattr(_decoder, "jax", OnGpu())
     monkeypatch.setattr(_decoder, "jit", functools.partial(gpu.jit, target="h200"))
-    step_of = decode_steps(TINY, 128)
+    step_of = decode_steps(TINY, POOL)
     assert step_of(4) is step_of(4)
-    params, kv, token, pos = _decoder.shapes(TINY, 128)
-    kv, token, pos = jax.tree.map(lambda a: jax.ShapeDtypeStruct((4, *a.shape), a.dtype), (kv, token, pos))
-    logits, after = jax.eval_shape(step_of(4), params, kv, token, pos)
+    pages = jax.eval_shape(lambda: empty_pages(TINY, count=6, size=64))
+    integers, kv = jax.ShapeDtypeStruct((4,), jnp.int32), Paged(pages, jax.ShapeDtypeStruct((4, 2), jnp.int32))
+    logits, after = jax.eval_shape(step_of(4), models.abstract_params(TINY), kv, integers, integers)
     assert (logits.shape, logits.dtype) == ((4, 100), jnp.float32)
     assert after == kv
 
@@ -76,20 +78,20 @@ def test_what_no_kernel_takes_is_refused_at_once(monkeypatch):
     monkeypatch.setattr(_decoder, "jax", OnGpu())
     monkeypatch.setattr(_decoder, "jit", functools.partial(gpu.jit, target="h200"))
     with pytest.raises(UnsupportedError, match="head_dim=40"):
-        decode_steps(dataclasses.replace(TINY, head_dim=40), 128)
+        decode_steps(dataclasses.replace(TINY, head_dim=40), POOL)
 
 
 def test_a_step_with_a_deadline_says_what_its_workers_noted(monkeypatch):
     monkeypatch.setattr(_decoder, "jax", OnGpu())
     monkeypatch.setattr(_decoder, "jit", functools.partial(gpu.jit, target="h200"))
-    pool = Pool(count=4, size=64, width=2)
-    step = decode_steps(TINY, pool, 1.0)(2)
+    step = decode_steps(TINY, POOL, 1.0)(2)
     integers = jax.ShapeDtypeStruct((2,), jnp.int32)
-    kv = Paged(jax.eval_shape(lambda: empty_pages(TINY, count=4, size=64)), jax.ShapeDtypeStruct((2, 2), jnp.int32))
-    params = models.abstract_params(TINY)
-    assert jax.eval_shape(step.watched, params, kv, integers, integers)[:2] == jax.eval_shape(step, params, kv, integers, integers)
-    counters = np.full(jax.eval_shape(step.watched, params, kv, integers, integers)[2].shape, -1, np.int32)
-    step.check(counters)
-    counters[-2:] = 0
+    kv = Paged(jax.eval_shape(lambda: empty_pages(TINY, count=6, size=64)), jax.ShapeDtypeStruct((2, 2), jnp.int32))
+    args = models.abstract_params(TINY), kv, integers, integers
+    *out, counters = jax.eval_shape(step.watched, *args)
+    assert tuple(out) == jax.eval_shape(step, *args)
+    left = np.full(counters.shape, -1, np.int32)
+    step.check(left)
+    left[-2:] = 0
     with pytest.raises(HangError, match=r"1 of 132 workers gave up waiting for each other, 1\.0 s after the kernel began"):
-        step.check(counters)
+        step.check(left)

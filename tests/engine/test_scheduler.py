@@ -14,6 +14,8 @@ from mkdsl.engine._scheduler import BATCHES, Decode, PagesError, Prefill, Schedu
 from mkdsl.engine._sequence import State
 
 END = 9
+STEPS = 4
+AHEAD = 2
 
 
 def following(tokens):
@@ -30,65 +32,83 @@ def alone(prompt, max_tokens):
 
 
 class Device:
-    """Does what the scheduler says, and checks what it reads and writes."""
+    """Does what the scheduler says, in its order, and checks what it reads and writes. What was said comes back when `tell` is called."""
 
     def __init__(self, scheduler, batches):
         self.scheduler, self.pool, self.memory = scheduler, scheduler.pool, {}
         self.batches, self.fed, self.stalled = batches, 0, collections.Counter()
+        self.answers, self.ended, self.untold = collections.defaultdict(list), set(), collections.deque()
 
     def do(self, step):
+        assert all(self.pool.holders(page) == 1 for page in step.fresh)
+        for page in step.fresh:
+            self.memory |= {(page, row): None for row in range(self.pool.size)}
         if isinstance(step, Prefill):
             self.prefill(step)
         else:
             self.decode(step)
 
     def prefill(self, step):
-        self.stalled.update(self.scheduler.running)
-        assert all(self.stalled[sequence] <= 1 for sequence in self.scheduler.running), "a running sequence waits for one piece at most"
+        ready = {sequence for sequence in self.scheduler.running if sequence.remaining > sequence.ahead} - {step.sequence}
+        self.stalled.update(ready)
+        assert all(self.stalled[sequence] <= 1 for sequence in ready), "a running sequence waits for one piece at most"
         for position in range(step.start, step.stop):
             self.feed(step.sequence, step.sequence.prompt[: position + 1])
-        self.scheduler.prefilled(step)
 
     def decode(self, step):
+        """What a sequence has said is known here before the scheduler is told."""
         self.stalled.clear()
         self.check_shape(step)
-        said, ended = {sequence: [] for sequence in step.sequences}, set()
-        for _ in range(step.steps):
-            for sequence in set(step.sequences) - ended:
-                tokens = [*sequence.prompt, *sequence.answer, *said[sequence]]
-                self.feed(sequence, tokens[: sequence.written + len(said[sequence]) + 1])
-                said[sequence].append(following(tokens))
-                ended |= {sequence} if said[sequence][-1] == END else set()
-            if len(ended) == len(step.sequences) or (ended and step.until_one_ends):
-                break
-        for sequence, tokens in said.items():
-            self.scheduler.decoded(sequence, tokens, ended=sequence in ended)
+        said = {sequence: [] for sequence in step.sequences}
+        for sequence, count in zip(step.sequences, step.counts, strict=True):
+            for _ in range(count if sequence not in self.ended else 0):
+                tokens = [*sequence.prompt, *self.answers[sequence]]
+                self.feed(sequence, tokens)
+                self.answers[sequence].append(following(tokens))
+                said[sequence].append(self.answers[sequence][-1])
+                if said[sequence][-1] == END:
+                    self.ended.add(sequence)
+                    break
+        self.untold.append((step, said))
+
+    def tell(self):
+        """The scheduler hears of the oldest steps that it has not heard of."""
+        step, said = self.untold.popleft()
+        for sequence, count in zip(step.sequences, step.counts, strict=True):
+            if sequence.state is State.RUNNING:
+                self.scheduler.decoded(sequence, count, said[sequence], ended=sequence in self.ended and said[sequence][-1] == END)
 
     def check_shape(self, step):
         assert step.batch == min(size for size in self.batches if size >= len(step.sequences))
-        assert 1 <= step.steps <= min(sequence.remaining for sequence in step.sequences)
-        assert step.steps == 1 or not self.scheduler.prefilling
-        assert step.until_one_ends == bool(self.scheduler.waiting)
+        assert all(1 <= count <= STEPS for count in step.counts)
 
     def feed(self, sequence, tokens):
         """Writes the last of these tokens' position, then reads them all."""
         position, size = len(tokens) - 1, self.pool.size
-        assert self.pool.may_write(sequence.pages[position // size]), "a page is never written while it is shared"
+        assert self.pool.holders(sequence.pages[position // size]) == 1, "a page is never written while it is shared"
         self.memory[sequence.pages[position // size], position % size] = tuple(tokens)
         self.fed += 1
         for at in range(position + 1):
             assert self.memory[sequence.pages[at // size], at % size] == tuple(tokens[: at + 1])
 
+    def lose(self):
+        """Its memory, and what was under way."""
+        self.memory.clear()
+        self.untold.clear()
 
-def made(*, count=12, size=3, max_batch=4, piece=4, max_steps=4, batch_invariant=False):
+
+def made(*, count=12, size=3, max_batch=4, piece=4, steps=STEPS, batch_invariant=False):
     pool = PagePool(count=count, size=size)
-    scheduler = Scheduler(pool, max_batch=max_batch, piece=piece, max_steps=max_steps, batch_invariant=batch_invariant)
+    scheduler = Scheduler(pool, max_batch=max_batch, piece=piece, steps=steps, batch_invariant=batch_invariant)
     return scheduler, Device(scheduler, (max_batch,) if batch_invariant else BATCHES)
 
 
 def drain(scheduler, device, most=10_000):
     steps = []
-    while (step := scheduler.next()) is not None:
+    while (step := scheduler.next()) is not None or device.untold:
+        if step is None:
+            device.tell()
+            continue
         device.do(step)
         steps.append(step)
         assert len(steps) <= most
@@ -113,11 +133,17 @@ class Arrivals(RuleBasedStateMachine):
     def arrive(self, prefix, rest, max_tokens):
         self.requests.append(self.scheduler.submit((*prefix, *rest), max_tokens))
 
+    @precondition(lambda self: len(self.device.untold) < AHEAD)
     @rule()
     def work(self):
         if (step := self.scheduler.next()) is not None:
             self.note_who_started()
             self.device.do(step)
+
+    @precondition(lambda self: self.device.untold)
+    @rule()
+    def hear(self):
+        self.device.tell()
 
     @precondition(lambda self: self.requests)
     @rule(data=st.data())
@@ -129,7 +155,7 @@ class Arrivals(RuleBasedStateMachine):
 
     @rule()
     def lose(self):
-        self.device.memory.clear()
+        self.device.lose()
         self.cancelled |= set(self.scheduler.lost())
 
     def note_who_started(self):
@@ -172,7 +198,10 @@ class Arrivals(RuleBasedStateMachine):
     def teardown(self):
         """Everybody's turn comes, and what is done in one step is bounded: so nobody starves."""
         work = sum(r.unfilled + r.remaining for r in self.requests)
-        while (step := self.scheduler.next()) is not None:
+        while (step := self.scheduler.next()) is not None or self.device.untold:
+            if step is None:
+                self.device.tell()
+                continue
             self.note_who_started()
             self.device.do(step)
             work -= 1
@@ -243,29 +272,25 @@ def test_pieces_and_steps_take_turns():
     steps = drain(scheduler, device)
     assert [type(step) for step in steps[:5]] == [Prefill, Decode, Prefill, Decode, Prefill]
     assert [step.stop - step.start for step in steps[0:5:2]] == [4, 4, 3]
-    assert {step.steps for step in steps[1:5:2]} == {1}
 
 
-def test_many_steps_where_nobody_waits():
-    scheduler, _ = made(max_steps=6)
-    scheduler.submit((1,), 20)
+def test_steps_are_planned_before_it_is_known_what_was_said():
+    """Until nobody may say more; who may say less than the others takes part as long as there is something to say."""
+    scheduler, _ = made(steps=6)
+    long, short = (scheduler.submit((1,), max_tokens) for max_tokens in (15, 8))
+    planned = [scheduler.next() for _ in range(4)]
+    assert [(step.sequences, step.counts) for step in planned[:3]] == [((long, short), (6, 6)), ((long, short), (6, 2)), ((long,), (3,))]
+    assert planned[3] is None
+
+
+def test_a_place_is_free_as_soon_as_it_is_known():
+    scheduler, device = made(max_batch=1, steps=6)
+    first, second = (scheduler.submit((token,), 20) for token in (1, 2))
     step = scheduler.next()
-    assert (step.steps, step.until_one_ends) == (6, False)
-
-
-def test_no_more_steps_than_the_first_may_take():
-    scheduler, _ = made(max_steps=6)
-    for max_tokens in (20, 3):
-        scheduler.submit((1,), max_tokens)
-    assert scheduler.next().steps == 3
-
-
-def test_who_waits_for_a_place_gets_the_first_one():
-    scheduler, _ = made(max_batch=1, max_steps=6)
-    scheduler.submit((1,), 20)
-    scheduler.submit((2,), 20)
-    step = scheduler.next()
-    assert (len(step.sequences), step.steps, step.until_one_ends) == (1, 6, True)
+    scheduler.next()  # in which it has ended, and nobody knows
+    scheduler.decoded(first, step.counts[0], [4, END], ended=True)
+    assert scheduler.next().sequences == (second,)
+    device.untold.clear()
 
 
 @pytest.mark.parametrize(("sequences", "batch"), [(1, 1), (2, 2), (3, 4), (5, 8), (9, 16), (16, 16)])
@@ -334,10 +359,10 @@ def test_cancelled_while_it_waits():
 
 def test_a_stop_in_the_middle_of_a_dispatch():
     """The host may find an end that the device does not know: of what was written past it nothing is found."""
-    scheduler, _ = made(max_steps=6)
+    scheduler, _ = made(steps=6)
     sequence = scheduler.submit((1, 2), 20)
-    scheduler.prefilled(scheduler.next())
-    assert scheduler.next().steps == 6
-    scheduler.decoded(sequence, [4, 4], ended=True)
+    assert isinstance(scheduler.next(), Prefill)
+    assert scheduler.next().counts == (6,)
+    scheduler.decoded(sequence, 6, [4, 4], ended=True)
     assert (sequence.state, sequence.answer, sequence.written) == (State.FINISHED, [4, 4], 3)
     assert scheduler.pool.published == 1
