@@ -205,13 +205,8 @@ class Jitted:
 
 
 def jit(
-    f: Callable[..., Any],
-    *,
-    batch: int | None = None,
-    target: str | Profile | None = None,
-    interpret: bool = False,
-    deadline: float | None = None,
-) -> Jitted:
+    f: Callable[..., Any], *, batch: int | None = None, target: str | Profile | None = None, interpret: bool = False, deadline: float | None = None
+) -> Jitted:  # fmt: skip
     """Compiles a decode step to one persistent GPU kernel.
 
     Args:
