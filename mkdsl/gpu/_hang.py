@@ -1,6 +1,7 @@
 """Kernels whose workers have waited for each other past their deadline, raised."""
 
 import itertools
+import numbers
 from collections.abc import Sequence
 from typing import Any
 
@@ -9,6 +10,7 @@ import numpy as np
 from mkdsl.graph import OpGraph
 from mkdsl.lower import GivenUp, Program, Wanted
 
+LONGEST = 86400  # seconds of a deadline
 SHOWN = 4  # different waits of which the message tells
 REMEDY = (
     "The results and the donated cache are lost; a new call starts afresh. A schedule is proven not to hang: report this as a bug of mkdsl."
@@ -25,6 +27,18 @@ class HangError(RuntimeError):
     def __init__(self, message: str, given_up: Sequence[GivenUp]) -> None:
         super().__init__(message)
         self.given_up = tuple(given_up)
+
+
+def check_deadline(deadline: float, interpret: bool) -> None:
+    """Raises TypeError or ValueError for what is no deadline of a kernel."""
+    if isinstance(deadline, bool) or not isinstance(deadline, numbers.Real):
+        raise TypeError(f"mk.jit: {deadline=}; pass seconds, such as 1.0, or None for no deadline")
+    if not 0 < deadline <= LONGEST:
+        raise ValueError(f"mk.jit: {deadline=}; pass seconds, more than 0 and at most {LONGEST}, such as 1.0")
+    if interpret:
+        raise ValueError(
+            f"mk.jit: {deadline=} with {interpret=}: an interpreted kernel is one launch per phase, which nobody waits in; leave it out"
+        )
 
 
 def run_in_time(executable: Any, program: Program, *args: Any) -> Any:

@@ -13,7 +13,7 @@ from jax.core import Tracer
 
 from mkdsl.gpu._assemble import lowering_for
 from mkdsl.gpu._device import detect, has_gpu, require_gpu
-from mkdsl.gpu._hang import run_in_time
+from mkdsl.gpu._hang import check_deadline, run_in_time
 from mkdsl.gpu._interpret import require_room
 from mkdsl.gpu._races import run_watched
 from mkdsl.graph import OpGraph, build_graph
@@ -23,7 +23,6 @@ from mkdsl.schedule import Profile, Schedule, profile
 from mkdsl.search import search
 
 ARGUMENTS = ("params", "kv", "token", "pos")
-LONGEST = 86400  # seconds of a deadline
 
 
 class ContextError(ValueError):
@@ -222,13 +221,8 @@ class Jitted:
 
 
 def jit(
-    f: Callable[..., Any],
-    *,
-    batch: int | None = None,
-    target: str | Profile | None = None,
-    interpret: bool = False,
-    deadline: float | None = None,
-) -> Jitted:
+    f: Callable[..., Any], *, batch: int | None = None, target: str | Profile | None = None, interpret: bool = False, deadline: float | None = None
+) -> Jitted:  # fmt: skip
     """Compiles a decode step to one persistent GPU kernel.
 
     Args:
@@ -260,21 +254,10 @@ def jit(
     if isinstance(target, str):
         profile(target)
     if deadline is not None:
-        _check_deadline(deadline, interpret)
+        check_deadline(deadline, interpret)
     if interpret:
         require_room()
     return Jitted(f, batch, target, interpret, deadline)
-
-
-def _check_deadline(deadline: float, interpret: bool) -> None:
-    if isinstance(deadline, bool) or not isinstance(deadline, numbers.Real):
-        raise TypeError(f"mk.jit: {deadline=}; pass seconds, such as 1.0, or None for no deadline")
-    if not 0 < deadline <= LONGEST:
-        raise ValueError(f"mk.jit: {deadline=}; pass seconds, more than 0 and at most {LONGEST}, such as 1.0")
-    if interpret:
-        raise ValueError(
-            f"mk.jit: {deadline=} with {interpret=}: an interpreted kernel is one launch per phase, which nobody waits in; leave it out"
-        )
 
 
 def _array(leaf: Any) -> jax.Array:

@@ -1,6 +1,6 @@
 """Loops that look until something is there, and in a kernel with a deadline give up once it has passed.
 
-The deadline is one moment for all waits of a worker: after it no wait takes longer than a look, and the kernel runs to its end, whatever it then
+The deadline is one moment for all waits of a worker: after it no wait takes longer than a few looks, and the kernel runs to its end, whatever it then
 computes. The first wait that was given up is noted, and published at the end.
 """
 
