@@ -9,7 +9,12 @@ from mkdsl.engine._sampler import NOT_FINITE, Logprobs
 from mkdsl.engine._sampling import SamplingParams
 from mkdsl.engine._text import Detokenizer, StopStrings
 
+DAMAGED = "a weight is no number, or one so large that sums overflow: download the checkpoint again"
 Finish = Literal["stop", "length"]  # an end token or stop string; max_tokens or the context
+
+
+class LogitsError(ArithmeticError):
+    """A step's logits are NaN or infinite: no token follows from them."""
 
 
 @dataclasses.dataclass(frozen=True, kw_only=True)

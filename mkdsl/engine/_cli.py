@@ -5,11 +5,15 @@ from typing import Any
 import typer
 import typer.core
 
+from mkdsl.engine._answers import LogitsError
+from mkdsl.engine._cli_chat import chat
 from mkdsl.engine._cli_explain import explain
 from mkdsl.engine._cli_generate import generate
 from mkdsl.engine._cli_probe import probe_command
 from mkdsl.engine._demo import demo
-from mkdsl.engine._generate import LogitsError
+from mkdsl.engine._loop import EngineError
+from mkdsl.engine._sampling import SamplingError
+from mkdsl.engine._scheduler import PagesError
 from mkdsl.engine._tokenizer import PromptError
 from mkdsl.gpu import ContextError
 from mkdsl.graph import UnsupportedError
@@ -19,8 +23,10 @@ from mkdsl.proof import ScheduleError
 REFUSALS = (
     CheckpointError,
     ContextError,
+    EngineError,
     LogitsError,
     MissingExtra,
+    PagesError,
     PromptError,
     ScheduleError,
     UnsupportedError,
@@ -36,6 +42,9 @@ class Commands(typer.core.TyperGroup):
             return super().invoke(ctx)
         except typer.BadParameter as refusal:
             typer.echo(f"mkdsl: {refusal.format_message()}", err=True)
+            raise typer.Exit(2) from None
+        except SamplingError as refusal:
+            typer.echo(f"mkdsl: {refusal}", err=True)
             raise typer.Exit(2) from None
         except REFUSALS as refusal:
             typer.echo(f"mkdsl: {refusal}", err=True)
@@ -56,6 +65,7 @@ def commands() -> None:
 
 
 app.command()(generate)
+app.command()(chat)
 app.command()(explain)
 app.command()(demo)
 app.command("probe")(probe_command)

@@ -17,39 +17,12 @@ from mkdsl.ops import Paged
 LONGEST = 1 << 20  # positions: more than a family's models are made for; the rotary table in a kernel takes 4 * head_dim bytes for each
 
 
-@dataclasses.dataclass(frozen=True)
-class Decoder:
-    """A compiled decode step, and which of the two ways it runs: "kernel" or "reference".
-
-    step(params, kv, token, pos) -> (next token, logits, kv) takes and returns one sequence, without a batch axis; kv is donated. pos
-    is best a host integer: the kernel's step checks it against the context.
-    """
-
-    step: Callable[..., tuple[jax.Array, jax.Array, Any]]
-    path: Literal["kernel", "reference"]
+Path = Literal["kernel", "reference"]
 
 
-def default_decoder(config: DecoderConfig, context: int) -> Decoder:
-    """The decoder for JAX's default backend. A kernel is compiled here, from shapes: what it cannot take is refused before there are weights.
-
-    On a CPU the reference runs on the bf16 weights as they are. Measured on SmolLM2-135M at context 512: 18.0 tokens/s against 16.7 with
-    a float32 copy where the CPU knows bf16, 9.1 against 12.5 where it does not; the copy takes twice the memory and prefills slower.
-
-    Args:
-      config: the model's shape.
-      context: positions in the cache.
-
-    Returns:
-      The decoder.
-
-    Raises:
-      UnsupportedError: a kernel does not take the model's sizes or the context.
-      ScheduleError: no schedule fits the GPU.
-    """
-    step = decode_step(config)
-    if jax.default_backend() != "gpu":
-        return Decoder(jax.jit(step, donate_argnums=1), "reference")
-    return Decoder(jit(step).lower(*shapes(config, context)).compile(), "kernel")
+def decode_path() -> Path:
+    """Which of the two ways decode steps run on JAX's default backend."""
+    return "kernel" if jax.default_backend() == "gpu" else "reference"
 
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
@@ -82,6 +55,9 @@ class WatchedStep:
 def decode_steps(config: DecoderConfig, pool: Pool, deadline: float | None = None) -> Callable[[int], Step]:
     """The decode step of a batch, for an executable that runs many: one kernel where there is a GPU, plain JAX elsewhere.
 
+    On a CPU that runs on the bf16 weights as they are. Measured on SmolLM2-135M at context 512: 18.0 tokens/s against 16.7 with a float32 copy
+    where the CPU knows bf16, 9.1 against 12.5 where it does not; the copy takes twice the memory and prefills slower.
+
     Args:
       config: the model's shape.
       pool: its pages.
@@ -95,7 +71,7 @@ def decode_steps(config: DecoderConfig, pool: Pool, deadline: float | None = Non
       UnsupportedError: a kernel does not take the model's sizes.
       ScheduleError: no schedule fits the GPU.
     """
-    if jax.default_backend() != "gpu":
+    if decode_path() == "reference":
         plain = plain_step(config)
         return lambda batch: plain
     step_of = functools.cache(functools.partial(_kernel_step, config, pool, deadline))

@@ -15,8 +15,8 @@ import jax
 
 from mkdsl.engine._answers import Answer, Delta, Writer, answers
 from mkdsl.engine._backend import Backend
-from mkdsl.engine._decoder import Pool, decode_steps
-from mkdsl.engine._generate import check_prompt, positions
+from mkdsl.engine._context import check_prompt, positions
+from mkdsl.engine._decoder import Path, Pool, decode_path, decode_steps
 from mkdsl.engine._loop import Job, Loop
 from mkdsl.engine._paged import pages_that_fit
 from mkdsl.engine._pages import PagePool
@@ -24,7 +24,7 @@ from mkdsl.engine._sampler import Asked
 from mkdsl.engine._sampling import SamplingError, SamplingParams
 from mkdsl.engine._scheduler import BATCHES, Scheduler
 from mkdsl.engine._tokenizer import PromptError, Tokenizer, load_tokenizer
-from mkdsl.models import DecoderConfig, load, read_config
+from mkdsl.models import DecoderConfig, Progress, load, read_config
 
 PAGE = 64  # positions: a block of the kernel's attention
 PIECE = 512  # positions of a prompt written at once: as long as a running stream may have to wait
@@ -82,6 +82,8 @@ class Engine:
         batch_invariant: bool = False,
         ahead: bool = False,
         deadline: float | None = None,
+        tokenizer: Tokenizer | None = None,
+        progress: Progress | None = None,
     ) -> Self:
         """Loads a Hugging Face checkpoint.
 
@@ -94,6 +96,8 @@ class Engine:
           ahead: compile everything now. Else each batch and each length of a piece is compiled when it is first needed, and all wait for it.
           deadline: seconds after which a decode step's kernel, if its workers still wait for each other, ends, and the answers under way fail; see
             `mk.jit`. None: the engine would hang with the kernel.
+          tokenizer: the checkpoint's, where it has been loaded already.
+          progress: called with the bytes of the weights that are read, and of how many.
 
         Returns:
           The engine, running.
@@ -109,11 +113,10 @@ class Engine:
         config = read_config(directory)
         context = positions(config, context)
         width = -(-context // PAGE)
-        decode_steps(
-            config, Pool(count=width, size=PAGE, width=width), deadline
-        )  # what a kernel does not take is refused before a weight is read
-        tokenizer = load_tokenizer(directory)
-        config, params = load(directory)
+        pool = Pool(count=width, size=PAGE, width=width)
+        decode_steps(config, pool, deadline)  # what a kernel does not take is refused before a weight is read
+        tokenizer = tokenizer or load_tokenizer(directory)
+        config, params = load(directory, progress=progress)
         return cls.of(
             config, params, tokenizer, max_batch=max_batch, context=context, ahead=ahead, batch_invariant=batch_invariant, deadline=deadline
         )
@@ -137,6 +140,11 @@ class Engine:
         if ahead:
             backend.compile([max_batch] if batch_invariant else [size for size in BATCHES if size <= max_batch], PIECE)
         return cls(config=config, tokenizer=tokenizer, context=context, scheduler=scheduler, backend=backend)
+
+    @property
+    def path(self) -> Path:
+        """What decodes: the kernel, or where there is no GPU the reference, its plain JAX meaning."""
+        return decode_path()
 
     def close(self) -> None:
         """Ends it after the step that is under way; answers that are not complete fail with EngineError."""

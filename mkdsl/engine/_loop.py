@@ -14,9 +14,8 @@ from collections.abc import Sequence as Many
 
 import jax
 
-from mkdsl.engine._answers import Delta, Writer, is_broken
+from mkdsl.engine._answers import DAMAGED, Delta, LogitsError, Writer, is_broken
 from mkdsl.engine._backend import Backend, Flight, Lane, Said
-from mkdsl.engine._generate import DAMAGED, LogitsError
 from mkdsl.engine._sampling import SamplingParams
 from mkdsl.engine._scheduler import Decode, Prefill, Scheduler
 from mkdsl.engine._sequence import Sequence, State

@@ -50,6 +50,9 @@ class Compiled:
     context: int
     vocabulary: int
 
+    def __repr__(self) -> str:
+        return f"<Compiled decode step: {len(jax.tree.leaves(self.signature[0]))} arrays of params, context {self.context}, {self.vocabulary} tokens>"
+
     def __call__(self, params: Any, kv: Any, token: Any, pos: Any) -> Any:
         args = (*jax.tree.map(_array, (params, kv)), *(jnp.asarray(x, jnp.int32) for x in (token, pos)))
         check_signature(self.signature, args)
@@ -66,6 +69,9 @@ class Lowered:
     program: Program
     signature: tuple[Any, ...]
     emitted: jax.stages.Lowered
+
+    def __repr__(self) -> str:
+        return f"<Lowered {self.program.form} kernel of {self.program.schedule!r}>"
 
     def compile(self) -> Compiled:
         """Compiles for the GPU at hand, or for interpret mode.
@@ -95,6 +101,10 @@ class Traced:
     target: Profile
     interpret: bool
     deadline: float | None = None
+
+    def __repr__(self) -> str:
+        where = f"{self.target.name}, {self.target.workers} workers{', interpreted' if self.interpret else ''}"
+        return f"<Traced decode step for {where}: {len(self.graph.phases)} phases, batch {self.batch}, context {self.graph.context}>"
 
     @functools.cached_property
     def _schedule(self) -> Schedule:

@@ -149,7 +149,7 @@ def _check_pages(graph: OpGraph, phase: AttentionPhase) -> None:
     if phase.page is None:
         return
     if phase.page % PAGE:
-        what = f"pages of {phase.page} positions; kernels read pages of a multiple of {PAGE}"
+        what = f"pages of size={phase.page}; kernels read pages of a multiple of {PAGE} positions"
         raise UnsupportedError(f"{phase.where}: {what}")
     tables = {attention.inputs[4], *(graph.node(append).inputs[3] for append in attention.inputs[1:3])}
     if len(tables) > 1 or any(graph.node(t).kind != "cache" or graph.node(t).op.stacked for t in tables):

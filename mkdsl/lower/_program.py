@@ -44,6 +44,9 @@ class Program:
     def _operands(self) -> list[Operand]:
         return operands(self.graph, self.schedule, watched=self.deadline is not None)
 
+    def __repr__(self) -> str:
+        return f"<Program in {self.form} form of {self.schedule!r}>"
+
     @property
     def operand_names(self) -> list[str]:
         """What the kernels are handed, in order."""

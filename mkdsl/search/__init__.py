@@ -4,6 +4,8 @@ In: a graph, a batch, a profile. Out: the schedule that is predicted to be the f
 model, the shortest path through all candidates for each ring, drafts that the simulator ranks, safe hand-offs. It never imports what lowers.
 """
 
+from mkdsl.search._account import BOUNDS, Account, Summary, accounts, summary
+from mkdsl.search._alternatives import Alternative, runners_up
 from mkdsl.search._cache import directory
 from mkdsl.search._cost import floor_us
 from mkdsl.search._draft import draft, timed
@@ -12,4 +14,7 @@ from mkdsl.search._report import explain
 from mkdsl.search._rings import RINGS, cheapest, rings
 from mkdsl.search._search import search, without_k_split
 
-__all__ = ["RINGS", "cheapest", "directory", "draft", "explain", "floor_us", "rings", "search", "timed", "with_handoffs", "without_k_split"]
+__all__ = [
+    "BOUNDS", "RINGS", "Account", "Alternative", "Summary", "accounts", "cheapest", "directory", "draft", "explain", "floor_us", "rings", "runners_up", "search",
+    "summary", "timed", "with_handoffs", "without_k_split",
+]  # fmt: skip

@@ -1,6 +1,6 @@
 """A tiny checkpoint whose tokenizer has one token for each byte, so that characters outside ASCII are several tokens."""
 
-import dataclasses
+import functools
 import json
 
 import jax
@@ -11,6 +11,7 @@ from tokenizers import AddedToken, Tokenizer, decoders, pre_tokenizers, processo
 from tokenizers.models import BPE
 
 from mkdsl import models
+from mkdsl.engine._backend import Backend, Said
 from mkdsl.models._checkpoint import _names
 
 SHAPE = models.DecoderConfig(
@@ -95,22 +96,44 @@ def transformers_of(transformers):
     return transformers.PreTrainedTokenizerFast.from_pretrained
 
 
+class Script:
+    """Decode steps that say what is written, answer by answer (the last one again and again), whatever the weights are.
+
+    Attributes:
+      asked: (prompt, SamplingParams) of each answer, as they began.
+      prefilled: (start, tokens) of each piece of a prompt.
+    """
+
+    def __init__(self, answers):
+        self.answers, self.asked, self.prefilled = answers, [], []
+
+    def occupy(self, backend, slot, *, params, seed, prompt, ends):
+        self.asked.append((tuple(prompt), params))
+        self.ends = set(ends)
+
+    def prefill(self, backend, tokens, *, start, pages):
+        self.prefilled.append((start, len(tokens)))
+
+    def decode(self, backend, lanes, *, batch, steps, until_one_ends):
+        (lane,) = lanes
+        answer = self.answers[min(len(self.asked), len(self.answers)) - 1]
+        tokens = [answer[at % len(answer)] for at in range(lane.index, lane.index + steps)]
+        end = next((i + 1 for i, token in enumerate(tokens) if token in self.ends), None)
+        return [Said(tokens=tokens[:end], sampled=None, ended=end is not None)]
+
+
 @pytest.fixture
-def scripted():
-    """Replaces a model's decoder: it says what a script says, and fails at a position past the cache."""
+def scripted(monkeypatch, byte_tokenizer):
+    """Makes all engines say some answers: text (with </s> where it ends) or token ids. Nothing is computed."""
 
-    def replace(model, script):
-        first = None
-
-        def step(params, kv, token, pos):
-            nonlocal first
-            first = int(pos) if first is None else first
-            assert int(pos) < model.context, f"step at {pos} of {model.context}"
-            steps.append((int(token), int(pos)))
-            return np.int32(script[(int(pos) - first) % len(script)]), np.zeros(model.config.vocab, np.float32), kv
-
-        steps = []
-        decoder = dataclasses.replace(model.decoder, step=step)
-        return dataclasses.replace(model, decoder=decoder), steps
+    def replace(*answers):
+        script = Script([byte_tokenizer.encode(a, add_special_tokens=False).ids if isinstance(a, str) else a for a in answers])
+        for name in ("occupy", "prefill", "decode"):
+            monkeypatch.setattr(Backend, name, functools.partialmethod(_called, getattr(script, name)))
+        return script
 
     return replace
+
+
+def _called(backend, does, *args, **options):
+    return does(backend, *args, **options)

@@ -62,12 +62,12 @@ def make(config, params, checkpoint):
 
     def engine(
         *, pages=24, max_batch=4, params=params, config=config, dtype=jnp.float32, batch_invariant=False, asked=EVERYTHING, step_of=None
-    ):
+    ):  # fmt: skip
         pool = PagePool(count=pages, size=SIZE)
         scheduler = Scheduler(pool, max_batch=max_batch, piece=PIECE, steps=STEPS, batch_invariant=batch_invariant)
         backend = Backend(
-            config, params, pages=24, page_size=SIZE, context=CONTEXT, max_batch=4, steps=STEPS, smallest=PIECE if batch_invariant else 16,
-            step_of=step_of or decode_steps(config, POOL), cache_dtype=dtype, asked=asked,
+            config, params, pages=24, page_size=SIZE, context=CONTEXT, max_batch=4, steps=STEPS, step_of=step_of or decode_steps(config, POOL),
+            smallest=PIECE if batch_invariant else 16, cache_dtype=dtype, asked=asked,
         )  # fmt: skip
         tokenizer = load_tokenizer(checkpoint)
         made.append(Engine(config=config, tokenizer=tokenizer, context=CONTEXT, scheduler=scheduler, backend=backend))
@@ -238,9 +238,10 @@ def test_end_tokens(make, alone):
     assert (answer.tokens, answer.finish) == (expected[:first], "stop")
 
 
-def test_the_models_own_end_token(make, config, alone):
+def test_the_models_own_end_tokens(make, config, alone):
     expected, _ = alone(PROMPTS[2], 10)
-    engine = make(config=dataclasses.replace(config, eos=(expected[4],)))
+    never = next(token for token in range(256) if token not in expected)
+    engine = make(config=dataclasses.replace(config, eos=(never, expected[4])))
     ((answer,),) = engine.generate([PROMPTS[2]], GREEDY)
     assert (answer.tokens, answer.finish) == (expected[: expected.index(expected[4])], "stop")
 
@@ -366,6 +367,30 @@ def test_logits_that_are_no_numbers(make, params):
     engine = make(params=params | {"norm": params["norm"].at[3].set(jnp.nan)})
     with pytest.raises(LogitsError, match=r"the logits after 17 tokens are NaN or infinite; .* download the checkpoint again"):
         engine.generate([PROMPTS[2]], GREEDY)
+
+
+def test_a_single_logit_that_is_no_number(make, config, params):
+    """Whichever it is, and whenever: what is drawn says nothing then."""
+    plain = decode_steps(config, CONTEXT)(4)
+
+    def step(params, kv, tokens, positions):
+        logits, kv = plain(params, kv, tokens, positions)
+        return jnp.where((positions == params["bad"])[:, None] & (jnp.arange(config.vocab) == 17), params["value"], logits), kv
+
+    for value in (np.nan, np.inf, -np.inf):
+        for tokens in (0, 6):
+            bad = {"bad": jnp.int32(len(PROMPTS[2]) - 1 + tokens), "value": jnp.float32(value)}
+            engine = make(params=params | bad, step_of=lambda _: step)
+            with pytest.raises(LogitsError, match=rf"the logits after {len(PROMPTS[2]) + tokens} tokens are NaN or infinite"):
+                engine.generate([PROMPTS[2]], GREEDY)
+
+
+def test_numbers_come_back_not_logits(make, monkeypatch):
+    """For each token one, and two for each sequence: neither sampling nor the search for NaN costs a copy of the logits to the host."""
+    engine, sizes, get = make(), [], jax.device_get
+    monkeypatch.setattr(jax, "device_get", lambda tree: sizes.append(sum(a.size for a in jax.tree.leaves(tree))) or get(tree))
+    engine.generate(PROMPTS[:3], SamplingParams(seed=1, max_tokens=5))
+    assert set(sizes) == {batch * (STEPS + 2) for batch in (1, 2, 4)}
 
 
 @pytest.mark.parametrize("what", ["prefill", "decode"])
@@ -523,6 +548,14 @@ def test_a_checkpoint_is_loaded(checkpoint):
     assert answer == same
     assert len(answer.tokens) <= 10
     assert answer.text == "".join(engine.tokenizer.stream(answer.tokens))
+
+
+def test_a_tokenizer_that_is_there_is_not_loaded_again(checkpoint):
+    tokenizer, seen = load_tokenizer(checkpoint), []
+    (checkpoint / "tokenizer.json").unlink()
+    with Engine.load(checkpoint, max_batch=1, tokenizer=tokenizer, progress=lambda *now: seen.append(now)) as engine:
+        assert engine.tokenizer is tokenizer
+    assert seen[0][0] == 0 and seen[-1][0] == seen[-1][1] > 0
 
 
 @pytest.mark.parametrize(("stats", "pages"), [(None, 8), ({"bytes_limit": 10 << 30, "bytes_in_use": 1 << 30}, 8)])

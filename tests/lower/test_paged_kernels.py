@@ -94,5 +94,5 @@ def test_a_copy_reads_one_page(size, width, blocks):
 
 
 def test_pages_that_no_kernel_reads():
-    with pytest.raises(mk.UnsupportedError, match=r"pages of 40 positions; kernels read pages of a multiple of 64"):
+    with pytest.raises(mk.UnsupportedError, match=r"pages of size=40; kernels read pages of a multiple of 64 positions"):
         graph_of(40)
