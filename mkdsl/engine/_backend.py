@@ -17,6 +17,7 @@ from jax.typing import DTypeLike
 
 from mkdsl.engine._decoder import WatchedStep
 from mkdsl.engine._paged import Step, empty_pages, paged_fill
+from mkdsl.engine._pieces import covering, powers, row
 from mkdsl.engine._sampler import NOT_FINITE, Asked, Logprobs, Sampled, sample
 from mkdsl.engine._sampling import SamplingParams
 from mkdsl.engine._slots import Slots, State, count, empty_slots, occupy
@@ -39,6 +40,15 @@ class Lane:
     slot: int
     pages: Sequence[int]
     params: SamplingParams
+
+
+@dataclasses.dataclass(frozen=True, kw_only=True)
+class Piece:
+    """Tokens of a prompt, one at least, written at the positions from `start` on, all of which lie in these pages."""
+
+    tokens: Sequence[int]
+    start: int
+    pages: Sequence[int]
 
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
@@ -72,7 +82,8 @@ class Flight:
         if isinstance(self.step, WatchedStep):
             for counters in np.asarray(self.counters):
                 self.step.check(counters)
-        tokens, logprobs = jax.device_get((self.said.token, self.said.logprobs))
+        wanted = any(lane.params.logprobs is not None for lane in self.lanes)
+        tokens, logprobs = jax.device_get((self.said.token, self.said.logprobs if wanted else None))
 
         def of(i: int, lane: Lane) -> Said:
             n = int((tokens[:, i] != NOTHING).sum())
@@ -87,7 +98,7 @@ class Backend:
 
     def __init__(
         self, config: DecoderConfig, params: Any, *, pages: int, page_size: int, context: int, max_batch: int, steps: int,
-        step_of: Callable[[int], Step], smallest: int = SMALLEST, asked: Asked | None = None, cache_dtype: DTypeLike = jnp.bfloat16,
+        step_of: Callable[[int], Step], smallest: int = SMALLEST, packed: int = 0, asked: Asked | None = None, cache_dtype: DTypeLike = jnp.bfloat16,
     ) -> None:  # fmt: skip
         """Sets up the device.
 
@@ -101,13 +112,14 @@ class Backend:
           steps: decode steps in one dispatch.
           step_of: the decode step of so many sequences, whose caches have `context` positions in whole pages.
           smallest: tokens in a piece of a prompt at least; shorter ones are padded.
+          packed: tokens in several short prompts that are written at once, pads and all.
           asked: what the sampler computes whoever is there; None for what they ask for.
           cache_dtype: of the pages.
         """
         self._step_of, self._asked = step_of, asked
         self.config, self._params = config, params
         self._width, self._page_size, self._steps, self._smallest = -(-context // page_size), page_size, steps, smallest
-        self._count, self._max_batch = pages, max_batch
+        self._count, self._max_batch, self._packed = pages, max_batch, packed
         self._empty_pages = functools.partial(empty_pages, config, count=pages, size=page_size, dtype=cache_dtype)
         self._empty_slots = functools.partial(empty_slots, max_batch, config.vocab)
         self.reset()
@@ -122,10 +134,12 @@ class Backend:
         for batch in batches:
             for params in (GREEDY, SamplingParams()):
                 self.decode([Lane(slot=self._max_batch, pages=(), params=params)], batch=batch).land()
-        length = self._smallest
-        while length <= piece:
-            self.prefill([0] * length, start=self._width * self._page_size, pages=())
-            length *= 2
+        for length in powers(self._smallest, piece):
+            least = covering(-(-length // self._page_size), self._width)
+            for width in {covering(pages, self._width) for pages in range(least, self._width + 1)}:
+                self._write([], rows=1, length=length, width=width)
+        for length in powers(row(1, self._packed, self._max_batch), self._packed // 2):
+            self._write([], rows=self._packed // length, length=length, width=covering(-(-length // self._page_size), self._width))
         self.clear([self._count])
 
     def occupy(self, slot: int, *, params: SamplingParams, seed: int, prompt: Sequence[int], ends: Iterable[int], max_tokens: int) -> None:
@@ -138,14 +152,24 @@ class Backend:
             some = pages[first : first + CLEARED]
             self._pages = _clear(self._pages, np.pad(np.asarray(some, np.int32), (0, CLEARED - len(some)), constant_values=self._count))
 
-    def prefill(self, tokens: Sequence[int], *, start: int, pages: Sequence[int]) -> jax.Array:
-        """Writes tokens of a prompt at the positions from `start` on, all of which lie in these pages. Returns something that is ready when they are."""
-        padding = (0, max(self._smallest, 1 << (len(tokens) - 1).bit_length()) - len(tokens))
-        positions = np.arange(start, start + len(tokens), dtype=np.int32)
-        self._pages, done = _fill(
-            self._params, self._pages, self._table(pages), np.pad(np.asarray(tokens, np.int32), padding),
-            np.pad(positions, padding, constant_values=self._width * self._page_size), config=self.config,
-        )  # fmt: skip
+    def prefill(self, pieces: Sequence[Piece]) -> jax.Array:
+        """Writes a piece of a prompt, or several short prompts. Returns something that is ready when they are written."""
+        longest, stop = max(len(piece.tokens) for piece in pieces), max(piece.start + len(piece.tokens) for piece in pieces)
+        width = covering(-(-stop // self._page_size), self._width)
+        if len(pieces) == 1:
+            return self._write(pieces, rows=1, length=max(row(longest), self._smallest), width=width)
+        length = row(longest, self._packed, self._max_batch)
+        return self._write(pieces, rows=self._packed // length, length=length, width=width)
+
+    def _write(self, pieces: Sequence[Piece], *, rows: int, length: int, width: int) -> jax.Array:
+        """Pads are tokens past the table."""
+        tokens, positions = np.zeros((rows, length), np.int32), np.full((rows, length), self._width * self._page_size, np.int32)
+        tables = np.zeros((rows, width), np.int32)
+        for i, piece in enumerate(pieces):
+            count = len(piece.tokens)
+            tokens[i, :count], positions[i, :count] = piece.tokens, np.arange(piece.start, piece.start + count)
+            tables[i] = self._table(piece.pages)[:width]
+        self._pages, done = _fill(self._params, self._pages, tables, tokens, positions, config=self.config)
         return done
 
     def decode(self, lanes: Sequence[Lane], *, batch: int) -> Flight:
@@ -181,8 +205,8 @@ def _clear(pages: Any, which: jax.Array) -> Any:
 
 
 @functools.partial(jax.jit, static_argnames="config", donate_argnames="pages")
-def _fill(params: Any, pages: Any, table: jax.Array, tokens: jax.Array, positions: jax.Array, *, config: DecoderConfig) -> Any:
-    return paged_fill(config)(params, Paged(pages, table), tokens, positions).pages, tokens[0]
+def _fill(params: Any, pages: Any, tables: jax.Array, tokens: jax.Array, positions: jax.Array, *, config: DecoderConfig) -> Any:
+    return paged_fill(config)(params, Paged(pages, tables), tokens, positions).pages, tokens[0, 0]
 
 
 @jax.tree_util.register_dataclass

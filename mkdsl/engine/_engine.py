@@ -14,20 +14,23 @@ from typing import Any, Self
 import jax
 
 from mkdsl.engine._answers import Answer, Delta, Writer, answers
-from mkdsl.engine._backend import Backend
+from mkdsl.engine._backend import SMALLEST, Backend
 from mkdsl.engine._context import check_prompt, positions
 from mkdsl.engine._decoder import Path, Pool, decode_path, decode_steps
 from mkdsl.engine._loop import Job, Loop
 from mkdsl.engine._paged import pages_that_fit
 from mkdsl.engine._pages import PagePool
+from mkdsl.engine._pieces import Pieces, pieces_for
 from mkdsl.engine._sampler import Asked
 from mkdsl.engine._sampling import SamplingError, SamplingParams
 from mkdsl.engine._scheduler import BATCHES, Scheduler
 from mkdsl.engine._tokenizer import PromptError, Tokenizer, load_tokenizer
+from mkdsl.gpu import detect, has_gpu
 from mkdsl.models import DecoderConfig, Progress, load, read_config
+from mkdsl.schedule import profile
 
 PAGE = 64  # positions: a block of the kernel's attention
-PIECE = 512  # positions of a prompt written at once: as long as a running stream may have to wait
+PIECE = 512  # positions of a prompt written at once, where there is no GPU, or where it must be the same whoever else is there
 STEPS = (
     4  # decode steps in one dispatch on a GPU, which last longer than the host needs for it; on a CPU, where it needs next to nothing, one
 )
@@ -132,13 +135,22 @@ class Engine:
         steps = 1 if jax.default_backend() == "cpu" else STEPS
         step_of = decode_steps(config, Pool(count=pages, size=PAGE, width=-(-context // PAGE)), deadline)
         pool = PagePool(count=pages, size=PAGE)
-        scheduler = Scheduler(pool, max_batch=max_batch, piece=PIECE, steps=steps, batch_invariant=batch_invariant)
-        same: dict[str, Any] = {"smallest": PIECE, "asked": Asked.everything()} if batch_invariant else {}
-        backend = Backend(
-            config, params, pages=pages, page_size=PAGE, context=context, max_batch=max_batch, steps=steps, step_of=step_of, **same
+        pieces = _pieces(config, batch_invariant=batch_invariant)
+        scheduler = Scheduler(
+            pool,
+            max_batch=max_batch,
+            piece=pieces.alone,
+            beside=pieces.beside,
+            packed=pieces.packed,
+            steps=steps,
+            batch_invariant=batch_invariant,
         )
+        backend = Backend(
+            config, params, pages=pages, page_size=PAGE, context=context, max_batch=max_batch, steps=steps, step_of=step_of,
+            smallest=pieces.smallest, packed=pieces.packed, asked=Asked.everything() if batch_invariant else None,
+        )  # fmt: skip
         if ahead:
-            backend.compile([max_batch] if batch_invariant else [size for size in BATCHES if size <= max_batch], PIECE)
+            backend.compile([max_batch] if batch_invariant else [size for size in BATCHES if size <= max_batch], pieces.alone)
         return cls(config=config, tokenizer=tokenizer, context=context, scheduler=scheduler, backend=backend)
 
     @property
@@ -270,6 +282,12 @@ class Engine:
                 raise SamplingError(
                     f"{name} names token {past[0]}, past the vocabulary of {self.config.vocab}; the token is another model's"
                 )
+
+
+def _pieces(config: DecoderConfig, *, batch_invariant: bool) -> Pieces:
+    if batch_invariant:
+        return Pieces(smallest=PIECE, beside=PIECE, alone=PIECE)
+    return pieces_for(config, profile(detect())) if has_gpu() else Pieces(smallest=SMALLEST, beside=PIECE, alone=PIECE)
 
 
 def _free_bytes() -> int | None:

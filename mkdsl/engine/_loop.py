@@ -15,7 +15,7 @@ from collections.abc import Sequence as Many
 import jax
 
 from mkdsl.engine._answers import DAMAGED, Delta, LogitsError, Writer, is_broken
-from mkdsl.engine._backend import Backend, Flight, Lane, Said
+from mkdsl.engine._backend import Backend, Flight, Lane, Piece, Said
 from mkdsl.engine._sampling import SamplingParams
 from mkdsl.engine._scheduler import Decode, Prefill, Scheduler
 from mkdsl.engine._sequence import Sequence, State
@@ -180,7 +180,9 @@ class Loop:
 
     def _prefill(self, step: Prefill) -> jax.Array:
         self._backend.clear(step.fresh)
-        return self._backend.prefill(step.sequence.prompt[step.start : step.stop], start=step.start, pages=step.sequence.pages)
+        return self._backend.prefill(
+            [Piece(tokens=p.sequence.prompt[p.start : p.stop], start=p.start, pages=p.sequence.pages) for p in step.parts]
+        )
 
     def _decode(self, step: Decode) -> Flight:
         self._backend.clear(step.fresh)

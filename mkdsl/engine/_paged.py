@@ -10,6 +10,7 @@ from typing import Any
 
 import jax
 import jax.numpy as jnp
+from jax import lax
 from jax.typing import DTypeLike
 
 from mkdsl.engine._scheduler import PagesError
@@ -79,23 +80,43 @@ def plain_step(config: DecoderConfig) -> Step:
 
 
 def paged_fill(config: DecoderConfig) -> PagedFill:
-    """Prefill of one sequence.
+    """Prefill of some sequences at once.
 
     Args:
       config: the model's shape.
 
     Returns:
-      f(params, kv, tokens [n], positions [n]) -> kv, with int32 tokens and positions. Positions before these are written already; one past the
-      table is a pad, and writes nothing.
+      f(params, kv, tokens [b, n], positions [b, n]) -> kv, with int32 tokens and positions. A sequence's positions go up by one, all of them lie in its
+      pages, and those before are written already; one past the table is a pad, which comes last, and writes nothing.
     """
 
     def fill(params: Any, kv: Paged, tokens: jax.Array, positions: jax.Array) -> Paged:
-        own = prefill(decode_step(config))(params, _gather(kv.pages, kv.table), tokens, positions)[-1]
-        new = jax.tree.map(lambda leaf: jnp.moveaxis(leaf.at[:, :, positions].get(mode="clip"), 2, 0), own)
-        at = jax.vmap(lambda position: _place(kv.pages, kv.table, position))(positions)
-        return Paged(_scatter(kv.pages, at, new), kv.table)
+        own = jax.vmap(functools.partial(_gather, kv.pages), out_axes=1)(kv.table)
+        step = prefill(decode_step(config), ascending=True)
+        own = jax.vmap(step, (None, 1, 0, 0), (0, 0, 1))(params, own, tokens, positions)[-1]
+        return Paged(_put_back(kv.pages, kv.table, own, positions), kv.table)
 
     return fill
+
+
+def _put_back(pages: Any, tables: jax.Array, own: Any, positions: jax.Array) -> Any:
+    """The pages with those of them replaced that hold the positions: in place, one after another, where a scatter of all would make XLA turn the pool around."""
+    size, n = pages["k"].shape[3], positions.shape[1]
+    most, inside = min(-(-n // size) + 1, tables.shape[1]), positions < tables.shape[1] * size
+    first, stop = positions[:, 0] // size, jnp.where(inside, positions // size + 1, 0).max(1)
+
+    def one(i: jax.Array, pages: Any) -> Any:
+        row, number = i // most, first[i // most] + i % most
+        there = (0, tables[row, number], 0, 0, 0)
+
+        def put(leaf: jax.Array, own: jax.Array) -> jax.Array:
+            new = lax.dynamic_slice(own, (0, row, 0, number * size, 0), (own.shape[0], 1, own.shape[2], size, own.shape[4]))
+            old = lax.dynamic_slice(leaf, there, new.shape)
+            return lax.dynamic_update_slice(leaf, jnp.where(number < stop[row], new, old), there)
+
+        return jax.tree.map(put, pages, own)
+
+    return lax.fori_loop(0, tables.shape[0] * most, one, pages)
 
 
 def _gather(pages: Any, table: jax.Array) -> Any:

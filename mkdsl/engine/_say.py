@@ -8,7 +8,7 @@ from collections.abc import Callable, Sequence
 import rich.console
 
 from mkdsl.engine._answers import Answer, Delta, LogitsError, answers
-from mkdsl.engine._engine import PIECE, Engine
+from mkdsl.engine._engine import Engine
 from mkdsl.engine._sampling import SamplingParams
 from mkdsl.engine._speed import Heard, Speed, Stopwatch
 
@@ -50,15 +50,13 @@ def say(
 
 
 def rehearse(engine: Engine, prompt: Sequence[int], params: SamplingParams) -> None:
-    """Has what the answer to a prompt takes compiled, but for the first piece of prefill.
+    """Has the decode step compiled that the answer to a prompt takes, by answering another one with one token.
 
     For JAX runs what it was given while it compiles what comes next: if that were the decode step, a prompt would seem to have been prefilled in no time.
-    Of the first piece nothing runs yet. So another prompt is answered with one token: it has only what is left of this one after whole pieces.
     """
-    pieces, rest = divmod(len(prompt) - 1, PIECE)
     other = (prompt[0] + 1) % engine.config.vocab  # shares no prefix
     with contextlib.suppress(LogitsError):  # the answer has the same, with the place that it has there
-        engine.generate([[other] * (1 + rest if pieces else 1)], dataclasses.replace(params, max_tokens=1, n=1))
+        engine.generate([[other]], dataclasses.replace(params, max_tokens=1, n=1))
 
 
 def stopped(engine: Engine, prompt: Sequence[int], params: SamplingParams, answer: Answer) -> str:

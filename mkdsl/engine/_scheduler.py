@@ -8,6 +8,7 @@ import dataclasses
 from collections.abc import Sequence as Many
 
 from mkdsl.engine._pages import PagePool
+from mkdsl.engine._pieces import next_piece, row
 from mkdsl.engine._sequence import Sequence, State, pages_at_most
 
 BATCHES = (1, 2, 4, 8, 16)  # a decode step is compiled for each
@@ -18,12 +19,19 @@ class PagesError(ValueError):
 
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
-class Prefill:
-    """Write positions start to stop - 1 of a sequence's prompt. fresh: pages that it has only now, with whatever they held before."""
+class Part:
+    """Positions start to stop - 1 of a sequence's prompt."""
 
     sequence: Sequence
     start: int
     stop: int
+
+
+@dataclasses.dataclass(frozen=True, kw_only=True)
+class Prefill:
+    """Write a piece of a prompt, or several short prompts at once. fresh: pages that they have only now, with whatever these held before."""
+
+    parts: tuple[Part, ...]
     fresh: tuple[int, ...]
 
 
@@ -54,7 +62,17 @@ class Scheduler:
       running: those that get a token from each decode step.
     """
 
-    def __init__(self, pool: PagePool, *, max_batch: int, piece: int, steps: int, batch_invariant: bool = False) -> None:
+    def __init__(
+        self,
+        pool: PagePool,
+        *,
+        max_batch: int,
+        piece: int,
+        steps: int,
+        beside: int | None = None,
+        packed: int = 0,
+        batch_invariant: bool = False,
+    ) -> None:
         """Sets the limits.
 
         Args:
@@ -62,6 +80,8 @@ class Scheduler:
           max_batch: sequences that prefill or run at the same time, one of BATCHES.
           piece: positions written by one Prefill at most.
           steps: decode steps in one Decode.
+          beside: positions written by one Prefill at most while somebody's answer runs; None for `piece`.
+          packed: positions that the short prompts which are written together have at most, all rows as long as the longest's; 0 where none are.
           batch_invariant: whether what is computed of a sequence may depend on itself alone: all decode steps are of max_batch, pieces of a prompt
             begin at multiples of `piece`, which is one of the page's size, and what decode steps have written is nobody's prefix.
 
@@ -76,6 +96,7 @@ class Scheduler:
         self.running: list[Sequence] = []
         self._slots = list(range(max_batch))[::-1]
         self._piece, self._steps, self._batch_invariant = piece, steps, batch_invariant
+        self._beside, self._packed, self._most = beside or piece, packed, max_batch
         self._batches = (max_batch,) if batch_invariant else BATCHES
         self._unit = piece if batch_invariant else pool.size
         self._decode_is_due = False
@@ -169,14 +190,38 @@ class Scheduler:
         sequence.state = State.RUNNING
         self.running.append(sequence)
 
-    def _prefill(self, sequence: Sequence) -> Prefill:
-        start, stop = sequence.written, sequence.written + min(self._piece, sequence.unfilled)
-        fresh = sequence.take_until(self.pool, stop)
+    def _prefill(self, first: Sequence) -> Prefill:
+        length = next_piece(first.unfilled, self._beside if self.running else self._piece)
+        whole = not first.written and length == first.unfilled
+        together = [first, *self._company(first)] if whole else [first]
+        fresh: list[int] = []
+        parts = [self._part(sequence, sequence.written + (sequence.unfilled if whole else length), fresh) for sequence in together]
+        return Prefill(parts=tuple(parts), fresh=tuple(fresh))
+
+    def _part(self, sequence: Sequence, stop: int, fresh: list[int]) -> Part:
+        start = sequence.written
+        fresh += sequence.take_until(self.pool, stop)
         sequence.prefilled(self.pool, stop)
         if not sequence.unfilled:
-            self.prefilling = None
+            self.prefilling = None  # the others of a packed piece never were
             self._run(sequence)
-        return Prefill(sequence=sequence, start=start, stop=stop, fresh=tuple(fresh))
+        return Part(sequence=sequence, start=start, stop=stop)
+
+    def _company(self, first: Sequence) -> list[Sequence]:
+        """Those who wait and are written together with a short prompt, being short as well. Who begins like one of them finds it written next time."""
+        together, longest = [first], first.unfilled
+        while self.waiting and self._slots:
+            sequence = self.waiting[0]
+            longest = max(longest, sequence.unfilled)
+            fits = (len(together) + 1) * row(longest, self._packed, self._most) <= self._packed
+            if not fits or not sequence.unfilled or sequence.found(self.pool, self._unit):
+                break
+            alike = sequence.first_page is not None and sequence.first_page in [other.first_page for other in together]
+            if alike or not sequence.claim(self.pool, self._unit):
+                break
+            self.waiting.popleft().slot = self._slots.pop()
+            together.append(sequence)
+        return together[1:]
 
     def _decode(self, ready: Many[Sequence]) -> Decode:
         counts = [min(self._steps, sequence.remaining - sequence.ahead) for sequence in ready]

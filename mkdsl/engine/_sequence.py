@@ -61,14 +61,23 @@ class Sequence:
         """Tokens of the prompt to be prefilled. The last one is not: it is fed to the first decode step, which gives the first new token."""
         return max(len(self.prompt) - 1 - self.written, 0)
 
+    @property
+    def first_page(self) -> bytes | None:
+        """The digest of the prompt's first page; None where it fills none. Of a sequence for which `found` was called."""
+        return self._digests[0] if self._digests else None
+
+    def found(self, pool: PagePool, unit: int) -> list[int]:
+        """The pages of the longest prefix that is there, in whole units of so many positions."""
+        self._digests = self._digests or list(digests(self.prompt[:-1], pool.size))  # the last token is fed, so its page is written
+        shared = pool.find(self._digests)
+        return shared[: len(shared) // (unit // pool.size) * (unit // pool.size)]
+
     def claim(self, pool: PagePool, unit: int) -> bool:
-        """Gets hold of the longest prefix that is there, in whole units of so many positions, and is promised all pages it may need beside.
+        """Gets hold of the longest prefix that is there, see `found`, and is promised all pages it may need beside.
 
         Or it gets neither, and False is returned, where there are too few pages.
         """
-        self._digests = self._digests or list(digests(self.prompt[:-1], pool.size))  # the last token is fed, so its page is written
-        shared = pool.find(self._digests)
-        shared = shared[: len(shared) // (unit // pool.size) * (unit // pool.size)]
+        shared = self.found(pool, unit)
         more = pages_at_most(len(self.prompt), self.max_tokens, pool.size) - len(shared)
         if not pool.claim(shared, more):
             return False

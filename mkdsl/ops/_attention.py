@@ -8,7 +8,8 @@ import jax
 import jax.numpy as jnp
 from jax import lax
 
-from mkdsl.ops._operator import Operator, bind, cache_is_shared, require, static
+from mkdsl.ops._causal import Causal
+from mkdsl.ops._operator import Operator, bind, in_front, require, sharing, static
 from mkdsl.ops._paged import contiguous, is_paged, place
 
 MASKED = -1e30
@@ -66,6 +67,17 @@ class Attention(Operator):
         out = self.finish(self.step(self.init(*grouped.shape), k, v, grouped, keep))
         return (jnp.where(pos < context, out, jnp.nan).reshape(-1),)  # past the cache: loudly nothing
 
+    def batched(self, args: Any, axes: Any) -> Any:
+        cache = [1, 2, *range(4, len(args))]
+        how = sharing()
+        if how is None or any(axes[i] is not None for i in cache):
+            return super().batched(args, axes)
+        k, v, *table = (args[i] for i in cache)  # prefill: the tokens of one sequence share it
+        k, v = (contiguous(pages, *table) for pages in (k, v)) if table else (k, v)
+        q, pos = in_front((args[0], args[3]), (axes[0], axes[3]))
+        (out,) = Causal(self, ascending=how.ascending).bind(q[None], k[None], v[None], pos[None])
+        return (out[0],), (0,)
+
 
 def attention(
     q: jax.Array, kv: Any, pos: jax.Array, *, scale: float | None = None, window: int | None = None, softcap: float | None = None
@@ -113,12 +125,15 @@ class Append(Operator):
         return (cache.at[:, at].set(new.astype(cache.dtype), mode="drop"),)
 
     def batched(self, args: Any, axes: Any) -> Any:
-        if not cache_is_shared() or axes[0] is not None:
+        if sharing() is None or axes[0] is not None:
             return super().batched(args, axes)
-        cache, new, pos = args  # prefill: the tokens of one sequence share its cache
-        new, pos = (a if ax is None else jnp.moveaxis(a, ax, 0) for a, ax in zip((new, pos), axes[1:], strict=True))
+        cache, new, pos = args[0], *in_front(args[1:], axes[1:])  # prefill: the tokens of one sequence share its cache
         at = jnp.where(pos < 0, cache.shape[1], pos)
-        return (cache.at[:, at].set(jnp.moveaxis(new, 0, 1).astype(cache.dtype), mode="drop"),), (None,)
+        token = (
+            jnp.full(cache.shape[1], -1).at[at].set(jnp.arange(at.size), mode="drop")
+        )  # of each position; XLA turns a scatter of rows around
+        rows = jnp.moveaxis(new, 0, 1).at[:, token].get(mode="clip").astype(cache.dtype)
+        return (jnp.where(token[:, None] >= 0, rows, cache),), (None,)
 
 
 @dataclasses.dataclass(frozen=True)
@@ -141,12 +156,7 @@ class AppendToPage(Operator):
         require(
             axes[0] is None, "append", "under vmap the pages have a batch axis", "share them: jax.vmap with in_axes of mk.batch_axes(kv)"
         )
-        size = next(a.shape[ax] for a, ax in zip(args, axes, strict=True) if ax is not None)
-        rest = (
-            jnp.broadcast_to(a, (size, *a.shape)) if ax is None else jnp.moveaxis(a, ax, 0)
-            for a, ax in zip(args[1:], axes[1:], strict=True)
-        )  # fmt: skip
-        return bind(self, args[0], *rest), (None,)
+        return bind(self, args[0], *in_front(args[1:], axes[1:])), (None,)
 
 
 def append(kv: Any, k: jax.Array, v: jax.Array, pos: jax.Array) -> Any:

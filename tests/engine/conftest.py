@@ -2,8 +2,10 @@
 
 import functools
 import json
+import types
 
 import jax
+import jax.numpy as jnp
 import numpy as np
 import pytest
 from safetensors.numpy import save_file
@@ -107,19 +109,22 @@ class Script:
     def __init__(self, answers):
         self.answers, self.asked, self.prefilled = answers, [], []
 
-    def occupy(self, backend, slot, *, params, seed, prompt, ends):
+    def occupy(self, backend, slot, *, params, seed, prompt, ends, max_tokens):
         self.asked.append((tuple(prompt), params))
-        self.ends = set(ends)
+        self.ends, self.said, self.left = set(ends), 0, max_tokens
 
-    def prefill(self, backend, tokens, *, start, pages):
-        self.prefilled.append((start, len(tokens)))
+    def prefill(self, backend, pieces):
+        self.prefilled += [(piece.start, len(piece.tokens)) for piece in pieces]
+        return jnp.zeros(())
 
-    def decode(self, backend, lanes, *, batch, steps, until_one_ends):
-        (lane,) = lanes
-        answer = self.answers[min(len(self.asked), len(self.answers)) - 1]
-        tokens = [answer[at % len(answer)] for at in range(lane.index, lane.index + steps)]
-        end = next((i + 1 for i, token in enumerate(tokens) if token in self.ends), None)
-        return [Said(tokens=tokens[:end], sampled=None, ended=end is not None)]
+    def decode(self, backend, lanes, *, batch):
+        """Of one sequence; where it has ended nothing more is said."""
+        (_,) = lanes
+        answer, tokens = self.answers[min(len(self.asked), len(self.answers)) - 1], []
+        while self.left and len(tokens) < backend._steps:
+            tokens.append(answer[self.said % len(answer)])
+            self.said, self.left = self.said + 1, 0 if tokens[-1] in self.ends else self.left - 1
+        return types.SimpleNamespace(land=lambda: [Said(tokens=tokens, logprobs=None)])
 
 
 @pytest.fixture

@@ -10,7 +10,7 @@ import pytest
 
 from mkdsl import gpu, models
 from mkdsl.engine import SamplingParams, _decoder
-from mkdsl.engine._backend import Backend, Lane
+from mkdsl.engine._backend import Backend, Lane, Piece
 from mkdsl.engine._decoder import Pool, decode_steps
 from mkdsl.engine._paged import empty_pages
 from mkdsl.gpu import HangError
@@ -43,7 +43,7 @@ def said(step_of, prompts, steps):
     lanes = []
     for slot, (prompt, pages) in enumerate(zip(prompts, ([3], [1, 4]), strict=True)):
         backend.occupy(slot, params=GREEDY, seed=0, prompt=prompt, ends=(), max_tokens=9)
-        backend.prefill(prompt[:-1], start=0, pages=pages)
+        backend.prefill([Piece(tokens=prompt[:-1], start=0, pages=pages)])
         lanes.append(Lane(slot=slot, pages=pages, params=GREEDY))
     flights = backend.decode(lanes, batch=2), backend.decode(lanes[1:], batch=2)
     return [[s.tokens for s in flight.land()] for flight in flights]

@@ -27,7 +27,8 @@ def as_cache(pages, table):
 
 
 def fill(shape, params, pages, table, tokens, positions):
-    return jax.jit(paged_fill(shape))(params, Paged(pages, table), tokens, positions.astype(np.int32)).pages
+    kv = Paged(pages, np.asarray(table)[None])
+    return jax.jit(paged_fill(shape))(params, kv, np.asarray(tokens)[None], positions.astype(np.int32)[None]).pages
 
 
 def empty(shape):

@@ -34,7 +34,8 @@ def alone(prompt, max_tokens):
 class Device:
     """Does what the scheduler says, in its order, and checks what it reads and writes. What was said comes back when `tell` is called."""
 
-    def __init__(self, scheduler, batches):
+    def __init__(self, scheduler, batches, beside, packed):
+        self.beside, self.packed = beside, packed
         self.scheduler, self.pool, self.memory = scheduler, scheduler.pool, {}
         self.batches, self.fed, self.stalled = batches, 0, collections.Counter()
         self.answers, self.ended, self.untold = collections.defaultdict(list), set(), collections.deque()
@@ -49,11 +50,18 @@ class Device:
             self.decode(step)
 
     def prefill(self, step):
-        ready = {sequence for sequence in self.scheduler.running if sequence.remaining > sequence.ahead} - {step.sequence}
+        assert len(step.parts) == 1 or self.packed >= len(step.parts) * max(part.stop - part.start for part in step.parts)
+        written = {part.sequence for part in step.parts}
+        ready = {sequence for sequence in self.scheduler.running if sequence.remaining > sequence.ahead} - written
+        assert not ready or sum(part.stop - part.start for part in step.parts) <= self.beside
         self.stalled.update(ready)
         assert all(self.stalled[sequence] <= 1 for sequence in ready), "a running sequence waits for one piece at most"
-        for position in range(step.start, step.stop):
-            self.feed(step.sequence, step.sequence.prompt[: position + 1])
+        before = dict(self.memory)
+        for part in step.parts:
+            self.memory, mine = dict(before), self.memory  # what is written at once is not read by one another
+            for position in range(part.start, part.stop):
+                self.feed(part.sequence, part.sequence.prompt[: position + 1])
+            self.memory = mine | {place: tokens for place, tokens in self.memory.items() if before.get(place) != tokens}
 
     def decode(self, step):
         """What a sequence has said is known here before the scheduler is told."""
@@ -97,10 +105,12 @@ class Device:
         self.untold.clear()
 
 
-def made(*, count=12, size=3, max_batch=4, piece=4, steps=STEPS, batch_invariant=False):
+def made(*, count=12, size=3, max_batch=4, piece=4, beside=None, packed=0, steps=STEPS, batch_invariant=False):
     pool = PagePool(count=count, size=size)
-    scheduler = Scheduler(pool, max_batch=max_batch, piece=piece, steps=steps, batch_invariant=batch_invariant)
-    return scheduler, Device(scheduler, (max_batch,) if batch_invariant else BATCHES)
+    scheduler = Scheduler(
+        pool, max_batch=max_batch, piece=piece, beside=beside, packed=packed, steps=steps, batch_invariant=batch_invariant
+    )
+    return scheduler, Device(scheduler, (max_batch,) if batch_invariant else BATCHES, max(beside or piece, packed), packed)
 
 
 def drain(scheduler, device, most=10_000):
@@ -219,10 +229,18 @@ class BatchInvariantArrivals(Arrivals):
     options: ClassVar[dict] = {"piece": 6, "batch_invariant": True}
 
 
+class PackedArrivals(Arrivals):
+    """The same, where short prompts are written together, and pieces are shorter while somebody runs."""
+
+    options: ClassVar[dict] = {"piece": 8, "beside": 4, "packed": 8}
+
+
 Arrivals.TestCase.settings = settings(max_examples=150, stateful_step_count=40, deadline=None)
 BatchInvariantArrivals.TestCase.settings = settings(max_examples=50, stateful_step_count=40, deadline=None)
+PackedArrivals.TestCase.settings = settings(max_examples=50, stateful_step_count=40, deadline=None)
 TestArrivals = pytest.mark.medium(Arrivals.TestCase)
 TestBatchInvariantArrivals = pytest.mark.medium(BatchInvariantArrivals.TestCase)
+TestPackedArrivals = pytest.mark.medium(PackedArrivals.TestCase)
 
 
 def test_a_prefix_is_prefilled_once():
@@ -271,7 +289,38 @@ def test_pieces_and_steps_take_turns():
     scheduler.submit((3,) * 12, 2)
     steps = drain(scheduler, device)
     assert [type(step) for step in steps[:5]] == [Prefill, Decode, Prefill, Decode, Prefill]
-    assert [step.stop - step.start for step in steps[0:5:2]] == [4, 4, 3]
+    assert [part.stop - part.start for step in steps[0:5:2] for part in step.parts] == [4, 4, 3]
+
+
+def together(scheduler, device):
+    """Who is written in which Prefill, and how much of them."""
+    return [
+        [(p.sequence.prompt[0], p.stop - p.start) for p in step.parts] for step in drain(scheduler, device) if isinstance(step, Prefill)
+    ]
+
+
+def test_short_prompts_are_written_together():
+    """First come, first served: what is longer than its place ends a piece, and begins the next."""
+    scheduler, device = made(count=40, max_batch=8, piece=16, packed=8)
+    for first, length in ((1, 2), (2, 3), (3, 2), (4, 5), (5, 2)):
+        scheduler.submit((first,) * length, 1)
+    assert together(scheduler, device) == [[(1, 1), (2, 2), (3, 1)], [(4, 4), (5, 1)]]
+
+
+def test_prompts_that_begin_alike_are_not_written_together():
+    """The second finds what the first has written."""
+    scheduler, device = made(count=40, piece=16, packed=16, max_batch=4)
+    for last in (4, 5):
+        scheduler.submit((1, 2, 3, last), 1)
+    assert together(scheduler, device) == [[(1, 3)]]
+    assert device.fed == 3 + 2
+
+
+def test_nobody_is_written_together_with_a_prompt_that_is_cut():
+    scheduler, device = made(count=40, piece=4, packed=8)
+    for first, length in ((1, 8), (2, 2)):
+        scheduler.submit((first,) * length, 1)
+    assert together(scheduler, device) == [[(1, 4)], [(1, 3)], [(2, 1)]]
 
 
 def test_steps_are_planned_before_it_is_known_what_was_said():
@@ -317,11 +366,15 @@ def test_what_is_done_for_a_sequence_depends_on_itself_alone():
     first = submitted(scheduler, device, prompt)
     assert {step.batch for step in first if isinstance(step, Decode)} == {4}
     again = submitted(scheduler, device, prompt)
-    assert [(s.start, s.stop) for s in (*first, *again) if isinstance(s, Prefill)] == [(0, 6), (6, 9), (6, 9)]  # not from 9
+    assert [(p.start, p.stop) for s in (*first, *again) if isinstance(s, Prefill) for p in s.parts] == [
+        (0, 6),
+        (6, 9),
+        (6, 9),
+    ]  # not from 9
     answer = alone(prompt, 8)
     assert len(answer) == 8
     longer = submitted(scheduler, device, (*prompt, *answer, 1, 1, 1))
-    assert next(s.start for s in longer if isinstance(s, Prefill)) == 6
+    assert next(s.parts[0].start for s in longer if isinstance(s, Prefill)) == 6
 
 
 def submitted(scheduler, device, prompt):
