@@ -9,8 +9,8 @@ import jax
 import jax.numpy as jnp
 
 from mkdsl.engine._paged import Step, empty_pages, plain_step
-from mkdsl.gpu import ContextError, jit
-from mkdsl.lower import lower
+from mkdsl.gpu import ContextError, jit, raise_if_hung
+from mkdsl.lower import Program, lower
 from mkdsl.models import DecoderConfig, abstract_params, decode_step, init_cache
 from mkdsl.ops import Paged
 
@@ -34,7 +34,25 @@ class Pool:
     width: int
 
 
-def decode_steps(config: DecoderConfig, pool: Pool) -> Callable[[int], Step]:
+@dataclasses.dataclass(frozen=True, eq=False)
+class WatchedStep:
+    """A `Step` that is a kernel with a deadline. `watched` has counters as a third result, for which `check` waits, and raises HangError if workers
+    gave up."""
+
+    program: Program
+
+    def __call__(self, params: Any, kv: Paged, tokens: jax.Array, positions: jax.Array) -> tuple[jax.Array, Paged]:
+        return self.program(params, kv, tokens, positions)[1:]
+
+    def watched(self, params: Any, kv: Paged, tokens: jax.Array, positions: jax.Array) -> tuple[jax.Array, Paged, jax.Array]:
+        (_, logits, kv), counters = self.program.watched(params, kv, tokens, positions)
+        return logits, kv, counters
+
+    def check(self, counters: Any) -> None:
+        raise_if_hung(self.program, counters)
+
+
+def decode_steps(config: DecoderConfig, pool: Pool, deadline: float | None = None) -> Callable[[int], Step]:
     """The decode step of a batch, for an executable that runs many: one kernel where there is a GPU, plain JAX elsewhere.
 
     On a CPU that runs on the bf16 weights as they are. Measured on SmolLM2-135M at context 512: 18.0 tokens/s against 16.7 with a float32 copy
@@ -43,6 +61,7 @@ def decode_steps(config: DecoderConfig, pool: Pool) -> Callable[[int], Step]:
     Args:
       config: the model's shape.
       pool: its pages.
+      deadline: of kernels, in seconds; see `mk.jit`.
 
     Returns:
       batch -> step(params, kv, tokens [b], positions [b]) -> (logits [b, vocab] float32, kv), JAX-traceable, the same for the same batch. kv is
@@ -55,18 +74,20 @@ def decode_steps(config: DecoderConfig, pool: Pool) -> Callable[[int], Step]:
     if decode_path() == "reference":
         plain = plain_step(config)
         return lambda batch: plain
-    step_of = functools.cache(functools.partial(_kernel_step, config, pool))
+    step_of = functools.cache(functools.partial(_kernel_step, config, pool, deadline))
     step_of(1)  # what a kernel does not take is refused before there are weights
     return step_of
 
 
-def _kernel_step(config: DecoderConfig, pool: Pool, batch: int) -> Step:
+def _kernel_step(config: DecoderConfig, pool: Pool, deadline: float | None, batch: int) -> Step:
     """Searched and proven here, compiled with what calls it."""
     integers = jax.ShapeDtypeStruct((batch,), jnp.int32)
     pages = jax.eval_shape(lambda: empty_pages(config, count=pool.count, size=pool.size))
     kv = Paged(pages, jax.ShapeDtypeStruct((batch, pool.width), jnp.int32))
-    traced = jit(decode_step(config), batch=batch).trace(abstract_params(config), kv, integers, integers)
-    program = lower(traced.graph, traced.schedule(), traced.target, traced.tree)
+    traced = jit(decode_step(config), batch=batch, deadline=deadline).trace(abstract_params(config), kv, integers, integers)
+    program = lower(traced.graph, traced.schedule(), traced.target, traced.tree, deadline=deadline)
+    if deadline is not None:
+        return WatchedStep(program)
 
     def step(params: Any, kv: Paged, tokens: jax.Array, positions: jax.Array) -> tuple[jax.Array, Paged]:
         return program(params, kv, tokens, positions)[1:]

@@ -84,6 +84,7 @@ class Engine:
         context: int | None = None,
         batch_invariant: bool = False,
         ahead: bool = False,
+        deadline: float | None = None,
         tokenizer: Tokenizer | None = None,
         progress: Progress | None = None,
     ) -> Self:
@@ -96,6 +97,8 @@ class Engine:
           batch_invariant: an answer with a seed has the same bits whoever else there is. All decode steps are of max_batch sequences then, prompts
             are written 512 tokens at a time, and of a prefix only as many are shared.
           ahead: compile everything now. Else each batch and each length of a piece is compiled when it is first needed, and all wait for it.
+          deadline: seconds after which a decode step's kernel, if its workers still wait for each other, ends, and the answers under way fail; see
+            `mk.jit`. None: the engine would hang with the kernel.
           tokenizer: the checkpoint's, where it has been loaded already.
           progress: called with the bytes of the weights that are read, and of how many.
 
@@ -107,27 +110,30 @@ class Engine:
           ContextError: the model has not been made for so long a context.
           PagesError: the device's memory does not hold the cache of one sequence.
           UnsupportedError, ScheduleError: a kernel does not take the model, on a GPU.
-          ValueError: max_batch is another number.
+          ValueError: max_batch is another number, or deadline none for the kernel, on a GPU.
           MissingExtra: safetensors or tokenizers is not installed.
         """
         config = read_config(directory)
         context = positions(config, context)
         width = -(-context // PAGE)
-        decode_steps(config, Pool(count=width, size=PAGE, width=width))  # what a kernel does not take is refused before a weight is read
+        pool = Pool(count=width, size=PAGE, width=width)
+        decode_steps(config, pool, deadline)  # what a kernel does not take is refused before a weight is read
         tokenizer = tokenizer or load_tokenizer(directory)
         config, params = load(directory, progress=progress)
-        return cls.of(config, params, tokenizer, max_batch=max_batch, context=context, ahead=ahead, batch_invariant=batch_invariant)
+        return cls.of(
+            config, params, tokenizer, max_batch=max_batch, context=context, ahead=ahead, batch_invariant=batch_invariant, deadline=deadline
+        )
 
     @classmethod
     def of(
         cls, config: DecoderConfig, params: Any, tokenizer: Tokenizer, *, max_batch: int = 16, context: int, ahead: bool = False,
-        batch_invariant: bool = False,
+        batch_invariant: bool = False, deadline: float | None = None,
     ) -> Self:  # fmt: skip
         """An engine of a model that is there already. Arguments, and what is raised, as for `load`; params in bfloat16, on the device."""
         pages = pages_that_fit(config, size=PAGE, context=context, max_batch=max_batch, free=_free_bytes())
         log.info("%d pages of %d positions: %.1f sequences of %d", pages, PAGE, pages * PAGE / context, context)
         steps = 1 if jax.default_backend() == "cpu" else STEPS
-        step_of = decode_steps(config, Pool(count=pages, size=PAGE, width=-(-context // PAGE)))
+        step_of = decode_steps(config, Pool(count=pages, size=PAGE, width=-(-context // PAGE)), deadline)
         pool = PagePool(count=pages, size=PAGE)
         pieces = _pieces(config, batch_invariant=batch_invariant)
         scheduler = Scheduler(

@@ -2,6 +2,7 @@
 
 from mkdsl.gpu._assemble import Assembled, assemble
 from mkdsl.gpu._device import detect, has_gpu, require_gpu
+from mkdsl.gpu._hang import HangError, raise_if_hung
 from mkdsl.gpu._jit import Compiled, ContextError, Jitted, Lowered, TokenError, Traced, jit
 from mkdsl.gpu._measure import measure, measured_timeline
 from mkdsl.gpu._probe import gpu_at_hand, probe, write_profile
@@ -9,6 +10,6 @@ from mkdsl.gpu._probe_fit import comparison
 from mkdsl.gpu._races import RaceError
 
 __all__ = [
-    "Assembled", "Compiled", "ContextError", "Jitted", "Lowered", "RaceError", "TokenError", "Traced", "assemble", "comparison", "detect",
-    "gpu_at_hand", "has_gpu", "jit", "measure", "measured_timeline", "probe", "require_gpu", "write_profile",
+    "Assembled", "Compiled", "ContextError", "HangError", "Jitted", "Lowered", "RaceError", "TokenError", "Traced", "assemble", "comparison", "detect",
+    "gpu_at_hand", "has_gpu", "jit", "measure", "measured_timeline", "probe", "raise_if_hung", "require_gpu", "write_profile",
 ]  # fmt: skip

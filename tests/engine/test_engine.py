@@ -26,10 +26,11 @@ from mkdsl.engine import (
     load_tokenizer,
 )
 from mkdsl.engine._backend import Backend, _decode, _fill
-from mkdsl.engine._decoder import Pool, decode_steps
+from mkdsl.engine._decoder import Pool, WatchedStep, decode_steps
 from mkdsl.engine._pages import PagePool
 from mkdsl.engine._sampler import Asked
 from mkdsl.engine._scheduler import Scheduler
+from mkdsl.gpu import HangError
 from mkdsl.models import CheckpointError
 
 pytestmark = pytest.mark.medium
@@ -423,6 +424,30 @@ def test_a_step_that_fails_takes_its_own_with_it(make, alone, monkeypatch, what)
     ):
         engine.generate([(*PROMPTS[2], *PROMPTS[3]), PROMPTS[5]], GREEDY)
     assert tokens_of(engine.generate(PROMPTS[3:5], GREEDY)) == [alone(prompt, 10)[0] for prompt in PROMPTS[3:5]]
+
+
+class HangsAt(WatchedStep):
+    """The plain step as a kernel with a deadline that hangs where a sequence is at a position: it still ends, and its logits are numbers."""
+
+    def __init__(self, config, position):
+        object.__setattr__(self, "plain", decode_steps(config, POOL)(1))
+        object.__setattr__(self, "position", position)
+
+    def watched(self, params, kv, tokens, positions):
+        return *self.plain(params, kv, tokens, positions), jnp.any(positions == self.position)[None].astype(jnp.int32)
+
+    def check(self, counters):
+        if counters.any():
+            raise HangError("mk.jit: 131 of 132 workers gave up", ())
+
+
+def test_a_kernel_that_hangs_fails_its_answers(make, alone, config):
+    """In the middle of a flight of several steps; and the engine goes on."""
+    step = HangsAt(config, 22)
+    engine = make(step_of=lambda batch: step)
+    with pytest.raises(EngineError, match=r"a step failed on the device \(HangError: mk\.jit: 131 of 132 workers gave up\), and with it"):
+        engine.generate([PROMPTS[2]], GREEDY)
+    assert tokens_of(engine.generate([PROMPTS[1]], GREEDY)) == [alone(PROMPTS[1], 10)[0]]
 
 
 def test_closed(make):
