@@ -5,6 +5,7 @@ so that it never waits for the host.
 """
 
 import collections
+import contextlib
 import dataclasses
 import functools
 import queue
@@ -124,6 +125,9 @@ class Loop:
                 message()
         for _, emit in self._work.values():
             emit(EngineError(failure))
+        for _, done in self._under_way:  # XLA's threads still have something of Python's: if it ended now, they would abort it
+            with contextlib.suppress(Exception):
+                done.block_until_ready() if isinstance(done, jax.Array) else done.land()
 
     def _begin(self, jobs: Many[Job], emit: Emit) -> None:
         for job in jobs:
