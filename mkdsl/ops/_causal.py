@@ -109,7 +109,7 @@ def side_by_side(one: Any, q: jax.Array, k: jax.Array, v: jax.Array, positions: 
     cudnn: Any = functools.partial(dot_product_attention, scale=one.scale, qkv_layout="BNTH", return_residual=True)
     q = jnp.moveaxis(q, 1, 2).astype(k.dtype)
     new, new_sum = cudnn(q, *own, q_seqlen=counts, kv_seqlen=counts, mask_type=MaskType.PADDING_CAUSAL)
-    old, old_sum = cudnn(q, k, v, q_seqlen=counts, kv_seqlen=jnp.maximum(start, 1), mask_type=MaskType.PADDING)
+    old, old_sum = cudnn(q, k, v, q_seqlen=counts, kv_seqlen=jnp.clip(start, 1, context), mask_type=MaskType.PADDING)
     weight = jnp.where(start[:, None, None] > 0, jax.nn.sigmoid(old_sum - new_sum), 0.0)[..., None]
     out = jnp.moveaxis(old * weight + new * (1 - weight), 1, 2).reshape(b, n, heads * head_dim)
     here = inside & (positions == start[:, None] + jnp.arange(n)) & (start >= 0)[:, None]

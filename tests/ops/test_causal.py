@@ -157,6 +157,21 @@ def test_tokens_that_do_not_stand_side_by_side(positions, monkeypatch):
     assert np.isnan(out[0]).any(1).tolist() == [at != max(positions[0], 0) + i for i, at in enumerate(positions)]
 
 
+@pytest.mark.parametrize("attend", [side_by_side, anywhere])
+def test_cudnn_never_reads_past_the_cache(attend, monkeypatch):
+    """Nor for pads alone, which stand anywhere past it."""
+    read = []
+
+    def ask(*args, kv_seqlen, **options):
+        read.extend(int(n) for n in kv_seqlen)
+        return plain_cudnn(*args, kv_seqlen=kv_seqlen, **options)
+
+    monkeypatch.setattr(_causal, "dot_product_attention", ask)
+    out = attend(Attention(0.3), *drawn(0, 3, 12, sequences=(2,)), jnp.array([[4, 5, 99], [99, 99, 99]]))
+    assert max(read) <= 12
+    assert np.isnan(out).all(2).tolist() == [[False, False, True], [True, True, True]]
+
+
 @pytest.mark.medium
 @pytest.mark.parametrize("one", [Attention(0.3), Attention(0.3, window=3), Attention(0.3, softcap=2.0)])
 @pytest.mark.parametrize(("dtype", "ascending"), [(jnp.bfloat16, True), (jnp.bfloat16, False), (jnp.float32, True)])
