@@ -1,5 +1,7 @@
 """What a context holds: how long one is, and the prompts that it has room for."""
 
+import operator
+import reprlib
 from collections.abc import Sequence
 
 from mkdsl.engine._decoder import check_context
@@ -21,6 +23,21 @@ def positions(config: DecoderConfig, context: int | None = None) -> int:
     context = (most - most % TILE or most) if context is None else context
     check_context(context, config.max_context)
     return context
+
+
+def token_ids(config: DecoderConfig, prompt: Sequence[int]) -> list[int]:
+    """The tokens of a prompt that is no text; NumPy's integers are some too.
+
+    Raises:
+      PromptError: they are no integers, or the model has no such tokens.
+    """
+    try:
+        tokens = [operator.index(token) for token in prompt]
+    except TypeError:
+        raise PromptError(f"a prompt is text or token ids, and this one is {reprlib.repr(prompt)}") from None
+    if outside := [token for token in tokens if not 0 <= token < config.vocab]:
+        raise PromptError(f"the prompt has the token {outside[0]}; token ids are 0 to {config.vocab - 1}")
+    return tokens
 
 
 def check_prompt(config: DecoderConfig, context: int, prompt: Sequence[int], max_tokens: int | None) -> None:

@@ -15,7 +15,7 @@ import jax
 
 from mkdsl.engine._answers import Answer, Delta, Writer, answers
 from mkdsl.engine._backend import SMALLEST, Backend
-from mkdsl.engine._context import check_prompt, positions
+from mkdsl.engine._context import check_prompt, positions, token_ids
 from mkdsl.engine._decoder import Path, Pool, decode_path, decode_steps
 from mkdsl.engine._loop import Job, Loop
 from mkdsl.engine._paged import pages_that_fit
@@ -265,9 +265,7 @@ class Engine:
         return [job for number, (p, s) in enumerate(zip(prompts, several, strict=True)) for job in self._jobs_of(number, p, s)]
 
     def _jobs_of(self, number: int, prompt: Prompt, params: SamplingParams) -> list[Job]:
-        tokens = tuple(self.tokenizer.encode(prompt) if isinstance(prompt, str) else prompt)
-        if not isinstance(prompt, str) and (outside := [token for token in tokens if not 0 <= token < self.config.vocab]):
-            raise PromptError(f"the prompt has the token {outside[0]}; token ids are 0 to {self.config.vocab - 1}")
+        tokens = tuple(self.tokenizer.encode(prompt) if isinstance(prompt, str) else token_ids(self.config, prompt))
         check_prompt(self.config, self.context, tokens, params.max_tokens)
         self._check_vocabulary(params)
         max_tokens = params.max_tokens or self.context - len(tokens)

@@ -471,6 +471,26 @@ def test_closed_in_the_middle(make):
     engine._scheduler.lost()
 
 
+def test_closing_waits_for_the_device(make, monkeypatch):
+    """For what is begun, though nobody wants it: XLA's threads abort a Python that ends before they do."""
+    engine, begun, landed = make(), [], []
+    decode = engine.backend.decode
+
+    def watched(*args, **kwargs):
+        flight = decode(*args, **kwargs)
+        begun.append(flight)
+        if len(begun) == 3:
+            engine.close()
+        return types.SimpleNamespace(land=lambda: landed.append(flight) or flight.land())
+
+    monkeypatch.setattr(engine.backend, "decode", watched)
+    with pytest.raises(EngineError, match="the engine was closed before this answer was complete"):
+        engine.generate([PROMPTS[3]], dataclasses.replace(GREEDY, max_tokens=50))
+    engine._loop._thread.join(60)
+    assert begun == landed
+    engine._scheduler.lost()
+
+
 def test_a_thread_that_ends_says_so(make, monkeypatch):
     """What is no fault of a step is a mistake of mkdsl's: nobody waits for ever then."""
     engine = make()
@@ -496,6 +516,8 @@ def test_nobody_has_it_any_more(checkpoint):
         ((1,) * 90, {"max_tokens": 7}, ContextError, "takes 90 tokens of a context of 96, and 7 more are asked for; ask for at most 6"),
         ((260,), {"max_tokens": 1}, PromptError, "the prompt has the token 260; token ids are 0 to 259"),
         ((1, -1), {"max_tokens": 1}, PromptError, "the prompt has the token -1; token ids are 0 to 259"),
+        ((1.0, 2.5), {"max_tokens": 1}, PromptError, r"a prompt is text or token ids, and this one is \(1\.0, 2\.5\)"),
+        (None, {"max_tokens": 1}, PromptError, "a prompt is text or token ids, and this one is None"),
         ((1,), {"logit_bias": {260: 1.0}}, SamplingError, "logit_bias names token 260, past the vocabulary of 260"),
         ((1,), {"stop_tokens": (999,)}, SamplingError, "stop_tokens names token 999, past the vocabulary of 260"),
         ((1,) * 60, {}, PagesError, r"a prompt of 60 tokens with max_tokens=36 takes 6 pages of 16 positions, and there are 5 in all"),
