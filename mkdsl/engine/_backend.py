@@ -18,6 +18,7 @@ from mkdsl.engine._paged import Step, capacity, empty_pages, gathered, paged_fil
 from mkdsl.engine._sampler import NOT_FINITE, Asked, Sampled, sample
 from mkdsl.engine._sampling import SamplingParams
 from mkdsl.engine._slots import Slots, count, empty_slots, occupy
+from mkdsl.gpu import committed, kept, record
 from mkdsl.models import DecoderConfig
 
 SMALLEST = 16  # tokens of a prompt in a piece: they are powers of two from here on, each compiled once
@@ -63,7 +64,7 @@ class Said:
     ended: bool
 
 
-@jax.tree_util.register_dataclass
+@record
 @dataclasses.dataclass(frozen=True, kw_only=True)
 class _Lanes:
     """All of them as arrays over the batch, int32; tables [b, width]."""
@@ -106,7 +107,7 @@ class Backend:
 
     def reset(self) -> None:
         """Begins anew, with empty pages and slots: after a step that failed, nothing is known of the old ones."""
-        self._pages, self._slots = self._empty_pages(), self._empty_slots()
+        self._pages, self._slots = committed((self._empty_pages(), self._empty_slots()))
 
     def compile(self, batches: Iterable[int], piece: int) -> None:
         """Compiles decode steps of these batches, greedy and drawn from all tokens, and prefill of pieces of up to so many tokens. What else is asked of the
@@ -181,11 +182,12 @@ class Backend:
 
 
 @functools.partial(jax.jit, static_argnames="config", donate_argnames="pages")
+@kept
 def _fill(params: Any, pages: Any, table: jax.Array, tokens: jax.Array, positions: jax.Array, *, config: DecoderConfig) -> Any:
     return paged_fill(config)(params, pages, table, tokens, positions)
 
 
-@jax.tree_util.register_dataclass
+@record
 @dataclasses.dataclass(frozen=True, kw_only=True)
 class _Run:
     """Decode steps under way: kv as gathered; said over steps and lanes; live and taken (tokens so far) over lanes."""
@@ -200,6 +202,7 @@ class _Run:
 
 
 @functools.partial(jax.jit, static_argnames=("step", "max_steps", "asked"), donate_argnames=("pages", "slots"))
+@kept
 def _decode(
     params: Any, pages: Any, slots: Slots, lanes: _Lanes, steps: jax.Array, until_one_ends: jax.Array,
     *, step: Step, max_steps: int, asked: Asked,

@@ -8,8 +8,8 @@ from typing import Any, Literal
 import jax
 import jax.numpy as jnp
 
-from mkdsl.engine._paged import Step, batched_step
-from mkdsl.gpu import ContextError, jit
+from mkdsl.engine._paged import BatchedStep, Step
+from mkdsl.gpu import ContextError, jit, kept
 from mkdsl.lower import lower
 from mkdsl.models import DecoderConfig, abstract_params, decode_step, init_cache
 
@@ -67,7 +67,7 @@ def decode_steps(config: DecoderConfig, context: int) -> Callable[[int], Step]:
       ScheduleError: no schedule fits the GPU.
     """
     if jax.default_backend() != "gpu":
-        plain = batched_step(config)
+        plain = BatchedStep(config)
         return lambda batch: plain
     step_of = functools.cache(functools.partial(_kernel_step, config, context))
     step_of(1)  # what a kernel does not take is refused before there are weights
@@ -75,7 +75,7 @@ def decode_steps(config: DecoderConfig, context: int) -> Callable[[int], Step]:
 
 
 def _kernel_step(config: DecoderConfig, context: int, batch: int) -> Step:
-    """Searched and proven here, compiled with what calls it."""
+    """Searched and proven here, emitted and compiled with what calls it."""
     params, *one = shapes(config, context)
     batched = jax.tree.map(lambda a: jax.ShapeDtypeStruct((batch, *a.shape), a.dtype), one)
     traced = jit(decode_step(config), batch=batch).trace(params, *batched)
@@ -84,7 +84,7 @@ def _kernel_step(config: DecoderConfig, context: int, batch: int) -> Step:
     def step(params: Any, kv: Any, tokens: jax.Array, positions: jax.Array) -> tuple[jax.Array, Any]:
         return program(params, kv, tokens, positions)[1:]
 
-    return step
+    return kept(step, of=("a kernel of", config, program.schedule, traced.target))
 
 
 def shapes(config: DecoderConfig, context: int) -> tuple[Any, Any, jax.ShapeDtypeStruct, jax.ShapeDtypeStruct]:

@@ -24,6 +24,7 @@ from mkdsl.engine._sampler import Asked
 from mkdsl.engine._sampling import SamplingError, SamplingParams
 from mkdsl.engine._scheduler import BATCHES, Scheduler
 from mkdsl.engine._tokenizer import PromptError, Tokenizer, load_tokenizer
+from mkdsl.gpu import keep_executables
 from mkdsl.models import DecoderConfig, load, read_config
 
 PAGE = 64  # positions: a block of the kernel's attention
@@ -132,6 +133,7 @@ class Engine:
         pool = PagePool(count=pages, size=PAGE)
         scheduler = Scheduler(pool, max_batch=max_batch, piece=PIECE, max_steps=steps, batch_invariant=batch_invariant)
         same: dict[str, Any] = {"smallest": PIECE, "asked": Asked.everything()} if batch_invariant else {}
+        keep_executables()
         backend = Backend(
             config, params, pages=pages, page_size=PAGE, context=context, max_batch=max_batch, max_steps=steps, step_of=step_of, **same
         )

@@ -14,7 +14,7 @@ from mkdsl.engine._decoder import Decoder, check_context, default_decoder
 from mkdsl.engine._prefill import compile_fill, fill
 from mkdsl.engine._sampler import NOT_FINITE
 from mkdsl.engine._tokenizer import Tokenizer, load_tokenizer
-from mkdsl.gpu import ContextError
+from mkdsl.gpu import ContextError, committed
 from mkdsl.models import CheckpointError, DecoderConfig, init_cache, load, read_config
 
 DAMAGED = "a weight is no number, or one so large that sums overflow: download the checkpoint again"
@@ -142,7 +142,7 @@ def _remedy(config: DecoderConfig, context: int, room: int) -> str:
 
 def _generate(model: Model, prompt: Sequence[int], limit: int, at_limit: Literal["max_tokens", "context"]) -> Generator[int, None, Report]:
     """The prompt's last token is not prefilled: it is decoded like those that follow, and gives the first of them."""
-    kv = init_cache(model.config, model.context)
+    kv = committed(init_cache(model.config, model.context))
     compile_fill(model.config, model.params, kv, prompt[:-1])
     start = time.perf_counter()
     kv = jax.block_until_ready(fill(model.config, model.params, kv, prompt[:-1]))

@@ -3,7 +3,7 @@
 Of the pages nothing else knows how they lie in memory.
 """
 
-import functools
+import dataclasses
 from collections.abc import Callable
 from typing import Any
 
@@ -64,15 +64,15 @@ def pages_that_fit(config: DecoderConfig, *, size: int, context: int, max_batch:
     return fit
 
 
-@functools.cache  # so that what is compiled for one engine serves the next
-def batched_step(config: DecoderConfig) -> Step:
+@dataclasses.dataclass(frozen=True)
+class BatchedStep:
     """The decode step of several sequences as plain JAX means it."""
 
-    def step(params: Any, kv: Any, tokens: jax.Array, positions: jax.Array) -> tuple[jax.Array, Any]:
-        _, logits, kv = jax.vmap(decode_step(config), (None, 0, 0, 0))(params, kv, tokens, positions)
-        return logits, kv
+    config: DecoderConfig
 
-    return step
+    def __call__(self, params: Any, kv: Any, tokens: jax.Array, positions: jax.Array) -> tuple[jax.Array, Any]:
+        _, logits, kv = jax.vmap(decode_step(self.config), (None, 0, 0, 0))(params, kv, tokens, positions)
+        return logits, kv
 
 
 def gathered(pages: Any, tables: jax.Array, positions: jax.Array) -> Any:

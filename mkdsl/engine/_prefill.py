@@ -7,6 +7,7 @@ from typing import Any
 import jax
 import numpy as np
 
+from mkdsl.gpu import kept
 from mkdsl.models import DecoderConfig, decode_step
 from mkdsl.ops import prefill
 
@@ -23,7 +24,7 @@ def filler(config: DecoderConfig) -> Any:
     def fill_piece(params: Any, kv: Any, tokens: jax.Array, positions: jax.Array) -> Any:
         return prefill(decode_step(config))(params, kv, tokens, positions)[-1]
 
-    return jax.jit(fill_piece, donate_argnums=1)
+    return jax.jit(kept(fill_piece, of=("prefill", config)), donate_argnums=1)
 
 
 def pieces(tokens: Sequence[int], context: int) -> Iterator[tuple[np.ndarray, np.ndarray]]:

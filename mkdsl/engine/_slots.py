@@ -13,9 +13,10 @@ import jax.numpy as jnp
 import numpy as np
 
 from mkdsl.engine._sampling import SEEDS, SamplingParams
+from mkdsl.gpu import record
 
 
-@jax.tree_util.register_dataclass
+@record
 @dataclasses.dataclass(frozen=True, kw_only=True)
 class Knobs:
     """The numbers of `SamplingParams`, as arrays over slots; key [slots, 2] uint32 is the seed, and thereby a threefry key."""
@@ -30,7 +31,7 @@ class Knobs:
     frequency: jax.Array
 
 
-@jax.tree_util.register_dataclass
+@record
 @dataclasses.dataclass(frozen=True, kw_only=True)
 class Slots:
     """The rows of all slots.

@@ -3,11 +3,12 @@
 from mkdsl.gpu._assemble import Assembled, assemble
 from mkdsl.gpu._device import detect, has_gpu, require_gpu
 from mkdsl.gpu._jit import Compiled, ContextError, Jitted, Lowered, TokenError, Traced, jit
+from mkdsl.gpu._kept import committed, keep_executables, kept, record
 from mkdsl.gpu._probe import gpu_at_hand, probe, write_profile
 from mkdsl.gpu._probe_fit import comparison
 from mkdsl.gpu._races import RaceError
 
 __all__ = [
-    "Assembled", "Compiled", "ContextError", "Jitted", "Lowered", "RaceError", "TokenError", "Traced", "assemble", "comparison", "detect",
-    "gpu_at_hand", "has_gpu", "jit", "probe", "require_gpu", "write_profile",
+    "Assembled", "Compiled", "ContextError", "Jitted", "Lowered", "RaceError", "TokenError", "Traced", "assemble", "committed", "comparison", "detect",
+    "gpu_at_hand", "has_gpu", "jit", "keep_executables", "kept", "probe", "record", "require_gpu", "write_profile",
 ]  # fmt: skip

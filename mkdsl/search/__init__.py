@@ -4,12 +4,15 @@ In: a graph, a batch, a profile. Out: the schedule that is predicted to be the f
 model, the shortest path through all candidates for each ring, drafts that the simulator ranks, safe hand-offs. It never imports what lowers.
 """
 
-from mkdsl.search._cache import directory
 from mkdsl.search._cost import floor_us
 from mkdsl.search._draft import draft, timed
+from mkdsl.search._files import digest, directory, discard, read, source_digest, write
 from mkdsl.search._handoffs import with_handoffs
 from mkdsl.search._report import explain
 from mkdsl.search._rings import RINGS, cheapest, rings
 from mkdsl.search._search import search, without_k_split
 
-__all__ = ["RINGS", "cheapest", "directory", "draft", "explain", "floor_us", "rings", "search", "timed", "with_handoffs", "without_k_split"]
+__all__ = [
+    "RINGS", "cheapest", "digest", "directory", "discard", "draft", "explain", "floor_us", "read", "rings", "search", "source_digest", "timed",
+    "with_handoffs", "without_k_split", "write",
+]  # fmt: skip

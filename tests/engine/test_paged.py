@@ -9,7 +9,7 @@ import pytest
 
 from mkdsl import models
 from mkdsl.engine import PagesError
-from mkdsl.engine._paged import batched_step, empty_pages, gathered, paged_fill, pages_that_fit, written_back
+from mkdsl.engine._paged import BatchedStep, empty_pages, gathered, paged_fill, pages_that_fit, written_back
 from mkdsl.ops import prefill
 
 COUNT, SIZE, WIDTH = 9, 8, 3
@@ -66,7 +66,7 @@ def several(shape, params, pages, tables, tokens, positions):
     """Steps [steps, b] of tokens: (logits of each, pages)."""
     kv, out = gathered(pages, tables, positions), []
     for i, token in enumerate(tokens):
-        logits, kv = batched_step(shape)(params, kv, token, positions + i)
+        logits, kv = BatchedStep(shape)(params, kv, token, positions + i)
         out.append(logits)
     return out, written_back(pages, tables, kv, positions, jnp.full(len(tables), len(tokens)), most=len(tokens))
 

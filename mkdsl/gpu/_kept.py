@@ -1,0 +1,178 @@
+"""What JAX traces and lowers, kept on disk by content, so that the next process does neither.
+
+A function that is `kept` is exported when JAX first traces it: its StableHLO, with the kernels it calls in Mosaic's form, becomes a file, and what calls
+it calls that. The name of the file is a digest of all that the export depends on, and is known without tracing. JAX keeps what XLA and ptxas
+make of it (`keep_executables`). So there is one path, whether the file was there or has just been made: the same StableHLO, the same executable,
+the same bits.
+"""
+
+import dataclasses
+import enum
+import functools
+import logging
+import os
+import pathlib
+from collections.abc import Callable
+from typing import Any
+
+import jax
+import jaxlib
+
+from mkdsl.search import digest, directory, discard, read, source_digest, write
+
+ROOT = pathlib.Path(__file__).parents[1]
+FLAGS = (  # of JAX's, those that change what a function is traced or lowered to
+    "jax_default_matmul_precision",
+    "jax_default_prng_impl",
+    "jax_enable_x64",
+    "jax_numpy_dtype_promotion",
+    "jax_threefry_partitionable",
+)
+log = logging.getLogger("mkdsl")
+
+
+class NoContentError(TypeError):
+    """A value says nothing of itself that another process would understand, as a function does not."""
+
+
+def content(value: Any) -> str:
+    """A value as text that no other value has: numbers, strings, tuples, and mkdsl's own dataclasses and enumerations of such, whose source the key has.
+
+    Raises:
+      NoContentError: it is something else.
+    """
+    match value:
+        case Kept():
+            return value.content
+        case enum.Enum() if _ours(value):
+            return f"{type(value).__module__}.{value}"
+        case None | bool() | int() | float() | str() | bytes() if type(value).__module__ == "builtins":
+            return f"{type(value).__name__} {value!r}"
+        case tuple() if type(value) is tuple:
+            return f"({', '.join(map(content, value))},)"
+    if not dataclasses.is_dataclass(value) or isinstance(value, type) or not _ours(value):
+        raise NoContentError(f"{value!r} of {type(value)} has no content that another process could know")
+    fields = (f"{f.name}={content(getattr(value, f.name))}" for f in dataclasses.fields(value) if f.compare)
+    return f"{type(value).__module__}.{type(value).__qualname__}({', '.join(fields)})"
+
+
+def _ours(value: Any) -> bool:
+    return type(value).__module__.split(".")[0] == "mkdsl"
+
+
+class Kept:
+    """See `kept`. content: of the function, as text."""
+
+    def __init__(self, f: Callable[..., Any], content: str) -> None:
+        functools.update_wrapper(self, f)
+        self._f, self.content = f, content
+        self._known: dict[str, jax.export.Exported] = {}
+
+    def __call__(self, *args: Any, **static: Any) -> Any:
+        try:
+            exported, _ = self.exported(*args, **static)
+        except NoContentError:
+            return self._f(*args, **static)
+        return exported.call(*args)
+
+    def exported(self, *args: Any, platform: str | None = None, **static: Any) -> tuple[jax.export.Exported, bool]:
+        """The function as it was exported for such arguments, and whether it was there already.
+
+        Args:
+          args: arrays, jax.ShapeDtypeStruct or what JAX traces with, in pytrees.
+          platform: "cpu" or "cuda"; that of JAX's default backend if None.
+          static: the rest, of which `content` must know the content.
+
+        Raises:
+          NoContentError: it does not.
+        """
+        platform = platform or jax.export.default_export_platform()
+        avals = jax.tree.map(lambda a: jax.ShapeDtypeStruct(a.shape, a.dtype), args)
+        key = digest(self._key(avals, static, platform).encode())
+        there = self._known.get(key) or _load(key)
+        self._known[key] = there or self._export(key, avals, static, platform)
+        return self._known[key], there is not None
+
+    def _key(self, avals: Any, static: dict[str, Any], platform: str) -> str:
+        parts = {
+            "function": self.content,
+            "source": source_digest(ROOT),
+            "jax": f"{jax.__version__}, {jaxlib.__version__}",
+            "flags": repr([(flag, getattr(jax.config, flag)) for flag in FLAGS]),
+            "platform": platform,
+            "static": content(tuple(sorted(static.items()))),
+            "tree": str(jax.tree.structure(avals)),
+            "leaves": repr([(a.shape, str(a.dtype)) for a in jax.tree.leaves(avals)]),
+        }
+        return "\n".join(f"{name}: {part!r}" for name, part in parts.items())
+
+    def _export(self, key: str, avals: Any, static: dict[str, Any], platform: str) -> jax.export.Exported:
+        log.info("tracing %s", self.__name__)
+        exported = jax.export.export(jax.jit(self._f, static_argnames=tuple(static)), platforms=[platform])(*avals, **static)
+        if private(directory("exported")):
+            write(_path(key), bytes(exported.serialize()))
+        return exported
+
+
+def kept(f: Callable[..., Any], *, of: Any = None) -> Kept:
+    """A function as it was exported, by this process or an earlier one. To be called while JAX traces: `jax.jit(kept(f), static_argnames=..)`.
+
+    Args:
+      f: f(*args, **static), of pytrees of arrays and of what is static. A function of a module of mkdsl's, or with `of` any.
+      of: what says the same as the function, as `content` takes it; of a function in a module that is its name.
+    """
+    return Kept(f, content((f.__module__, f.__qualname__) if of is None else of))
+
+
+def record[T](cls: type[T]) -> type[T]:
+    """Makes a dataclass of arrays a pytree that JAX takes and returns, also of what is exported."""
+    registered: Any = jax.tree_util.register_dataclass(cls)
+    name = f"{cls.__module__}.{cls.__qualname__}"
+    jax.export.register_pytree_node_serialization(
+        registered, serialized_name=name, serialize_auxdata=lambda _: b"", deserialize_auxdata=lambda _: ()
+    )
+    return registered
+
+
+def committed(tree: Any) -> Any:
+    """Arrays that are bound to JAX's default device, as what an exported function returns is: JAX compiles once more for those that are not."""
+    return jax.device_put(tree, jax.local_devices()[0])
+
+
+def keep_executables() -> None:
+    """Has JAX keep what it compiles from here on, in this process, in `xla` beside what else is kept; unless it has been told to keep it elsewhere."""
+    folder = directory("xla")
+    if jax.config.jax_compilation_cache_dir is None and private(folder):
+        jax.config.update("jax_compilation_cache_dir", str(folder))
+        jax.config.update("jax_persistent_cache_min_compile_time_secs", 0.0)
+
+
+def private(folder: pathlib.Path) -> bool:
+    """Whether a folder, made if need be, is this user's or root's, and no other may write to it: what lies there is run."""
+    try:
+        folder.mkdir(mode=0o700, parents=True, exist_ok=True)
+        about = folder.stat()
+    except OSError as error:
+        log.info("nothing is kept in %s: %s", folder, error)
+        return False
+    if about.st_uid in (os.geteuid(), 0) and not about.st_mode & 0o022:
+        return True
+    log.warning("%s is not used: others may write to it, and what lies there is run; chmod 700 it, or set MKDSL_CACHE", folder)
+    return False
+
+
+def _path(key: str) -> pathlib.Path:
+    return directory("exported") / f"{key}.jax"
+
+
+def _load(key: str) -> jax.export.Exported | None:
+    """What was exported under a key, if it is there and JAX understands it."""
+    path = _path(key)
+    found = read(path) if path.exists() and private(path.parent) else None
+    if found is None:
+        return None
+    try:
+        return jax.export.deserialize(bytearray(found))
+    except Exception as error:  # of whatever kind: JAX says nothing of what it raises here
+        discard(path, f"{type(error).__name__}: {error}")
+        return None
