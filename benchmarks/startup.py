@@ -43,7 +43,9 @@ def child(model: str, context: int, max_batch: int, prompt: int, ahead: bool, st
     from mkdsl.models import SHAPES, random_params
 
     lap("import")
-    jax.monitoring.register_event_duration_secs_listener(lambda event, seconds, **_: laps.update({EVENTS.get(event, ""): laps[EVENTS.get(event, "")] + seconds}))
+    jax.monitoring.register_event_duration_secs_listener(
+        lambda event, seconds, **_: laps.update({EVENTS.get(event, ""): laps[EVENTS.get(event, "")] + seconds})
+    )
     jax.monitoring.register_event_listener(lambda event, **_: laps.update({EVENTS.get(event, ""): laps[EVENTS.get(event, "")] + 1}))
 
     def tokenizer(vocab: int) -> Tokenizer:

@@ -5,6 +5,7 @@ Decode steps run in one executable that loops on the device: paged step, samplin
 
 import dataclasses
 import functools
+import itertools
 from collections.abc import Callable, Iterable, Sequence
 from typing import Any
 
@@ -14,6 +15,7 @@ import numpy as np
 from jax import lax
 from jax.typing import DTypeLike
 
+from mkdsl.engine._ahead import Call, side_by_side
 from mkdsl.engine._paged import Step, capacity, empty_pages, gathered, paged_fill, written_back
 from mkdsl.engine._sampler import NOT_FINITE, Asked, Sampled, sample
 from mkdsl.engine._sampling import SamplingParams
@@ -109,16 +111,17 @@ class Backend:
         """Begins anew, with empty pages and slots: after a step that failed, nothing is known of the old ones."""
         self._pages, self._slots = committed((self._empty_pages(), self._empty_slots()))
 
+    def calls(self, batches: Iterable[int], piece: int) -> list[Call]:
+        """Decode steps of these batches, greedy and drawn from all tokens, and prefill of pieces of up to so many tokens."""
+        asked = [
+            self._decoding([self._nobody(params=params)], batch, 1, False) for batch in batches for params in (GREEDY, SamplingParams())
+        ]
+        lengths = itertools.takewhile(lambda length: length <= piece, (self._smallest << i for i in itertools.count()))
+        return [*asked, *(self._filling([0] * length, self._past, ()) for length in lengths)]
+
     def compile(self, batches: Iterable[int], piece: int) -> None:
-        """Compiles decode steps of these batches, greedy and drawn from all tokens, and prefill of pieces of up to so many tokens. What else is asked of the
-        sampler is compiled when it is first asked for, as all is that was not compiled here."""
-        for batch in batches:
-            for params in (GREEDY, SamplingParams()):
-                self.decode([self._nobody(params=params)], batch=batch, steps=1, until_one_ends=False)
-        length = self._smallest
-        while length <= piece:
-            self.prefill([0] * length, start=self._past, pages=())
-            length *= 2
+        """Compiles the `calls`, side by side. What else is asked of the sampler is compiled when it is first asked for, as all is that was not compiled here."""
+        side_by_side(Call.compile, self.calls(batches, piece))
 
     def occupy(self, slot: int, *, params: SamplingParams, seed: int, prompt: Sequence[int], ends: Iterable[int]) -> None:
         """A new sequence has this slot: see `occupy` of the slots."""
@@ -126,12 +129,7 @@ class Backend:
 
     def prefill(self, tokens: Sequence[int], *, start: int, pages: Sequence[int]) -> None:
         """Writes tokens of a prompt at the positions from `start` on, all of which lie in these pages."""
-        padding = (0, max(self._smallest, 1 << (len(tokens) - 1).bit_length()) - len(tokens))
-        positions = np.arange(start, start + len(tokens), dtype=np.int32)
-        self._pages = _fill(
-            self._params, self._pages, self._table(pages), np.pad(np.asarray(tokens, np.int32), padding),
-            np.pad(positions, padding, constant_values=self._past), config=self.config,
-        )  # fmt: skip
+        self._pages = self._filling(tokens, start, pages)()
 
     def decode(self, lanes: Sequence[Lane], *, batch: int, steps: int, until_one_ends: bool) -> list[Said]:
         """Runs decode steps, each sequence until its end token.
@@ -145,10 +143,7 @@ class Backend:
         Returns:
           What each has said.
         """
-        self._pages, self._slots, said, ended, taken = _decode(
-            self._params, self._pages, self._slots, self._lanes(lanes, batch), np.int32(steps), np.bool_(until_one_ends),
-            step=self._step_of(batch), max_steps=self._max_steps, asked=self._asked or Asked.of(lane.params for lane in lanes),
-        )  # fmt: skip
+        self._pages, self._slots, said, ended, taken = self._decoding(lanes, batch, steps, until_one_ends)()
         tokens, ended, taken = jax.device_get((said.token, ended, taken))
         said = jax.device_get(said) if any(lane.params.logprobs is not None for lane in lanes) else None
 
@@ -157,6 +152,19 @@ class Backend:
             return Said(tokens=tokens[:n, i].tolist(), sampled=sampled, ended=bool(ended[i]))
 
         return [of(i, int(taken[i])) for i in range(len(lanes))]
+
+    def _decoding(self, lanes: Sequence[Lane], batch: int, steps: int, until_one_ends: bool) -> Call:
+        """A call of `_decode`."""
+        args = self._params, self._pages, self._slots, self._lanes(lanes, batch), np.int32(steps), np.bool_(until_one_ends)
+        asked = self._asked or Asked.of(lane.params for lane in lanes)
+        return Call(_decode, args, {"step": self._step_of(batch), "max_steps": self._max_steps, "asked": asked})
+
+    def _filling(self, tokens: Sequence[int], start: int, pages: Sequence[int]) -> Call:
+        """A call of `_fill`."""
+        padding = (0, max(self._smallest, 1 << (len(tokens) - 1).bit_length()) - len(tokens))
+        positions = np.pad(np.arange(start, start + len(tokens), dtype=np.int32), padding, constant_values=self._past)
+        args = self._params, self._pages, self._table(pages), np.pad(np.asarray(tokens, np.int32), padding), positions
+        return Call(_fill, args, {"config": self.config})
 
     @property
     def _past(self) -> int:

@@ -5,6 +5,7 @@ from typing import Any
 import typer
 import typer.core
 
+from mkdsl.engine._cli_build import build_command
 from mkdsl.engine._cli_explain import explain
 from mkdsl.engine._cli_generate import generate
 from mkdsl.engine._cli_probe import probe_command
@@ -57,5 +58,6 @@ def commands() -> None:
 
 app.command()(generate)
 app.command()(explain)
+app.command("build")(build_command)
 app.command()(demo)
 app.command("probe")(probe_command)

@@ -9,7 +9,7 @@ import jax
 import jax.numpy as jnp
 
 from mkdsl.engine._paged import BatchedStep, Step
-from mkdsl.gpu import ContextError, jit, kept
+from mkdsl.gpu import ContextError, Kept, jit, kept
 from mkdsl.lower import lower
 from mkdsl.models import DecoderConfig, abstract_params, decode_step, init_cache
 
@@ -48,7 +48,7 @@ def default_decoder(config: DecoderConfig, context: int) -> Decoder:
     step = decode_step(config)
     if jax.default_backend() != "gpu":
         return Decoder(jax.jit(step, donate_argnums=1), "reference")
-    return Decoder(jit(step).lower(*shapes(config, context)).compile(), "kernel")
+    return Decoder(jit(step).trace(*shapes(config, context)).lower(of=config).compile(), "kernel")
 
 
 def decode_steps(config: DecoderConfig, context: int) -> Callable[[int], Step]:
@@ -69,28 +69,32 @@ def decode_steps(config: DecoderConfig, context: int) -> Callable[[int], Step]:
     if jax.default_backend() != "gpu":
         plain = BatchedStep(config)
         return lambda batch: plain
-    step_of = functools.cache(functools.partial(_kernel_step, config, context))
+    step_of = functools.cache(functools.partial(kernel_step, config, context))
     step_of(1)  # what a kernel does not take is refused before there are weights
     return step_of
 
 
-def _kernel_step(config: DecoderConfig, context: int, batch: int) -> Step:
-    """Searched and proven here, emitted and compiled with what calls it."""
-    params, *one = shapes(config, context)
-    batched = jax.tree.map(lambda a: jax.ShapeDtypeStruct((batch, *a.shape), a.dtype), one)
-    traced = jit(decode_step(config), batch=batch).trace(params, *batched)
+def kernel_step(config: DecoderConfig, context: int, batch: int, **target: Any) -> Kept:
+    """The kernel of a batch, for a `target` of `mk.jit` or the GPU at hand: searched and proven here, emitted and compiled with what calls it."""
+    traced = jit(decode_step(config), batch=batch, **target).trace(*batched_shapes(config, context, batch))
     program = lower(traced.graph, traced.schedule(), traced.target, traced.tree)
 
     def step(params: Any, kv: Any, tokens: jax.Array, positions: jax.Array) -> tuple[jax.Array, Any]:
         return program(params, kv, tokens, positions)[1:]
 
-    return kept(step, of=("a kernel of", config, program.schedule, traced.target))
+    return kept(step, of=("kernel", config, program.schedule, traced.target), platform="cuda")
 
 
 def shapes(config: DecoderConfig, context: int) -> tuple[Any, Any, jax.ShapeDtypeStruct, jax.ShapeDtypeStruct]:
     """The arguments of a model's decode step as `jax.ShapeDtypeStruct`s: enough to compile it."""
     integer = jax.ShapeDtypeStruct((), jnp.int32)
     return abstract_params(config), jax.eval_shape(lambda: init_cache(config, context)), integer, integer
+
+
+def batched_shapes(config: DecoderConfig, context: int, batch: int) -> tuple[Any, ...]:
+    """The arguments of the decode step of several sequences."""
+    params, *one = shapes(config, context)
+    return params, *jax.tree.map(lambda a: jax.ShapeDtypeStruct((batch, *a.shape), a.dtype), one)
 
 
 def check_context(context: int, most: int = LONGEST) -> None:

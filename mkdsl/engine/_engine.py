@@ -127,16 +127,13 @@ class Engine:
         cls, config: DecoderConfig, params: Any, tokenizer: Tokenizer, step_of: Callable[[int], Step], *, max_batch: int, context: int,
         ahead: bool, batch_invariant: bool,
     ) -> Self:  # fmt: skip
-        pages = pages_that_fit(config, size=PAGE, context=context, max_batch=max_batch, free=_free_bytes())
-        log.info("%d pages of %d positions: %.1f sequences of %d", pages, PAGE, pages * PAGE / context, context)
-        steps = 1 if jax.default_backend() == "cpu" else STEPS
-        pool = PagePool(count=pages, size=PAGE)
-        scheduler = Scheduler(pool, max_batch=max_batch, piece=PIECE, max_steps=steps, batch_invariant=batch_invariant)
-        same: dict[str, Any] = {"smallest": PIECE, "asked": Asked.everything()} if batch_invariant else {}
         keep_executables()
-        backend = Backend(
-            config, params, pages=pages, page_size=PAGE, context=context, max_batch=max_batch, max_steps=steps, step_of=step_of, **same
-        )
+        sizes = backend_sizes(config, context=context, max_batch=max_batch, free=free_bytes(), host=jax.default_backend() == "cpu")
+        log.info("%(pages)d pages of %(page_size)d positions, for contexts of %(context)d", sizes)
+        pool = PagePool(count=sizes["pages"], size=PAGE)
+        scheduler = Scheduler(pool, max_batch=max_batch, piece=PIECE, max_steps=sizes["max_steps"], batch_invariant=batch_invariant)
+        same: dict[str, Any] = {"smallest": PIECE, "asked": Asked.everything()} if batch_invariant else {}
+        backend = Backend(config, params, step_of=step_of, **sizes, **same)
         if ahead:
             backend.compile([max_batch] if batch_invariant else [size for size in BATCHES if size <= max_batch], PIECE)
         return cls(config=config, tokenizer=tokenizer, context=context, scheduler=scheduler, backend=backend)
@@ -272,7 +269,13 @@ def whole_pages(context: int) -> int:
     return -(-context // PAGE) * PAGE
 
 
-def _free_bytes() -> int | None:
+def backend_sizes(config: DecoderConfig, *, context: int, max_batch: int, free: int | None, host: bool) -> dict[str, Any]:
+    """What an engine's backend is made with: `free` bytes on the device, if it says so; `host` if that is the CPU."""
+    pages = pages_that_fit(config, size=PAGE, context=context, max_batch=max_batch, free=free)
+    return {"pages": pages, "page_size": PAGE, "context": context, "max_batch": max_batch, "max_steps": 1 if host else STEPS}
+
+
+def free_bytes() -> int | None:
     """Of the device's memory; None where it does not say, as a CPU."""
     stats = jax.local_devices()[0].memory_stats()
     return stats["bytes_limit"] - stats["bytes_in_use"] if stats else None

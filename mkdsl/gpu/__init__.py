@@ -1,14 +1,15 @@
 """Compiling for, launching on and measuring a GPU, and assembling for one that is not there."""
 
-from mkdsl.gpu._assemble import Assembled, assemble
+from mkdsl.gpu._assemble import Assembled, assemble, assemble_module, lowering_for
 from mkdsl.gpu._device import detect, has_gpu, require_gpu
 from mkdsl.gpu._jit import Compiled, ContextError, Jitted, Lowered, TokenError, Traced, jit
-from mkdsl.gpu._kept import committed, keep_executables, kept, record
+from mkdsl.gpu._kept import Kept, NoContentError, committed, content, here, identity, keep_executables, kept, record
 from mkdsl.gpu._probe import gpu_at_hand, probe, write_profile
 from mkdsl.gpu._probe_fit import comparison
 from mkdsl.gpu._races import RaceError
 
 __all__ = [
-    "Assembled", "Compiled", "ContextError", "Jitted", "Lowered", "RaceError", "TokenError", "Traced", "assemble", "committed", "comparison", "detect",
-    "gpu_at_hand", "has_gpu", "jit", "keep_executables", "kept", "probe", "record", "require_gpu", "write_profile",
+    "Assembled", "Compiled", "ContextError", "Jitted", "Kept", "Lowered", "NoContentError", "RaceError", "TokenError", "Traced", "assemble",
+    "assemble_module", "committed", "comparison", "content", "detect", "gpu_at_hand", "has_gpu", "here", "identity", "jit",
+    "keep_executables", "kept", "lowering_for", "probe", "record", "require_gpu", "write_profile",
 ]  # fmt: skip

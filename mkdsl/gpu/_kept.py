@@ -17,6 +17,7 @@ from typing import Any
 
 import jax
 import jaxlib
+import numpy as np
 
 from mkdsl.search import digest, directory, discard, read, source_digest, write
 
@@ -56,6 +57,11 @@ def content(value: Any) -> str:
     return f"{type(value).__module__}.{type(value).__qualname__}({', '.join(fields)})"
 
 
+def identity(*parts: Any) -> str:
+    """A digest of some plain data together with all that it may have been made with: mkdsl's own source, and the versions of JAX."""
+    return digest(repr((parts, source_digest(ROOT), jax.__version__, jaxlib.__version__)).encode())
+
+
 def _ours(value: Any) -> bool:
     return type(value).__module__.split(".")[0] == "mkdsl"
 
@@ -63,9 +69,9 @@ def _ours(value: Any) -> bool:
 class Kept:
     """See `kept`. content: of the function, as text."""
 
-    def __init__(self, f: Callable[..., Any], content: str) -> None:
+    def __init__(self, f: Callable[..., Any], content: str, platform: str | None) -> None:
         functools.update_wrapper(self, f)
-        self._f, self.content = f, content
+        self._f, self.content, self._platform = f, content, platform
         self._known: dict[str, jax.export.Exported] = {}
 
     def __call__(self, *args: Any, **static: Any) -> Any:
@@ -80,31 +86,23 @@ class Kept:
 
         Args:
           args: arrays, jax.ShapeDtypeStruct or what JAX traces with, in pytrees.
-          platform: "cpu" or "cuda"; that of JAX's default backend if None.
+          platform: "cpu" or "cuda"; if None, what `kept` was told, or else that of JAX's default backend.
           static: the rest, of which `content` must know the content.
 
         Raises:
           NoContentError: it does not.
         """
-        platform = platform or jax.export.default_export_platform()
+        platform = platform or self._platform or jax.export.default_export_platform()
         avals = jax.tree.map(lambda a: jax.ShapeDtypeStruct(a.shape, a.dtype), args)
-        key = digest(self._key(avals, static, platform).encode())
+        key = self._key(avals, static, platform)
         there = self._known.get(key) or _load(key)
         self._known[key] = there or self._export(key, avals, static, platform)
         return self._known[key], there is not None
 
     def _key(self, avals: Any, static: dict[str, Any], platform: str) -> str:
-        parts = {
-            "function": self.content,
-            "source": source_digest(ROOT),
-            "jax": f"{jax.__version__}, {jaxlib.__version__}",
-            "flags": repr([(flag, getattr(jax.config, flag)) for flag in FLAGS]),
-            "platform": platform,
-            "static": content(tuple(sorted(static.items()))),
-            "tree": str(jax.tree.structure(avals)),
-            "leaves": repr([(a.shape, str(a.dtype)) for a in jax.tree.leaves(avals)]),
-        }
-        return "\n".join(f"{name}: {part!r}" for name, part in parts.items())
+        flags = [(flag, getattr(jax.config, flag)) for flag in FLAGS]
+        leaves = [(a.shape, str(a.dtype)) for a in jax.tree.leaves(avals)]
+        return identity(self.content, content(tuple(sorted(static.items()))), platform, flags, str(jax.tree.structure(avals)), leaves)
 
     def _export(self, key: str, avals: Any, static: dict[str, Any], platform: str) -> jax.export.Exported:
         log.info("tracing %s", self.__name__)
@@ -114,14 +112,15 @@ class Kept:
         return exported
 
 
-def kept(f: Callable[..., Any], *, of: Any = None) -> Kept:
+def kept(f: Callable[..., Any], *, of: Any = None, platform: str | None = None) -> Kept:
     """A function as it was exported, by this process or an earlier one. To be called while JAX traces: `jax.jit(kept(f), static_argnames=..)`.
 
     Args:
       f: f(*args, **static), of pytrees of arrays and of what is static. A function of a module of mkdsl's, or with `of` any.
       of: what says the same as the function, as `content` takes it; of a function in a module that is its name.
+      platform: "cuda" for what can be lowered for no other, as a kernel; None for what JAX's default backend is.
     """
-    return Kept(f, content((f.__module__, f.__qualname__) if of is None else of))
+    return Kept(f, content((f.__module__, f.__qualname__) if of is None else of), platform)
 
 
 def record[T](cls: type[T]) -> type[T]:
@@ -136,7 +135,12 @@ def record[T](cls: type[T]) -> type[T]:
 
 def committed(tree: Any) -> Any:
     """Arrays that are bound to JAX's default device, as what an exported function returns is: JAX compiles once more for those that are not."""
-    return jax.device_put(tree, jax.local_devices()[0])
+    return jax.device_put(tree, here())
+
+
+def here() -> jax.sharding.Sharding:
+    """Where JAX's default device has its arrays."""
+    return jax.device_put(np.int32(0)).sharding
 
 
 def keep_executables() -> None:

@@ -37,11 +37,11 @@ def test_a_kernel_is_compiled_from_shapes_where_there_is_a_gpu(with_a_gpu):
 
     def jit(step):
         lowered = types.SimpleNamespace(compile=lambda: "a kernel")
-        return types.SimpleNamespace(lower=lambda *args: asked.append((step, args)) or lowered)
+        return types.SimpleNamespace(trace=lambda *args: types.SimpleNamespace(lower=lambda of: asked.append((step, args, of)) or lowered))
 
     with_a_gpu(jit)
     assert default_decoder(SMOLLM2, 512) == engine.Decoder("a kernel", "kernel")
-    assert asked == [(decode_step(SMOLLM2), shapes(SMOLLM2, 512))]
+    assert asked == [(decode_step(SMOLLM2), shapes(SMOLLM2, 512), SMOLLM2)]
 
 
 @pytest.mark.parametrize(("changed", "context", "message"), [({"head_dim": 40}, 512, "head_dim=40"), ({}, 100, "context=100")])
