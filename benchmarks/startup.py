@@ -43,10 +43,12 @@ def child(model: str, context: int, max_batch: int, prompt: int, ahead: bool, st
     from mkdsl.models import SHAPES, random_params
 
     lap("import")
-    jax.monitoring.register_event_duration_secs_listener(
-        lambda event, seconds, **_: laps.update({EVENTS.get(event, ""): laps[EVENTS.get(event, "")] + seconds})
-    )
-    jax.monitoring.register_event_listener(lambda event, **_: laps.update({EVENTS.get(event, ""): laps[EVENTS.get(event, "")] + 1}))
+
+    def note(event: str, amount: float) -> None:
+        laps[EVENTS.get(event, "")] += amount
+
+    jax.monitoring.register_event_duration_secs_listener(lambda event, duration_secs, **_: note(event, duration_secs))
+    jax.monitoring.register_event_listener(lambda event, **_: note(event, 1))
 
     def tokenizer(vocab: int) -> Tokenizer:
         """One whose tokens are numbers."""

@@ -149,7 +149,7 @@ def _assemble(order: Order, step: Kept, batch: int, modules: Sequence[bytes]) ->
     capability = order.target.capability
     if modules:
         return assemble_module(modules[0], capability)
-    return assemble(step.__wrapped__, *batched_shapes(order.config, whole_pages(order.context), batch), capability=capability)[0]
+    return assemble(step.f, *batched_shapes(order.config, whole_pages(order.context), batch), capability=capability)[0]
 
 
 def _on_cpu() -> None:

@@ -9,6 +9,7 @@ the same bits.
 import dataclasses
 import enum
 import functools
+import importlib.metadata
 import logging
 import os
 import pathlib
@@ -16,11 +17,13 @@ from collections.abc import Callable
 from typing import Any
 
 import jax
-import jaxlib
 import numpy as np
+from jax._src import compilation_cache
+from jax._src.compilation_cache_interface import CacheInterface
 
 from mkdsl.search import digest, directory, discard, read, source_digest, write
 
+VERSIONS = [importlib.metadata.version(name) for name in ("jax", "jaxlib")]
 ROOT = pathlib.Path(__file__).parents[1]
 FLAGS = (  # of JAX's, those that change what a function is traced or lowered to
     "jax_default_matmul_precision",
@@ -59,7 +62,7 @@ def content(value: Any) -> str:
 
 def identity(*parts: Any) -> str:
     """A digest of some plain data together with all that it may have been made with: mkdsl's own source, and the versions of JAX."""
-    return digest(repr((parts, source_digest(ROOT), jax.__version__, jaxlib.__version__)).encode())
+    return digest(repr((parts, source_digest(ROOT), VERSIONS)).encode())
 
 
 def _ours(value: Any) -> bool:
@@ -67,18 +70,18 @@ def _ours(value: Any) -> bool:
 
 
 class Kept:
-    """See `kept`. content: of the function, as text."""
+    """See `kept`. f: the function itself; content: it, as text."""
 
     def __init__(self, f: Callable[..., Any], content: str, platform: str | None) -> None:
         functools.update_wrapper(self, f)
-        self._f, self.content, self._platform = f, content, platform
+        self.f, self.content, self._platform = f, content, platform
         self._known: dict[str, jax.export.Exported] = {}
 
     def __call__(self, *args: Any, **static: Any) -> Any:
         try:
             exported, _ = self.exported(*args, **static)
         except NoContentError:
-            return self._f(*args, **static)
+            return self.f(*args, **static)
         return exported.call(*args)
 
     def exported(self, *args: Any, platform: str | None = None, **static: Any) -> tuple[jax.export.Exported, bool]:
@@ -105,8 +108,8 @@ class Kept:
         return identity(self.content, content(tuple(sorted(static.items()))), platform, flags, str(jax.tree.structure(avals)), leaves)
 
     def _export(self, key: str, avals: Any, static: dict[str, Any], platform: str) -> jax.export.Exported:
-        log.info("tracing %s", self.__name__)
-        exported = jax.export.export(jax.jit(self._f, static_argnames=tuple(static)), platforms=[platform])(*avals, **static)
+        log.info("tracing %s", getattr(self.f, "__name__", type(self.f).__name__))
+        exported = jax.export.export(jax.jit(self.f, static_argnames=tuple(static)), platforms=[platform])(*avals, **static)
         if private(directory("exported")):
             write(_path(key), bytes(exported.serialize()))
         return exported
@@ -143,11 +146,22 @@ def here() -> jax.sharding.Sharding:
     return jax.device_put(np.int32(0)).sharding
 
 
+class Executables(CacheInterface):
+    """What JAX compiles, in files that are there whole or not at all: JAX's own cache writes them in place, and never repairs one."""
+
+    def get(self, key: str) -> bytes | None:
+        path = directory("xla") / key
+        return read(path) if path.exists() and private(path.parent) else None
+
+    def put(self, key: str, value: bytes) -> None:
+        if private(directory("xla")):
+            write(directory("xla") / key, value)
+
+
 def keep_executables() -> None:
-    """Has JAX keep what it compiles from here on, in this process, in `xla` beside what else is kept; unless it has been told to keep it elsewhere."""
-    folder = directory("xla")
-    if jax.config.jax_compilation_cache_dir is None and private(folder):
-        jax.config.update("jax_compilation_cache_dir", str(folder))
+    """Has JAX keep what it compiles from here on, in this process, beside what else is kept; unless it has been told to keep it elsewhere."""
+    if jax.config.jax_compilation_cache_dir is None:
+        compilation_cache._cache = Executables()  # JAX has no public word for another kind of cache
         jax.config.update("jax_persistent_cache_min_compile_time_secs", 0.0)
 
 
@@ -161,8 +175,13 @@ def private(folder: pathlib.Path) -> bool:
         return False
     if about.st_uid in (os.geteuid(), 0) and not about.st_mode & 0o022:
         return True
-    log.warning("%s is not used: others may write to it, and what lies there is run; chmod 700 it, or set MKDSL_CACHE", folder)
+    _warn_of(folder)
     return False
+
+
+@functools.cache  # once
+def _warn_of(folder: pathlib.Path) -> None:
+    log.warning("%s is not used: others may write to it, and what lies there is run; chmod 700 it, or set MKDSL_CACHE", folder)
 
 
 def _path(key: str) -> pathlib.Path:
