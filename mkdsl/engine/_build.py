@@ -9,7 +9,7 @@ import json
 import multiprocessing
 import os
 import time
-from collections.abc import Iterable, Iterator, Sequence
+from collections.abc import Iterable, Iterator
 
 import jax
 
@@ -17,7 +17,7 @@ from mkdsl.engine._ahead import Call, side_by_side
 from mkdsl.engine._backend import Backend
 from mkdsl.engine._decoder import batched_shapes, kernel_step, shapes
 from mkdsl.engine._engine import PIECE, backend_sizes, whole_pages
-from mkdsl.gpu import Assembled, Kept, assemble, assemble_module, here, identity, keep_executables, lowering_for
+from mkdsl.gpu import Assembled, Kept, assemble, assemble_module, here, identity, keep_executables
 from mkdsl.graph import build_graph
 from mkdsl.models import DecoderConfig, abstract_params, decode_step
 from mkdsl.schedule import Profile
@@ -87,9 +87,8 @@ def build_batch(order: Order, batch: int) -> Built:
     """One batch: its schedule, its kernel, and the executable around that."""
     start = time.perf_counter()
     step = kernel_step(order.config, whole_pages(order.context), batch, target=order.target)
-    with lowering_for(order.target.capability) as modules:
-        there = exported(_paper(order, {batch: step}).calls([batch], 0))
-    kernel, unassembled, known = _assembled(order, step, batch, list(modules.values()))
+    there = exported(_paper(order, {batch: step}).calls([batch], 0))
+    kernel, unassembled, known = _assembled(order, step, batch)
     graph = build_graph(decode_step(order.config), *shapes(order.config, whole_pages(order.context)))[0]
     schedule = search(graph, batch=batch, target=order.target)
     return Built(
@@ -128,13 +127,13 @@ def _paper(order: Order, steps: dict[int, Kept], free: int | None = None) -> OnP
     return OnPaper(order.config, params, step_of=steps.__getitem__, **sizes)
 
 
-def _assembled(order: Order, step: Kept, batch: int, modules: Sequence[bytes]) -> tuple[dict[str, int] | None, str, bool]:
+def _assembled(order: Order, step: Kept, batch: int) -> tuple[dict[str, int] | None, str, bool]:
     """The kernel's numbers, or why there are none; and whether they were there already."""
     path = directory("assembled") / f"{identity(step.content)}.json"
     if content := read(path):
         return json.loads(content), "", True
     try:
-        found = _assemble(order, step, batch, modules)
+        found = _assemble(order, step, batch)
     except RuntimeError as error:
         if not str(error).startswith(MISSING):
             raise
@@ -144,11 +143,11 @@ def _assembled(order: Order, step: Kept, batch: int, modules: Sequence[bytes]) -
     return numbers, "", False
 
 
-def _assemble(order: Order, step: Kept, batch: int, modules: Sequence[bytes]) -> Assembled:
+def _assemble(order: Order, step: Kept, batch: int) -> Assembled:
     """The kernel that has just been emitted; or, where that is kept from before, it is emitted once more."""
     capability = order.target.capability
-    if modules:
-        return assemble_module(modules[0], capability)
+    if step.emitted:
+        return assemble_module(step.emitted[0], capability)
     return assemble(step.f, *batched_shapes(order.config, whole_pages(order.context), batch), capability=capability)[0]
 
 

@@ -9,9 +9,10 @@ import jax
 import jax.numpy as jnp
 
 from mkdsl.engine._paged import BatchedStep, Step
-from mkdsl.gpu import ContextError, Kept, jit, kept
-from mkdsl.lower import lower
+from mkdsl.gpu import ContextError, Kept, detect, jit, kept
+from mkdsl.lower import Program, lower
 from mkdsl.models import DecoderConfig, abstract_params, decode_step, init_cache
+from mkdsl.schedule import Profile, profile
 
 LONGEST = 1 << 20  # positions: more than a family's models are made for; the rotary table in a kernel takes 4 * head_dim bytes for each
 
@@ -69,20 +70,24 @@ def decode_steps(config: DecoderConfig, context: int) -> Callable[[int], Step]:
     if jax.default_backend() != "gpu":
         plain = BatchedStep(config)
         return lambda batch: plain
-    step_of = functools.cache(functools.partial(kernel_step, config, context))
-    step_of(1)  # what a kernel does not take is refused before there are weights
+    step_of = functools.cache(functools.partial(kernel_step, config, context, target=detect()))
+    step_of(1).exported(*batched_shapes(config, context, 1))  # what a kernel does not take is refused before there are weights
     return step_of
 
 
-def kernel_step(config: DecoderConfig, context: int, batch: int, **target: Any) -> Kept:
-    """The kernel of a batch, for a `target` of `mk.jit` or the GPU at hand: searched and proven here, emitted and compiled with what calls it."""
-    traced = jit(decode_step(config), batch=batch, **target).trace(*batched_shapes(config, context, batch))
-    program = lower(traced.graph, traced.schedule(), traced.target, traced.tree)
+def kernel_step(config: DecoderConfig, context: int, batch: int, *, target: str | Profile) -> Kept:
+    """The kernel of a batch: searched, proven and emitted when JAX first traces it, unless it is kept; compiled with what calls it."""
+    gpu = profile(target) if isinstance(target, str) else target
+
+    @functools.cache
+    def program() -> Program:
+        traced = jit(decode_step(config), batch=batch, target=gpu).trace(*batched_shapes(config, context, batch))
+        return lower(traced.graph, traced.schedule(), traced.target, traced.tree)
 
     def step(params: Any, kv: Any, tokens: jax.Array, positions: jax.Array) -> tuple[jax.Array, Any]:
-        return program(params, kv, tokens, positions)[1:]
+        return program()(params, kv, tokens, positions)[1:]
 
-    return kept(step, of=("kernel", config, program.schedule, traced.target), platform="cuda")
+    return kept(step, of=("decode", config, context, batch, gpu), capability=gpu.capability)
 
 
 def shapes(config: DecoderConfig, context: int) -> tuple[Any, Any, jax.ShapeDtypeStruct, jax.ShapeDtypeStruct]:

@@ -102,6 +102,7 @@ class Engine:
           ValueError: max_batch is another number.
           MissingExtra: safetensors or tokenizers is not installed.
         """
+        keep_executables()
         config = read_config(directory)
         context = positions(config, context)
         step_of = decode_steps(config, whole_pages(context))
@@ -117,6 +118,7 @@ class Engine:
         batch_invariant: bool = False,
     ) -> Self:  # fmt: skip
         """An engine of a model that is there already. Arguments, and what is raised, as for `load`; params in bfloat16, on the device."""
+        keep_executables()
         step_of = decode_steps(config, whole_pages(context))
         return cls._of(
             config, params, tokenizer, step_of, max_batch=max_batch, context=context, ahead=ahead, batch_invariant=batch_invariant
@@ -127,7 +129,6 @@ class Engine:
         cls, config: DecoderConfig, params: Any, tokenizer: Tokenizer, step_of: Callable[[int], Step], *, max_batch: int, context: int,
         ahead: bool, batch_invariant: bool,
     ) -> Self:  # fmt: skip
-        keep_executables()
         sizes = backend_sizes(config, context=context, max_batch=max_batch, free=free_bytes(), host=jax.default_backend() == "cpu")
         log.info("%(pages)d pages of %(page_size)d positions, for contexts of %(context)d", sizes)
         pool = PagePool(count=sizes["pages"], size=PAGE)

@@ -14,7 +14,7 @@ from mkdsl.engine._decoder import Decoder, check_context, default_decoder
 from mkdsl.engine._prefill import compile_fill, fill
 from mkdsl.engine._sampler import NOT_FINITE
 from mkdsl.engine._tokenizer import Tokenizer, load_tokenizer
-from mkdsl.gpu import ContextError, committed
+from mkdsl.gpu import ContextError, committed, keep_executables
 from mkdsl.models import CheckpointError, DecoderConfig, init_cache, load, read_config
 
 DAMAGED = "a weight is no number, or one so large that sums overflow: download the checkpoint again"
@@ -76,6 +76,7 @@ def load_model(directory: str | pathlib.Path, *, context: int | None = None, tok
       UnsupportedError, ScheduleError: on a GPU, where no kernel takes the model's sizes or the context.
       MissingExtra: safetensors or tokenizers is not installed.
     """
+    keep_executables()
     config = read_config(directory)
     context = positions(config, context)
     tokenizer = tokenizer or load_tokenizer(directory)

@@ -111,8 +111,10 @@ class Traced:
         chosen = schedule or self.schedule()
         program: Any = lower(self.graph, chosen, self.target, self.tree, interpret=self.interpret, form=form)
         program = program if self.batched else _Unbatched(program)
-        keep = of is not None and not self.interpret
-        named = kept(program, of=("mk.jit", of, chosen, self.target, program.form, self.batched), platform="cuda") if keep else program
+        named: Any = program
+        if of is not None and not self.interpret:
+            about = "mk.jit", of, chosen, self.target, program.form, self.batched
+            named = kept(program, of=about, capability=self.target.capability)
         return Lowered(program, self.signature, self._emitted(named))
 
     def _emitted(self, program: Callable[..., Any]) -> jax.stages.Lowered:

@@ -6,6 +6,7 @@ make of it (`keep_executables`). So there is one path, whether the file was ther
 the same bits.
 """
 
+import contextlib
 import dataclasses
 import enum
 import functools
@@ -17,10 +18,13 @@ from collections.abc import Callable
 from typing import Any
 
 import jax
+import jax.experimental.mosaic.gpu  # it says where Mosaic's runtime lies, which a kernel that is kept needs like any other
 import numpy as np
 from jax._src import compilation_cache
 from jax._src.compilation_cache_interface import CacheInterface
 
+from mkdsl.gpu._assemble import lowering_for
+from mkdsl.gpu._device import has_gpu
 from mkdsl.search import digest, directory, discard, read, source_digest, write
 
 VERSIONS = [importlib.metadata.version(name) for name in ("jax", "jaxlib")]
@@ -70,11 +74,12 @@ def _ours(value: Any) -> bool:
 
 
 class Kept:
-    """See `kept`. f: the function itself; content: it, as text."""
+    """See `kept`. f: the function itself; content: it, as text; emitted: modules of the kernels that this process had to emit for it."""
 
-    def __init__(self, f: Callable[..., Any], content: str, platform: str | None) -> None:
+    def __init__(self, f: Callable[..., Any], content: str, capability: tuple[int, int] | None) -> None:
         functools.update_wrapper(self, f)
-        self.f, self.content, self._platform = f, content, platform
+        self.f, self.content, self._capability = f, content, capability
+        self.emitted: tuple[bytes, ...] = ()
         self._known: dict[str, jax.export.Exported] = {}
 
     def __call__(self, *args: Any, **static: Any) -> Any:
@@ -89,13 +94,13 @@ class Kept:
 
         Args:
           args: arrays, jax.ShapeDtypeStruct or what JAX traces with, in pytrees.
-          platform: "cpu" or "cuda"; if None, what `kept` was told, or else that of JAX's default backend.
+          platform: "cpu" or "cuda"; if None, "cuda" for a kernel, and for others that of JAX's default backend.
           static: the rest, of which `content` must know the content.
 
         Raises:
           NoContentError: it does not.
         """
-        platform = platform or self._platform or jax.export.default_export_platform()
+        platform = platform or ("cuda" if self._capability else jax.export.default_export_platform())
         avals = jax.tree.map(lambda a: jax.ShapeDtypeStruct(a.shape, a.dtype), args)
         key = self._key(avals, static, platform)
         there = self._known.get(key) or _load(key)
@@ -109,21 +114,24 @@ class Kept:
 
     def _export(self, key: str, avals: Any, static: dict[str, Any], platform: str) -> jax.export.Exported:
         log.info("tracing %s", getattr(self.f, "__name__", type(self.f).__name__))
-        exported = jax.export.export(jax.jit(self.f, static_argnames=tuple(static)), platforms=[platform])(*avals, **static)
+        absent = None if has_gpu() else self._capability
+        with contextlib.nullcontext({}) if absent is None else lowering_for(absent) as modules:
+            exported = jax.export.export(jax.jit(self.f, static_argnames=tuple(static)), platforms=[platform])(*avals, **static)
+        self.emitted = tuple(modules.values())
         if private(directory("exported")):
             write(_path(key), bytes(exported.serialize()))
         return exported
 
 
-def kept(f: Callable[..., Any], *, of: Any = None, platform: str | None = None) -> Kept:
+def kept(f: Callable[..., Any], *, of: Any = None, capability: tuple[int, int] | None = None) -> Kept:
     """A function as it was exported, by this process or an earlier one. To be called while JAX traces: `jax.jit(kept(f), static_argnames=..)`.
 
     Args:
       f: f(*args, **static), of pytrees of arrays and of what is static. A function of a module of mkdsl's, or with `of` any.
       of: what says the same as the function, as `content` takes it; of a function in a module that is its name.
-      platform: "cuda" for what can be lowered for no other, as a kernel; None for what JAX's default backend is.
+      capability: of a kernel, the compute capability of the GPU that it is for.
     """
-    return Kept(f, content((f.__module__, f.__qualname__) if of is None else of), platform)
+    return Kept(f, content((f.__module__, f.__qualname__) if of is None else of), capability)
 
 
 def record[T](cls: type[T]) -> type[T]:
