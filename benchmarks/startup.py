@@ -3,8 +3,9 @@
     python benchmarks/startup.py smollm2-135m llama-3.2-1b [--context 2048] [--max-batch 1] [--prompt 32] [--processes 3] [--ahead]
 
 Each process is a fresh one: it makes random weights on the device, an engine, and asks it for one token. Making the weights is not counted. A
-line a process: the total, and of what it consists; then what JAX says of it: seconds that lowering and compiling took, which are part of the others,
-and how many executables were found on disk.
+line a process, in seconds: the total, and of what it consists: imports, JAX's backend, the engine (on a GPU with search, proof and emission of the kernel
+for one sequence), the first token. Then what JAX says of the last two: how much of them it lowered (which is where kernels are emitted) and compiled (XLA,
+Mosaic's passes and ptxas), and how many executables were found on disk, and how many were not.
 """
 
 import argparse
@@ -93,7 +94,13 @@ def main() -> None:
     for model in args.models:
         with tempfile.TemporaryDirectory() as cache:
             for _ in range(args.processes):
-                command = [sys.executable, __file__, model, *sys.argv[1 + len(args.models) :], "--started", str(time.time())]
+                options = [
+                    f"--context={args.context}",
+                    f"--max-batch={args.max_batch}",
+                    f"--prompt={args.prompt}",
+                    *["--ahead"] * args.ahead,
+                ]
+                command = [sys.executable, __file__, model, *options, f"--started={time.time()}"]
                 done = subprocess.run(command, env=os.environ | {"MKDSL_CACHE": cache}, stdout=subprocess.PIPE, text=True, check=True)
                 laps = json.loads(done.stdout.splitlines()[-1])
                 print(f"{model:14}" + "".join(f"{laps.get(name, 0):14.2f}" for name in COLUMNS), laps["token"], flush=True)

@@ -5,6 +5,7 @@ import pathlib
 import time
 from typing import Annotated
 
+import rich.box
 import rich.console
 import rich.table
 import typer
@@ -69,9 +70,10 @@ def batches(text: str) -> tuple[int, ...]:
 
 def table(order: Order, rows: list[Built], prefill_seconds: float) -> rich.table.Table:
     """A row a batch, and one for the pieces of prompts."""
-    made = rich.table.Table(title=f"for {order.target.name}, {order.context} tokens")
-    for column in ("batch", "predicted us", "floor us", "registers", "spills", "code KiB", "seconds", ""):
-        made.add_column(column, justify="right")
+    title = f"for {order.target.name}, {order.context} tokens; us of a decode step, KiB of code"
+    made = rich.table.Table(title=title, box=rich.box.SIMPLE_HEAD, padding=(0, 1))
+    for column in ("batch", "predicted", "floor", "registers", "spills", "KiB", "seconds", ""):
+        made.add_column(column, justify="right", no_wrap=True)
     for row in rows:
         kernel = row.kernel or {}
         code = f"{kernel['code_bytes'] / 1024:.0f}" if kernel else "-"

@@ -14,6 +14,7 @@ import importlib.metadata
 import logging
 import os
 import pathlib
+import threading
 from collections.abc import Callable
 from typing import Any
 
@@ -81,6 +82,7 @@ class Kept:
         self.f, self.content, self._capability = f, content, capability
         self.emitted: tuple[bytes, ...] = ()
         self._known: dict[str, jax.export.Exported] = {}
+        self._lock = threading.RLock()  # two threads that want the same wait for one
 
     def __call__(self, *args: Any, **static: Any) -> Any:
         try:
@@ -103,9 +105,10 @@ class Kept:
         platform = platform or ("cuda" if self._capability else jax.export.default_export_platform())
         avals = jax.tree.map(lambda a: jax.ShapeDtypeStruct(a.shape, a.dtype), args)
         key = self._key(avals, static, platform)
-        there = self._known.get(key) or _load(key)
-        self._known[key] = there or self._export(key, avals, static, platform)
-        return self._known[key], there is not None
+        with self._lock:
+            there = self._known.get(key) or _load(key)
+            self._known[key] = there or self._export(key, avals, static, platform)
+            return self._known[key], there is not None
 
     def _key(self, avals: Any, static: dict[str, Any], platform: str) -> str:
         flags = [(flag, getattr(jax.config, flag)) for flag in FLAGS]

@@ -55,6 +55,7 @@ def test_interpreted_kernels_say_what_the_reference_does(monkeypatch, race_detec
     assert said(kernels, prompts, 2) == said(decode_steps(TINY, 128), prompts, 2)
 
 
+@pytest.mark.medium
 def test_one_step_for_each_batch(monkeypatch):
     monkeypatch.setattr(_decoder, "jax", OnGpu())
     step_of = decode_steps(TINY, 128)

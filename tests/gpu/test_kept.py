@@ -155,6 +155,18 @@ def test_a_reader_never_sees_half_of_what_two_write(tmp_path):
     assert [p.name for p in tmp_path.iterdir()] == ["a"]
 
 
+def test_two_threads_that_want_the_same(cache):
+    f = Counted()
+    k, seen = f.kept(), []
+    threads = [threading.Thread(target=lambda: seen.append(k.exported(*ARGS))) for _ in range(4)]
+    for thread in threads:
+        thread.start()
+    for thread in threads:
+        thread.join()
+    assert f.traced == 1
+    assert sorted(there for _, there in seen) == [False, True, True, True]
+
+
 # Nothing else is found.
 
 PLAIN = st.none() | st.booleans() | st.integers(-3, 3) | st.floats(-2, 2) | st.text("a,'()=", max_size=4) | st.binary(max_size=2)
