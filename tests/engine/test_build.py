@@ -4,6 +4,7 @@ import dataclasses
 import json
 import logging
 import os
+import pickle
 import subprocess
 import sys
 
@@ -18,6 +19,7 @@ from mkdsl.engine._build import Order, build, build_prefill
 from mkdsl.engine._cli import app
 from mkdsl.engine._decoder import decode_steps
 from mkdsl.engine._engine import PIECE, backend_sizes, whole_pages
+from mkdsl.proof import Rule, ScheduleError
 from mkdsl.schedule import profile
 
 TINY = models.DecoderConfig(
@@ -88,6 +90,11 @@ def test_what_no_kernel_takes(cache, monkeypatch):
     said = CliRunner().invoke(app, ["build", "odd", "--batch", "1"])
     assert said.exit_code == 1
     assert "mkdsl: " in said.output and "head_dim=40" in said.output
+
+
+def test_a_refusal_crosses_from_process_to_process():
+    refusal = pickle.loads(pickle.dumps(ScheduleError(Rule.ROOM, "batch 16 does not fit")))
+    assert (refusal.rule, str(refusal)) == (Rule.ROOM, "batch 16 does not fit")
 
 
 @pytest.mark.slow
