@@ -101,7 +101,7 @@ class Backend:
           step_of: the decode step of so many sequences, whose caches have `context` positions in whole pages.
         """
         self._step_of, self._asked = step_of, asked
-        self.config, self._params = config, params
+        self.config, self._params = config, self._placed(params)
         self._width, self._page_size, self._max_steps, self._smallest = -(-context // page_size), page_size, max_steps, smallest
         self._empty_pages = functools.partial(empty_pages, config, count=pages, size=page_size, dtype=cache_dtype)
         self._empty_slots = functools.partial(empty_slots, max_batch, config.vocab)
@@ -109,7 +109,7 @@ class Backend:
 
     def reset(self) -> None:
         """Begins anew, with empty pages and slots: after a step that failed, nothing is known of the old ones."""
-        self._pages, self._slots = committed((self._empty_pages(), self._empty_slots()))
+        self._pages, self._slots = self._placed((self._empty_pages(), self._empty_slots()))
 
     def calls(self, batches: Iterable[int], piece: int) -> list[Call]:
         """Decode steps of these batches, greedy and drawn from all tokens, and prefill of pieces of up to so many tokens."""
@@ -152,6 +152,9 @@ class Backend:
             return Said(tokens=tokens[:n, i].tolist(), sampled=sampled, ended=bool(ended[i]))
 
         return [of(i, int(taken[i])) for i in range(len(lanes))]
+
+    def _placed(self, tree: Any) -> Any:
+        return committed(tree)
 
     def _decoding(self, lanes: Sequence[Lane], batch: int, steps: int, until_one_ends: bool) -> Call:
         """A call of `_decode`."""

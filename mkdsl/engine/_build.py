@@ -10,6 +10,7 @@ import multiprocessing
 import os
 import time
 from collections.abc import Iterable, Iterator
+from typing import Any
 
 import jax
 
@@ -63,9 +64,12 @@ class OnPaper(Backend):
     """A backend of shapes: its calls can be exported and compiled, not made."""
 
     def reset(self) -> None:
-        shapes = jax.eval_shape(lambda: (self._empty_pages(), self._empty_slots()))
-        where = here()  # as `committed` arrays are, so that their calls find what is compiled for these
-        self._pages, self._slots = jax.tree.map(lambda a: jax.ShapeDtypeStruct(a.shape, a.dtype, sharding=where), shapes)
+        self._pages, self._slots = self._placed(jax.eval_shape(lambda: (self._empty_pages(), self._empty_slots())))
+
+    def _placed(self, tree: Any) -> Any:
+        """As `committed` arrays are, so that their calls find what is compiled for these."""
+        where = here()
+        return jax.tree.map(lambda a: jax.ShapeDtypeStruct(a.shape, a.dtype, sharding=where), tree)
 
 
 def build(order: Order) -> Iterator[Built]:

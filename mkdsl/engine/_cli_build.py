@@ -15,7 +15,7 @@ from mkdsl.engine._cli_explain import config_of, profile_of, timed
 from mkdsl.engine._engine import free_bytes
 from mkdsl.engine._generate import positions
 from mkdsl.engine._scheduler import BATCHES
-from mkdsl.gpu import detect, has_gpu
+from mkdsl.gpu import is_at_hand
 from mkdsl.models import SHAPES
 from mkdsl.search import directory
 
@@ -45,7 +45,7 @@ def build_command(
             rows.append(built)
             status.update(f"building: {len(rows)} of {len(order.batches)} batches")
         there, seconds = timed(lambda: build_prefill(order))
-        if has_gpu() and detect().lower() == order.target.name.lower():
+        if is_at_hand(order.target.name):
             status.update("compiling for the GPU at hand")
             compile_here(order, free_bytes())
     rich.console.Console().print(table(order, rows, seconds))

@@ -133,7 +133,12 @@ def kept(f: Callable[..., Any], *, of: Any = None, capability: tuple[int, int] |
       f: f(*args, **static), of pytrees of arrays and of what is static. A function of a module of mkdsl's, or with `of` any.
       of: what says the same as the function, as `content` takes it; of a function in a module that is its name.
       capability: of a kernel, the compute capability of the GPU that it is for.
+
+    Raises:
+      NoContentError: nothing says what the function is.
     """
+    if of is None and not f.__module__.startswith("mkdsl."):
+        raise NoContentError(f"{f.__module__}.{f.__qualname__} is not mkdsl's, whose source is known: say by of=... what it is")
     return Kept(f, content((f.__module__, f.__qualname__) if of is None else of), capability)
 
 
@@ -160,13 +165,16 @@ def here() -> jax.sharding.Sharding:
 class Executables(CacheInterface):
     """What JAX compiles, in files that are there whole or not at all: JAX's own cache writes them in place, and never repairs one."""
 
+    def __init__(self) -> None:
+        self._path = directory("xla")
+
     def get(self, key: str) -> bytes | None:
-        path = directory("xla") / key
-        return read(path) if path.exists() and private(path.parent) else None
+        path = self._path / key
+        return read(path) if path.exists() and private(self._path) else None
 
     def put(self, key: str, value: bytes) -> None:
-        if private(directory("xla")):
-            write(directory("xla") / key, value)
+        if private(self._path):
+            write(self._path / key, value)
 
 
 def keep_executables() -> None:

@@ -56,8 +56,9 @@ def write(path: pathlib.Path, content: bytes) -> None:
     """Keeps something. Atomic, so that nobody reads half of it; a directory that cannot be written to only costs time."""
     try:
         path.parent.mkdir(mode=0o700, parents=True, exist_ok=True)
-        with tempfile.NamedTemporaryFile(dir=path.parent, suffix=".tmp", delete=False) as file:
-            file.write(digest(content).encode() + b"\n" + content)
-        os.replace(file.name, path)
+        with tempfile.TemporaryDirectory(dir=path.parent, prefix="new-") as folder:
+            new = pathlib.Path(folder) / "content"
+            new.write_bytes(digest(content).encode() + b"\n" + content)
+            os.replace(new, path)
     except OSError as error:
         log.info("%s is not kept: %s", path, error)

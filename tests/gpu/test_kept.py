@@ -260,6 +260,11 @@ def test_what_has_no_content(value, cache):
         content(value)
 
 
+def test_a_function_that_is_not_ours_says_what_it_is():
+    with pytest.raises(NoContentError, match="is not mkdsl"):
+        kept(typed)
+
+
 def test_a_function_of_a_function_is_called_and_not_kept(cache):
     f = Counted()
     jax.jit(f.kept(), static_argnames="other")(*ARGS, other=Theirs())
