@@ -14,6 +14,7 @@ import jax.numpy as jnp
 import numpy as np
 from decode_step import kernel_us, shapes
 
+from mkdsl.gpu import measured_timeline
 from mkdsl.graph import build_graph
 from mkdsl.lower import lower
 from mkdsl.models import SHAPES, decode_step, init_cache, random_params
@@ -21,33 +22,10 @@ from mkdsl.schedule import PROFILES
 from mkdsl.search import search
 from mkdsl.simulate import simulate
 
-SKIPPED = 2  # iterations of a loop until it is in steady state
 
-
-def measured(graph, stamps):
-    """Per phase of each loop (wait, read, fold, epilogue, us)."""
-    order = [(name, i) for s in graph.segments for i in range(s.repeats) for name in s.phases]
-    stamps = stamps.astype(np.int64) - stamps[stamps != 0].astype(np.int64).min()
-    ends = np.where(stamps[..., -1] < 0, -1, stamps[..., -1]).max(axis=0)
-    out = {}
-    for step, (name, i) in enumerate(order):
-        repeats = graph.iterations(graph.phase(name))
-        if i >= min(SKIPPED, repeats - 1):
-            took = stamps[stamps[:, step, -1] >= 0, step]
-            parts = np.median(np.diff(took, axis=1), axis=0)
-            out.setdefault(name, []).append((*parts, ends[step] - max(ends[:step], default=0)))
-    return {name: np.median(rows, axis=0) / 1e3 for name, rows in out.items()}
-
-
-def predicted(graph, schedule, profile):
-    timeline = simulate(graph, schedule, profile)
-    us, out = dict(timeline.phase_us), {}
-    for phase in graph.phases:
-        spans = [s for s in timeline.spans if s.phase == phase.name]
-        last = max(s.iteration for s in spans)
-        parts = np.median([np.diff((s.arrived, s.known, s.read, s.folded, s.signalled)) for s in spans if s.iteration == last], axis=0)
-        out[phase.name] = np.array((*parts, us[phase.name]))
-    return out
+def rows(timeline):
+    """Per phase (wait, read, fold, epilogue, us)."""
+    return {name: (*timeline.parts_us(name).values(), us) for name, us in timeline.phase_us}
 
 
 def main():
@@ -71,15 +49,15 @@ def main():
     args = params, kv, token, pos
     out, (again, _) = plain(*args), timed(*args)
     assert (out[1] == again[1]).all(), "the kernel with stamps computes something else"
-    stamps = np.asarray(timed(*args)[1]).view(np.uint32)
+    stamps = np.asarray(timed(*args)[1])
     print(f"{a.model} batch {a.batch} context {a.context} for {a.target} on {jax.devices()[0].device_kind}")
     print(
         f"  kernel {kernel_us(plain, *args)[0]:.1f} us, with stamps {kernel_us(timed, *args)[0]:.1f} us; predicted {schedule.predicted_us:.0f} us"
     )
     columns = "".join(f"{name:>9}" for name in ("wait", "read", "fold", "epilogue", "us"))
     print(f"  {'phase':<14}{columns}   predicted:{columns}")
-    expected = predicted(program.graph, schedule, profile)
-    for name, row in measured(program.graph, stamps).items():
+    expected = rows(simulate(program.graph, schedule, profile))
+    for name, row in rows(measured_timeline(program.graph, stamps)).items():
         print(f"  {name:<14}" + "".join(f"{x:9.1f}" for x in row) + " " * 13 + "".join(f"{x:9.1f}" for x in expected[name]))
 
 

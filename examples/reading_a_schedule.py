@@ -57,7 +57,7 @@ def main():
     graph, schedule = traced.graph, traced.schedule()
     print("1. The decode step as phases. What stands after -> crosses from phase to phase; all else is fused into one of them.\n")
     print(graph)
-    print("\n2. The schedule: a row for each phase, then the ring, shared memory, hand-offs, and the predicted time.\n")
+    print("\n2. The schedule: the prediction, words, a row for each phase, hand-offs, where time goes, what came second, shared memory.\n")
     print(explain(graph, schedule, profile("h200")))
     print("\n3. One phase in words.\n")
     walk_through(graph, schedule)

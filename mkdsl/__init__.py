@@ -4,9 +4,11 @@ from mkdsl.gpu import jit
 from mkdsl.graph import UnsupportedError
 from mkdsl.ops import (
     Llama3Scaling,
+    Paged,
     append,
     argmax,
     attention,
+    batch_axes,
     dot,
     embed,
     fold,
@@ -21,6 +23,6 @@ from mkdsl.ops import (
 )
 
 __all__ = [
-    "Llama3Scaling", "UnsupportedError", "append", "argmax", "attention", "dot", "embed", "fold", "heads", "jit", "layer_norm", "layers", "linear", "prefill",
-    "rms_norm", "rope", "tile",
+    "Llama3Scaling", "Paged", "UnsupportedError", "append", "argmax", "attention", "batch_axes", "dot", "embed", "fold", "heads", "jit", "layer_norm",
+    "layers", "linear", "prefill", "rms_norm", "rope", "tile",
 ]  # fmt: skip

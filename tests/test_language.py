@@ -82,7 +82,7 @@ def test_the_primitives_are_the_codes(name, listed):
 
 def test_the_operators_are_all_there():
     named = {word for operator, *_ in rows("Operators") for word in re.findall(r"mk\.(\w+)\(", operator)}
-    assert named == set(mk.__all__) - {"Llama3Scaling", "UnsupportedError", "dot", "jit", "prefill", "tile"}
+    assert named == set(mk.__all__) - {"Llama3Scaling", "UnsupportedError", "batch_axes", "dot", "jit", "prefill", "tile"}
 
 
 @pytest.mark.parametrize(
@@ -132,8 +132,8 @@ def largest(carry, tile, x):
     return jnp.maximum(carry, jnp.max(tile * x, axis=-1))
 
 
-def build_sized(rows=128, hidden=128, context=64, head_dim=64, heads=2, k=128, batch=1):
-    """A step with all that has a size."""
+def build_sized(rows=128, hidden=128, context=64, head_dim=64, heads=2, k=128, batch=1, size=None):
+    """A step with all that has a size, on a whole cache, or on pages of a size."""
 
     def step(params, kv, token, pos):
         x = mk.embed(params["table"], token)
@@ -148,6 +148,8 @@ def build_sized(rows=128, hidden=128, context=64, head_dim=64, heads=2, k=128, b
         "own": (64, k), "out": (rows, 64),
     }  # fmt: skip
     kv = {name: leaf(batch, 2, context, head_dim) for name in "kv"}
+    if size:
+        kv = mk.Paged({name: leaf(9, 2, size, head_dim) for name in "kv"}, leaf(batch, 3, dtype="int32"))
     params = {name: leaf(*shape) for name, shape in shapes.items()}
     return mk.jit(step, batch=batch, target="h200").trace(params, kv, *(leaf(batch, dtype="int32") for _ in range(2)))
 

@@ -82,6 +82,15 @@ def test_versions_agree() -> None:
     assert project["requires-python"] == f">={pinned}"
 
 
+def test_what_is_no_code_is_installed_too() -> None:
+    """All other files of the package are named as its data, or an installed mkdsl lacks them."""
+    patterns = tomllib.loads((ROOT / "pyproject.toml").read_text())["tool"]["setuptools"]["package-data"]["mkdsl"]
+    package = ROOT / "mkdsl"
+    files = {p for p in package.rglob("*") if p.is_file() and p.suffix not in (".py", ".pyc")}
+    assert package / "engine" / "page" / "page.html" in files
+    assert files == {p for pattern in patterns for p in package.glob(pattern)}
+
+
 def test_ci_is_a_script_that_runs_all_tests() -> None:
     script = ROOT / ".ci" / "run"
     assert os.access(script, os.X_OK)

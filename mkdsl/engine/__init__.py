@@ -1,13 +1,12 @@
-"""From a checkpoint to text: one sequence through the kernel, or many requests at once; and the command line."""
+"""From a checkpoint to text: many requests at once, each as if it were alone; and the command line."""
 
 import sys
 from collections.abc import Callable
 
-from mkdsl.engine._answers import Answer, Delta, Logprob, answers
-from mkdsl.engine._decoder import Decoder, default_decoder
+from mkdsl.engine._answers import Answer, Delta, LogitsError, Logprob, answers
 from mkdsl.engine._engine import Engine, Stats
-from mkdsl.engine._generate import Generation, LogitsError, Model, Report, generate, load_model
 from mkdsl.engine._loop import EngineError
+from mkdsl.engine._progress import loading_bar
 from mkdsl.engine._sampling import SamplingError, SamplingParams
 from mkdsl.engine._scheduler import BATCHES, PagesError
 from mkdsl.engine._smollm2 import fetch_smollm2
@@ -16,9 +15,8 @@ from mkdsl.gpu import ContextError
 from mkdsl.models import MissingExtra, extra
 
 __all__ = [
-    "BATCHES", "Answer", "ContextError", "Decoder", "Delta", "Engine", "EngineError", "Generation", "LogitsError", "Logprob", "Model", "PagesError",
-    "PromptError", "Report", "SamplingError", "SamplingParams", "Stats", "Tokenizer", "answers", "default_decoder", "fetch_smollm2", "generate", "load_model",
-    "load_tokenizer", "main",
+    "BATCHES", "Answer", "ContextError", "Delta", "Engine", "EngineError", "LogitsError", "Logprob", "PagesError", "PromptError", "SamplingError",
+    "SamplingParams", "Stats", "Tokenizer", "answers", "fetch_smollm2", "load_tokenizer", "loading_bar", "main",
 ]  # fmt: skip
 
 

@@ -5,11 +5,16 @@ import itertools
 from collections.abc import Iterable, Sequence
 from typing import Literal
 
-from mkdsl.engine._sampler import NOT_FINITE, Sampled
+from mkdsl.engine._sampler import NOT_FINITE, Logprobs
 from mkdsl.engine._sampling import SamplingParams
 from mkdsl.engine._text import Detokenizer, StopStrings
 
+DAMAGED = "a weight is no number, or one so large that sums overflow: download the checkpoint again"
 Finish = Literal["stop", "length"]  # an end token or stop string; max_tokens or the context
+
+
+class LogitsError(ArithmeticError):
+    """A step's logits are NaN or infinite: no token follows from them."""
 
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
@@ -78,12 +83,12 @@ class Writer:
         self._prompt, self._choice, self._params, self._text = prompt, choice, params, text
         self._stops = StopStrings(params.stop)
 
-    def write(self, tokens: Sequence[int], sampled: Sampled | None, *, ended: bool, last: bool) -> tuple[Delta, int]:
+    def write(self, tokens: Sequence[int], sampled: Logprobs | None, *, ended: bool, last: bool) -> tuple[Delta, int]:
         """The next delta.
 
         Args:
           tokens: the next ones, all of them finite.
-          sampled: as they came from the device, where log-probabilities are wanted.
+          sampled: as they came from the device, arrays over tokens, where log-probabilities are wanted.
           ended: whether the last one is an end token, which is not shown.
           last: whether max_tokens are reached.
 
@@ -104,7 +109,7 @@ class Writer:
         delta = Delta(prompt=self._prompt, choice=self._choice, text=text, tokens=said, logprobs=logprobs, finish=finish)
         return delta, taken if self._stops.found else len(tokens)
 
-    def _logprobs(self, tokens: Sequence[int], sampled: Sampled) -> tuple[Logprob, ...]:
+    def _logprobs(self, tokens: Sequence[int], sampled: Logprobs) -> tuple[Logprob, ...]:
         columns = zip(tokens, sampled.logprob.tolist(), sampled.top_tokens.tolist(), sampled.top_logprobs.tolist(), strict=False)
         most = self._params.logprobs or 0
         return tuple(Logprob(token=t, logprob=p, top=tuple(zip(ids[:most], of[:most], strict=True))) for t, p, ids, of in columns)

@@ -1,11 +1,11 @@
-"""What the engine has on the device, and the two things it does there: write a piece of a prompt, and run decode steps.
+"""What the engine has on the device, and what it does there: write a piece of a prompt, and run decode steps.
 
-Decode steps run in one executable that loops on the device: paged step, sampling, end tokens. The host hears of it when all are done.
+Everything is only begun here, and the device does one thing after the other. So the host plans the next decode steps before it knows what the
+last ones said: where each sequence stands is known on the device.
 """
 
 import dataclasses
 import functools
-import itertools
 from collections.abc import Callable, Iterable, Sequence
 from typing import Any
 
@@ -16,39 +16,40 @@ from jax import lax
 from jax.typing import DTypeLike
 
 from mkdsl.engine._ahead import Call, side_by_side
-from mkdsl.engine._paged import Step, capacity, empty_pages, gathered, paged_fill, written_back
-from mkdsl.engine._sampler import NOT_FINITE, Asked, Sampled, sample
+from mkdsl.engine._paged import Step, empty_pages, paged_fill
+from mkdsl.engine._pieces import covering, powers, row
+from mkdsl.engine._sampler import NOT_FINITE, Asked, Logprobs, Sampled, sample
 from mkdsl.engine._sampling import SamplingParams
-from mkdsl.engine._slots import Slots, count, empty_slots, occupy
+from mkdsl.engine._slots import Slots, State, count, empty_slots, occupy
 from mkdsl.gpu import committed, kept, record
 from mkdsl.models import DecoderConfig
+from mkdsl.ops import Paged
 
 SMALLEST = 16  # tokens of a prompt in a piece: they are powers of two from here on, each compiled once
+CLEARED = 16  # pages in one go
 
 
 GREEDY = SamplingParams(temperature=0.0)
 NOWHERE = -1  # the position of who has none: nothing is appended there, and nothing of a cache is read
+NOTHING = -2  # no token: of a sequence that had ended before
 
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
 class Lane:
-    """One sequence's part in some decode steps.
-
-    Attributes:
-      slot: its slot.
-      pages: its pages; they hold all positions that will be written.
-      token: the one to feed.
-      position: where it goes.
-      index: how many tokens its answer has.
-      params: how its tokens are chosen.
-    """
+    """One sequence's part in some decode steps: its slot, its pages, which hold all positions that will be written, and how its tokens are chosen."""
 
     slot: int
     pages: Sequence[int]
-    token: int
-    position: int
-    index: int
     params: SamplingParams
+
+
+@dataclasses.dataclass(frozen=True, kw_only=True)
+class Piece:
+    """Tokens of a prompt, one at least, written at the positions from `start` on, all of which lie in these pages."""
+
+    tokens: Sequence[int]
+    start: int
+    pages: Sequence[int]
 
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
@@ -57,33 +58,38 @@ class Said:
 
     Attributes:
       tokens: NOT_FINITE is the last of them if logits were NaN or infinite.
-      sampled: as they came, where log-probabilities are asked for; arrays over tokens.
-      ended: whether the last is an end token.
+      logprobs: where they are asked for; arrays over tokens.
     """
 
     tokens: list[int]
-    sampled: Sampled | None
-    ended: bool
+    logprobs: Logprobs | None
 
 
-@record
 @dataclasses.dataclass(frozen=True, kw_only=True)
-class _Lanes:
-    """All of them as arrays over the batch, int32; tables [b, width]."""
+class Flight:
+    """Decode steps under way: what is said in them, arrays over steps and lanes."""
 
-    rows: Any
-    tables: Any
-    tokens: Any
-    positions: Any
-    index: Any
+    lanes: Sequence[Lane]
+    said: Sampled
+
+    def land(self) -> list[Said]:
+        """Waits for them. Returns what each sequence has said."""
+        tokens, logprobs = jax.device_get((self.said.token, self.said.logprobs))
+
+        def of(i: int, lane: Lane) -> Said:
+            n = int((tokens[:, i] != NOTHING).sum())
+            own = None if lane.params.logprobs is None else jax.tree.map(lambda a: a[:n, i], logprobs)
+            return Said(tokens=tokens[:n, i].tolist(), logprobs=own)
+
+        return [of(i, lane) for i, lane in enumerate(self.lanes)]
 
 
 class Backend:
     """A model on JAX's default device. What is said of sequences (`occupy`, and which pages are theirs) is the scheduler's business."""
 
     def __init__(
-        self, config: DecoderConfig, params: Any, *, pages: int, page_size: int, context: int, max_batch: int, max_steps: int,
-        step_of: Callable[[int], Step], smallest: int = SMALLEST, asked: Asked | None = None, cache_dtype: DTypeLike = jnp.bfloat16,
+        self, config: DecoderConfig, params: Any, *, pages: int, page_size: int, context: int, max_batch: int, steps: int,
+        step_of: Callable[[int], Step], smallest: int = SMALLEST, packed: int = 0, asked: Asked | None = None, cache_dtype: DTypeLike = jnp.bfloat16,
     ) -> None:  # fmt: skip
         """Sets up the device.
 
@@ -94,15 +100,17 @@ class Backend:
           page_size: positions in each.
           context: positions a sequence has at most.
           max_batch: sequences that are admitted at the same time at most.
-          max_steps: decode steps in one dispatch at most.
+          steps: decode steps in one dispatch.
+          step_of: the decode step of so many sequences, whose caches have `context` positions in whole pages.
           smallest: tokens in a piece of a prompt at least; shorter ones are padded.
+          packed: tokens in several short prompts that are written at once, pads and all.
           asked: what the sampler computes whoever is there; None for what they ask for.
           cache_dtype: of the pages.
-          step_of: the decode step of so many sequences, whose caches have `context` positions in whole pages.
         """
         self._step_of, self._asked = step_of, asked
         self.config, self._params = config, self._placed(params)
-        self._width, self._page_size, self._max_steps, self._smallest = -(-context // page_size), page_size, max_steps, smallest
+        self._width, self._page_size, self._steps, self._smallest = -(-context // page_size), page_size, steps, smallest
+        self._count, self._max_batch, self._packed = pages, max_batch, packed
         self._empty_pages = functools.partial(empty_pages, config, count=pages, size=page_size, dtype=cache_dtype)
         self._empty_slots = functools.partial(empty_slots, max_batch, config.vocab)
         self.reset()
@@ -112,138 +120,144 @@ class Backend:
         self._pages, self._slots = self._placed((self._empty_pages(), self._empty_slots()))
 
     def calls(self, batches: Iterable[int], piece: int) -> list[Call]:
-        """Decode steps of these batches, greedy and drawn from all tokens, and prefill of pieces of up to so many tokens."""
-        asked = [
-            self._decoding([self._nobody(params=params)], batch, 1, False) for batch in batches for params in (GREEDY, SamplingParams())
-        ]
-        lengths = itertools.takewhile(lambda length: length <= piece, (self._smallest << i for i in itertools.count()))
-        return [*asked, *(self._filling([0] * length, self._past, ()) for length in lengths)]
+        """Decode steps of these batches, greedy and drawn from all tokens; and if `piece` is more than 0 prefill of pieces of up to so many tokens."""
+        nobody = [Lane(slot=self._max_batch, pages=(), params=params) for params in (GREEDY, SamplingParams())]
+        calls = [self._decoding([lane], batch) for batch in batches for lane in nobody]
+        for length in powers(self._smallest, piece):
+            least = covering(-(-length // self._page_size), self._width)
+            for width in sorted({covering(pages, self._width) for pages in range(least, self._width + 1)}):
+                calls.append(self._writing([], rows=1, length=length, width=width))
+        for length in powers(row(1, self._packed, self._max_batch), self._packed // 2) if piece else ():
+            width = covering(-(-length // self._page_size), self._width)
+            calls.append(self._writing([], rows=self._packed // length, length=length, width=width))
+        return [*calls, self._clearing([])]
 
     def compile(self, batches: Iterable[int], piece: int) -> None:
         """Compiles the `calls`, side by side. What else is asked of the sampler is compiled when it is first asked for, as all is that was not compiled here."""
         side_by_side(Call.compile, self.calls(batches, piece))
 
-    def occupy(self, slot: int, *, params: SamplingParams, seed: int, prompt: Sequence[int], ends: Iterable[int]) -> None:
+    def occupy(self, slot: int, *, params: SamplingParams, seed: int, prompt: Sequence[int], ends: Iterable[int], max_tokens: int) -> None:
         """A new sequence has this slot: see `occupy` of the slots."""
-        self._slots = occupy(self._slots, slot, params=params, seed=seed, prompt=prompt, ends=ends)
+        self._slots = occupy(self._slots, slot, params=params, seed=seed, prompt=prompt, ends=ends, max_tokens=max_tokens)
 
-    def prefill(self, tokens: Sequence[int], *, start: int, pages: Sequence[int]) -> None:
-        """Writes tokens of a prompt at the positions from `start` on, all of which lie in these pages."""
-        self._pages = self._filling(tokens, start, pages)()
+    def clear(self, pages: Sequence[int]) -> None:
+        """Pages that have a new holder: what they held was another's, and nothing times NaN is NaN."""
+        for first in range(0, len(pages), CLEARED):
+            self._pages = self._clearing(pages[first : first + CLEARED])()
 
-    def decode(self, lanes: Sequence[Lane], *, batch: int, steps: int, until_one_ends: bool) -> list[Said]:
-        """Runs decode steps, each sequence until its end token.
+    def prefill(self, pieces: Sequence[Piece]) -> jax.Array:
+        """Writes a piece of a prompt, or several short prompts. Returns something that is ready when they are written."""
+        longest, stop = max(len(piece.tokens) for piece in pieces), max(piece.start + len(piece.tokens) for piece in pieces)
+        width = covering(-(-stop // self._page_size), self._width)
+        if len(pieces) == 1:
+            call = self._writing(pieces, rows=1, length=max(row(longest), self._smallest), width=width)
+        else:
+            length = row(longest, self._packed, self._max_batch)
+            call = self._writing(pieces, rows=self._packed // length, length=length, width=width)
+        self._pages, done = call()
+        return done
+
+    def _writing(self, pieces: Sequence[Piece], *, rows: int, length: int, width: int) -> Call:
+        """Pads are tokens past the table."""
+        tokens, positions = np.zeros((rows, length), np.int32), np.full((rows, length), self._width * self._page_size, np.int32)
+        tables = np.zeros((rows, width), np.int32)
+        for i, piece in enumerate(pieces):
+            count = len(piece.tokens)
+            tokens[i, :count], positions[i, :count] = piece.tokens, np.arange(piece.start, piece.start + count)
+            tables[i] = self._table(piece.pages)[:width]
+        return Call(_fill, (self._params, self._pages, tables, tokens, positions), {"config": self.config})
+
+    def _clearing(self, pages: Sequence[int]) -> Call:
+        which = np.pad(np.asarray(pages, np.int32), (0, CLEARED - len(pages)), constant_values=self._count)
+        return Call(_clear, (self._pages, which), {})
+
+    def decode(self, lanes: Sequence[Lane], *, batch: int) -> Flight:
+        """Begins decode steps, each sequence until it ends.
 
         Args:
           lanes: the sequences.
           batch: as many sequences are compiled for; what lies past the lanes does nothing.
-          steps: at most max_steps.
-          until_one_ends: stop as soon as one sequence has ended; else when all have.
-
-        Returns:
-          What each has said.
         """
-        self._pages, self._slots, said, ended, taken = self._decoding(lanes, batch, steps, until_one_ends)()
-        tokens, ended, taken = jax.device_get((said.token, ended, taken))
-        said = jax.device_get(said) if any(lane.params.logprobs is not None for lane in lanes) else None
+        self._pages, self._slots, said = self._decoding(lanes, batch)()
+        said.token.copy_to_host_async()
+        return Flight(lanes=lanes, said=said)
 
-        def of(i: int, n: int) -> Said:
-            sampled = jax.tree.map(lambda a: a[:n, i], said) if lanes[i].params.logprobs is not None else None
-            return Said(tokens=tokens[:n, i].tolist(), sampled=sampled, ended=bool(ended[i]))
-
-        return [of(i, int(taken[i])) for i in range(len(lanes))]
+    def _decoding(self, lanes: Sequence[Lane], batch: int) -> Call:
+        nobody = [self._lane(self._max_batch, ())] * (batch - len(lanes))
+        rows = np.stack([*(self._lane(lane.slot, lane.pages) for lane in lanes), *nobody])
+        asked = self._asked or Asked.of(lane.params for lane in lanes)
+        args = self._params, self._pages, self._slots, rows
+        return Call(_decode, args, {"step": self._step_of(batch), "steps": self._steps, "asked": asked})
 
     def _placed(self, tree: Any) -> Any:
         return committed(tree)
 
-    def _decoding(self, lanes: Sequence[Lane], batch: int, steps: int, until_one_ends: bool) -> Call:
-        """A call of `_decode`."""
-        args = self._params, self._pages, self._slots, self._lanes(lanes, batch), np.int32(steps), np.bool_(until_one_ends)
-        asked = self._asked or Asked.of(lane.params for lane in lanes)
-        return Call(_decode, args, {"step": self._step_of(batch), "max_steps": self._max_steps, "asked": asked})
-
-    def _filling(self, tokens: Sequence[int], start: int, pages: Sequence[int]) -> Call:
-        """A call of `_fill`."""
-        padding = (0, max(self._smallest, 1 << (len(tokens) - 1).bit_length()) - len(tokens))
-        positions = np.pad(np.arange(start, start + len(tokens), dtype=np.int32), padding, constant_values=self._past)
-        args = self._params, self._pages, self._table(pages), np.pad(np.asarray(tokens, np.int32), padding), positions
-        return Call(_fill, args, {"config": self.config})
-
-    @property
-    def _past(self) -> int:
-        """The first position past a table: nothing is written from there on."""
-        return self._width * self._page_size
-
-    def _nobody(self, slot: int = 0, params: SamplingParams = GREEDY) -> Lane:
-        return Lane(slot=slot, pages=(), token=0, position=self._past, index=0, params=params)
+    def _lane(self, slot: int, pages: Sequence[int]) -> np.ndarray:
+        """Its slot and its table in one: each array that goes to the device takes its time."""
+        return np.concatenate([np.array([slot], np.int32), self._table(pages)])
 
     def _table(self, pages: Sequence[int]) -> np.ndarray:
-        return np.pad(np.asarray(pages, np.int32), (0, self._width - len(pages)))
+        """The pages there are, and then again the last of them: what lies behind is read in part, and must be numbers."""
+        return np.pad(np.asarray(pages or [0], np.int32), (0, self._width - max(len(pages), 1)), mode="edge")
 
-    def _lanes(self, lanes: Sequence[Lane], batch: int) -> _Lanes:
-        """Lanes that nobody has are of the first one's slot: so they ask for nothing that nobody asks for."""
-        lanes = [*lanes, *[self._nobody(lanes[0].slot)] * (batch - len(lanes))]
-        return _Lanes(
-            rows=np.array([lane.slot for lane in lanes], np.int32),
-            tables=np.stack([self._table(lane.pages) for lane in lanes]),
-            tokens=np.array([lane.token for lane in lanes], np.int32),
-            positions=np.array([lane.position for lane in lanes], np.int32),
-            index=np.array([lane.index for lane in lanes], np.int32),
-        )
+
+@functools.partial(jax.jit, donate_argnums=0)
+@kept
+def _clear(pages: Any, which: jax.Array) -> Any:
+    return jax.tree.map(lambda leaf: leaf.at[:, which].set(0, mode="drop"), pages)
 
 
 @functools.partial(jax.jit, static_argnames="config", donate_argnames="pages")
-@kept
-def _fill(params: Any, pages: Any, table: jax.Array, tokens: jax.Array, positions: jax.Array, *, config: DecoderConfig) -> Any:
-    return paged_fill(config)(params, pages, table, tokens, positions)
+@functools.partial(kept, local=True)
+def _fill(params: Any, pages: Any, tables: jax.Array, tokens: jax.Array, positions: jax.Array, *, config: DecoderConfig) -> Any:
+    return paged_fill(config)(params, Paged(pages, tables), tokens, positions).pages, tokens[0, 0]
 
 
 @record
 @dataclasses.dataclass(frozen=True, kw_only=True)
 class _Run:
-    """Decode steps under way: kv as gathered; said over steps and lanes; live and taken (tokens so far) over lanes."""
+    """Decode steps under way: where each lane stands, how often it has said each token [slots, vocab], and what was said [steps, b]."""
 
-    steps: jax.Array
-    kv: Any
-    slots: Slots
-    token: jax.Array
-    live: jax.Array
-    taken: jax.Array
+    pages: Any
+    state: State
+    generated: jax.Array
     said: Sampled
 
 
-@functools.partial(jax.jit, static_argnames=("step", "max_steps", "asked"), donate_argnames=("pages", "slots"))
+@functools.partial(jax.jit, static_argnames=("step", "steps", "asked"), donate_argnames=("pages", "slots"))
 @kept
-def _decode(
-    params: Any, pages: Any, slots: Slots, lanes: _Lanes, steps: jax.Array, until_one_ends: jax.Array,
-    *, step: Step, max_steps: int, asked: Asked,
-) -> tuple[Any, Slots, Sampled, jax.Array, jax.Array]:  # fmt: skip
-    """Returns pages, slots, what was said, and over lanes whether each ended and how many tokens it took."""
-    exists = lanes.positions < capacity(pages, lanes.tables)
+def _decode(params: Any, pages: Any, slots: Slots, lanes: jax.Array, *, step: Step, steps: int, asked: Asked) -> tuple[Any, Slots, Sampled]:
+    """Lanes are int32 [b, 1 + width]: slots, and tables. Returns pages, slots, and what was said, arrays over steps and lanes.
 
-    def go_on(run: _Run) -> jax.Array:
-        return (run.steps < steps) & run.live.any() & ~(until_one_ends & (exists & ~run.live).any())
+    The number of steps is known to the compiler: else the device would ask the host after each whether to go on.
+    """
+    rows, tables = lanes[:, 0], lanes[:, 1:]
+    one_step = functools.partial(_one_step, params, slots, rows, tables, step=step, asked=asked)
+    state = jax.tree.map(lambda a: a.at[rows].get(mode="fill", fill_value=0), slots.state)
+    _, _, _, sampled = jax.eval_shape(one_step, pages, state, slots.generated)
+    said = jax.tree.map(lambda a: jnp.zeros((steps, *a.shape), a.dtype), sampled)
 
-    def once(run: _Run) -> _Run:
-        positions = jnp.where(run.live, lanes.positions + run.steps, NOWHERE)
-        logits, kv = step(params, run.kv, run.token, positions)
-        sampled = sample(logits, run.slots, lanes.rows, lanes.index + run.steps, asked=asked)
-        ends = run.slots.ends[lanes.rows, sampled.token] | (sampled.token == NOT_FINITE)
+    def once(i: jax.Array, run: _Run) -> _Run:
+        pages, state, generated, sampled = one_step(run.pages, run.state, run.generated)
         return _Run(
-            steps=run.steps + 1,
-            kv=kv,
-            slots=count(run.slots, jnp.where(run.live, lanes.rows, slots.bias.shape[0]), sampled.token),
-            token=sampled.token,
-            live=run.live & ~ends,
-            taken=run.taken + run.live,
-            said=jax.tree.map(lambda all, one: all.at[run.steps].set(one), run.said, sampled),
+            pages=pages, state=state, generated=generated, said=jax.tree.map(lambda all, one: all.at[i].set(one), run.said, sampled)
         )
 
-    logits = jax.ShapeDtypeStruct((exists.size, slots.bias.shape[1]), jnp.float32)
-    sampled = jax.eval_shape(functools.partial(sample, asked=asked), logits, slots, lanes.rows, lanes.index)
-    said = jax.tree.map(lambda a: jnp.zeros((max_steps, *a.shape), a.dtype), sampled)
-    nothing, kv = jnp.zeros(exists.shape, jnp.int32), gathered(pages, lanes.tables, lanes.positions)
-    run = _Run(steps=jnp.int32(0), kv=kv, slots=slots, token=lanes.tokens, live=exists, taken=nothing, said=said)
-    run = lax.while_loop(go_on, once, run)
-    pages = written_back(pages, lanes.tables, run.kv, lanes.positions, run.taken, most=max_steps)
-    return pages, run.slots, run.said, exists & ~run.live, run.taken
+    run = lax.fori_loop(0, steps, once, _Run(pages=pages, state=state, generated=slots.generated, said=said))
+    state = jax.tree.map(lambda a, new: a.at[rows].set(new, mode="drop"), slots.state, run.state)
+    return run.pages, dataclasses.replace(slots, state=state, generated=run.generated), run.said
+
+
+def _one_step(
+    params: Any, slots: Slots, rows: jax.Array, tables: jax.Array, pages: Any, now: State, generated: jax.Array, *, step: Step, asked: Asked
+) -> tuple[Any, State, jax.Array, Sampled]:
+    """A decode step of all lanes. Who has ended is at no position, and says nothing."""
+    live = now.left > 0
+    logits, cache = step(params, Paged(pages, tables), now.token, jnp.where(live, now.position, NOWHERE))
+    sampled = sample(logits, dataclasses.replace(slots, generated=generated), rows, now.index, asked=asked)
+    ends = slots.ends[rows, sampled.token] | (sampled.token == NOT_FINITE)
+    left = jnp.where(live & ~ends, now.left - 1, 0)
+    after = State(token=sampled.token, position=now.position + 1, index=now.index + 1, left=left)
+    if asked.changes:  # nobody else looks at what was said
+        generated = count(generated, jnp.where(live, rows, generated.shape[0]), sampled.token)
+    return cache.pages, after, generated, dataclasses.replace(sampled, token=jnp.where(live, sampled.token, NOTHING))

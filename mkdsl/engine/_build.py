@@ -16,13 +16,12 @@ import jax
 
 from mkdsl.engine._ahead import Call, side_by_side
 from mkdsl.engine._backend import Backend
-from mkdsl.engine._decoder import batched_shapes, kernel_step, shapes
-from mkdsl.engine._engine import PIECE, backend_sizes, whole_pages
-from mkdsl.gpu import Assembled, Kept, assemble, assemble_module, here, identity, keep_executables
-from mkdsl.graph import build_graph
+from mkdsl.engine._decoder import Pool, kernel_step, paged_shapes, require_kernel
+from mkdsl.engine._engine import backend_options, pieces_of, pool_of
+from mkdsl.gpu import Assembled, Kept, assemble, assemble_module, here, identity, jit, keep_executables
 from mkdsl.models import DecoderConfig, abstract_params, decode_step
 from mkdsl.schedule import Profile
-from mkdsl.search import directory, floor_us, read, search, write
+from mkdsl.search import directory, floor_us, read, write
 
 MISSING = "assembling without a GPU needs"  # how the message begins where the compiler is not installed
 
@@ -90,25 +89,22 @@ def build(order: Order) -> Iterator[Built]:
 def build_batch(order: Order, batch: int) -> Built:
     """One batch: its schedule, its kernel, and the executable around that."""
     start = time.perf_counter()
-    step = kernel_step(order.config, whole_pages(order.context), batch, target=order.target)
+    pool = pool_of(_options(order))
+    require_kernel(order.config, pool, order.target)
+    step = kernel_step(order.config, pool, batch, target=order.target)
     there = exported(_paper(order, {batch: step}).calls([batch], 0))
-    kernel, unassembled, known = _assembled(order, step, batch)
-    graph = build_graph(decode_step(order.config), *shapes(order.config, whole_pages(order.context)))[0]
-    schedule = search(graph, batch=batch, target=order.target)
+    kernel, unassembled, known = _assembled(order, pool, step, batch)
+    traced = jit(decode_step(order.config), batch=batch, target=order.target).trace(*paged_shapes(order.config, pool, batch))
+    schedule = traced.schedule()
     return Built(
         batch=batch,
         predicted_us=schedule.predicted_us,
-        floor_us=floor_us(graph, batch, order.target),
+        floor_us=floor_us(traced.graph, batch, order.target),
         kernel=kernel,
         unassembled=unassembled,
         seconds=time.perf_counter() - start,
         there=there and known,
     )
-
-
-def build_prefill(order: Order) -> bool:
-    """The pieces of prompts. Returns whether they were there already."""
-    return exported(_paper(order, {}).calls([], PIECE))
 
 
 def exported(calls: Iterable[Call]) -> bool:
@@ -117,27 +113,31 @@ def exported(calls: Iterable[Call]) -> bool:
 
 
 def compile_here(order: Order, free: int | None) -> None:
-    """Has XLA compile all of it for the GPU at hand, which has so many bytes free."""
+    """Has XLA compile all of it for the GPU at hand, which has so many bytes free; and the pieces of prompts, which cuDNN must be there for."""
     keep_executables()
-    steps = {batch: kernel_step(order.config, whole_pages(order.context), batch, target=order.target) for batch in order.batches}
-    side_by_side(Call.compile, _paper(order, steps, free=free).calls(order.batches, PIECE))
+    weights = sum(a.size * a.dtype.itemsize for a in jax.tree.leaves(abstract_params(order.config)))
+    options = _options(order, None if free is None else free - weights)
+    steps = {batch: kernel_step(order.config, pool_of(options), batch, target=order.target) for batch in order.batches}
+    paper = OnPaper(order.config, abstract_params(order.config), step_of=steps.__getitem__, **options)
+    side_by_side(Call.compile, paper.calls(order.batches, pieces_of(order.config, order.target).alone))
 
 
-def _paper(order: Order, steps: dict[int, Kept], free: int | None = None) -> OnPaper:
-    params = abstract_params(order.config)
-    weights = sum(a.size * a.dtype.itemsize for a in jax.tree.leaves(params))
-    free = None if free is None else free - weights
-    sizes = backend_sizes(order.config, context=order.context, max_batch=max(order.batches), free=free, host=False)
-    return OnPaper(order.config, params, step_of=steps.__getitem__, **sizes)
+def _options(order: Order, free: int | None = None) -> dict[str, Any]:
+    pieces = pieces_of(order.config, order.target)
+    return backend_options(order.config, pieces, context=order.context, max_batch=max(order.batches), free=free, host=False)
 
 
-def _assembled(order: Order, step: Kept, batch: int) -> tuple[dict[str, int] | None, str, bool]:
+def _paper(order: Order, steps: dict[int, Kept]) -> OnPaper:
+    return OnPaper(order.config, abstract_params(order.config), step_of=steps.__getitem__, **_options(order))
+
+
+def _assembled(order: Order, pool: Pool, step: Kept, batch: int) -> tuple[dict[str, int] | None, str, bool]:
     """The kernel's numbers, or why there are none; and whether they were there already."""
     path = directory("assembled") / f"{identity(step.content)}.json"
     if content := read(path):
         return json.loads(content), "", True
     try:
-        found = _assemble(order, step, batch)
+        found = _assemble(order, pool, step, batch)
     except RuntimeError as error:
         if not str(error).startswith(MISSING):
             raise
@@ -147,12 +147,12 @@ def _assembled(order: Order, step: Kept, batch: int) -> tuple[dict[str, int] | N
     return numbers, "", False
 
 
-def _assemble(order: Order, step: Kept, batch: int) -> Assembled:
+def _assemble(order: Order, pool: Pool, step: Kept, batch: int) -> Assembled:
     """The kernel that has just been emitted; or, where that is kept from before, it is emitted once more."""
     capability = order.target.capability
     if step.emitted:
         return assemble_module(step.emitted[0], capability)
-    return assemble(step.f, *batched_shapes(order.config, whole_pages(order.context), batch), capability=capability)[0]
+    return assemble(step.f, *paged_shapes(order.config, pool, batch), capability=capability)[0]
 
 
 def _on_cpu() -> None:

@@ -5,12 +5,16 @@ from typing import Any
 import typer
 import typer.core
 
+from mkdsl.engine._answers import LogitsError
 from mkdsl.engine._cli_build import build_command
+from mkdsl.engine._cli_chat import chat
 from mkdsl.engine._cli_explain import explain
 from mkdsl.engine._cli_generate import generate
 from mkdsl.engine._cli_probe import probe_command
 from mkdsl.engine._demo import demo
-from mkdsl.engine._generate import LogitsError
+from mkdsl.engine._loop import EngineError
+from mkdsl.engine._sampling import SamplingError
+from mkdsl.engine._scheduler import PagesError
 from mkdsl.engine._tokenizer import PromptError
 from mkdsl.gpu import ContextError
 from mkdsl.graph import UnsupportedError
@@ -20,8 +24,10 @@ from mkdsl.proof import ScheduleError
 REFUSALS = (
     CheckpointError,
     ContextError,
+    EngineError,
     LogitsError,
     MissingExtra,
+    PagesError,
     PromptError,
     ScheduleError,
     UnsupportedError,
@@ -37,6 +43,9 @@ class Commands(typer.core.TyperGroup):
             return super().invoke(ctx)
         except typer.BadParameter as refusal:
             typer.echo(f"mkdsl: {refusal.format_message()}", err=True)
+            raise typer.Exit(2) from None
+        except SamplingError as refusal:
+            typer.echo(f"mkdsl: {refusal}", err=True)
             raise typer.Exit(2) from None
         except REFUSALS as refusal:
             typer.echo(f"mkdsl: {refusal}", err=True)
@@ -57,6 +66,7 @@ def commands() -> None:
 
 
 app.command()(generate)
+app.command()(chat)
 app.command()(explain)
 app.command("build")(build_command)
 app.command()(demo)

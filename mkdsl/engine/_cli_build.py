@@ -10,10 +10,10 @@ import rich.console
 import rich.table
 import typer
 
-from mkdsl.engine._build import Built, Order, build, build_prefill, compile_here
-from mkdsl.engine._cli_explain import config_of, profile_of, timed
+from mkdsl.engine._build import Built, Order, build, compile_here
+from mkdsl.engine._cli_explain import config_of, profile_of
+from mkdsl.engine._context import positions
 from mkdsl.engine._engine import free_bytes
-from mkdsl.engine._generate import positions
 from mkdsl.engine._scheduler import BATCHES
 from mkdsl.gpu import is_at_hand
 from mkdsl.models import SHAPES
@@ -44,17 +44,18 @@ def build_command(
         for built in build(order):
             rows.append(built)
             status.update(f"building: {len(rows)} of {len(order.batches)} batches")
-        there, seconds = timed(lambda: build_prefill(order))
-        if is_at_hand(order.target.name):
+        if at_hand := is_at_hand(order.target.name):
             status.update("compiling for the GPU at hand")
             compile_here(order, free_bytes())
-    rich.console.Console().print(table(order, rows, seconds))
+    rich.console.Console().print(table(order, rows))
     for why in {row.unassembled for row in rows} - {""}:
         typer.echo(f"not assembled: {why}")
-    everything = there and all(row.there for row in rows)
-    typer.echo(
-        f"{'all was there already' if everything else 'built'} in {time.perf_counter() - start:.1f} s: {directory('exported').parent}"
-    )
+    if not at_hand:
+        typer.echo(
+            f"XLA's part, and pieces of prompts, which cuDNN must be there for, are made by the first process on the {order.target.name}"
+        )
+    said = "all was there already" if all(row.there for row in rows) else "built"
+    typer.echo(f"{said} in {time.perf_counter() - start:.1f} s: {directory('exported').parent}")
 
 
 def batches(text: str) -> tuple[int, ...]:
@@ -68,8 +69,8 @@ def batches(text: str) -> tuple[int, ...]:
     return found
 
 
-def table(order: Order, rows: list[Built], prefill_seconds: float) -> rich.table.Table:
-    """A row a batch, and one for the pieces of prompts."""
+def table(order: Order, rows: list[Built]) -> rich.table.Table:
+    """A row a batch."""
     title = f"for {order.target.name}, {order.context} tokens; us of a decode step, KiB of code"
     made = rich.table.Table(title=title, box=rich.box.SIMPLE_HEAD, padding=(0, 1))
     for column in ("batch", "predicted", "floor", "registers", "spills", "KiB", "seconds", ""):
@@ -80,5 +81,4 @@ def table(order: Order, rows: list[Built], prefill_seconds: float) -> rich.table
         numbers = [str(kernel.get(name, "-")) for name in ("registers", "spill_bytes")]
         times = f"{row.predicted_us:.0f}", f"{row.floor_us:.0f}"
         made.add_row(str(row.batch), *times, *numbers, code, f"{row.seconds:.1f}", "was there" if row.there else "built")
-    made.add_row("prompts", *["-"] * 5, f"{prefill_seconds:.1f}")
     return made

@@ -1,6 +1,8 @@
 """`mkdsl demo`: the whole path on a real small model, with or without a GPU."""
 
 import dataclasses
+import pathlib
+from collections.abc import Sequence
 from typing import Any
 
 import jax
@@ -11,21 +13,34 @@ import typer
 
 from mkdsl.engine._cli_explain import graph_of, numbers, timed
 from mkdsl.engine._cli_generate import show
-from mkdsl.engine._decoder import Decoder
-from mkdsl.engine._generate import Model, generate, load_model
-from mkdsl.engine._prefill import fill
+from mkdsl.engine._engine import Engine
+from mkdsl.engine._progress import loading_bar
+from mkdsl.engine._sampling import SamplingParams
 from mkdsl.engine._smollm2 import fetch_smollm2
+from mkdsl.engine._tokenizer import Tokenizer, load_tokenizer
 from mkdsl.gpu import has_gpu, jit
-from mkdsl.models import DecoderConfig, decode_step, init_cache
+from mkdsl.models import DecoderConfig, decode_step, init_cache, load
+from mkdsl.ops import prefill
 from mkdsl.proof import verify_schedule
 from mkdsl.schedule import Schedule, profile
 from mkdsl.search import explain, search
 
 QUESTION = "What is the capital of France?"
 CONTEXT = 512
+GREEDY = SamplingParams(temperature=0.0, max_tokens=48)
 START = 2  # layers of the first interpreted run
 BUDGET = 110.0  # seconds for a second one with more: the whole demo stays under five minutes on two cores
 LAUNCH = 210  # tasks that cost as much as starting 264 threads: 1 and 3 layers took 93 and 167 s (measured on two cores)
+
+
+@dataclasses.dataclass(frozen=True, kw_only=True)
+class Model:
+    """A loaded model, with the prompt of the question: its parameters are the engine's too, the same arrays."""
+
+    config: DecoderConfig
+    params: Any
+    tokenizer: Tokenizer
+    prompt: list[int]
 
 
 def demo() -> None:
@@ -34,17 +49,23 @@ def demo() -> None:
     console.rule("1. A real model: SmolLM2-135M-Instruct")
     with console.status("fetching and converting it (cached afterwards)"):
         directory = fetch_smollm2()
-    with console.status("loading it"):
-        model = load_model(directory, context=CONTEXT)
-    prompt = model.tokenizer.encode_chat([{"role": "user", "content": QUESTION}])
+    model = _load(directory)
     console.print(f"{directory}\n> {QUESTION}", highlight=False)
-    show(console, model, prompt, 48)
-    schedule = _schedule(console, model)
-    if has_gpu():
-        _on_gpu(console, model, prompt)
-    else:
-        _interpreted(console, model, prompt)
+    with Engine.of(model.config, model.params, model.tokenizer, max_batch=1, context=CONTEXT) as engine:
+        show(console, engine, model.prompt, GREEDY)
+        schedule = _schedule(console, model)
+        if has_gpu():
+            _on_gpu(console, model, engine)
+    if not has_gpu():
+        _interpreted(console, model)
         _without_gpu(console, schedule)
+
+
+def _load(directory: pathlib.Path) -> Model:
+    tokenizer = load_tokenizer(directory)
+    with loading_bar(f"loading {directory}") as progress:
+        config, params = load(directory, progress=progress)
+    return Model(config=config, params=params, tokenizer=tokenizer, prompt=tokenizer.encode_chat([{"role": "user", "content": QUESTION}]))
 
 
 def _schedule(console: rich.console.Console, model: Model) -> Schedule:
@@ -64,24 +85,42 @@ def _schedule(console: rich.console.Console, model: Model) -> Schedule:
     return schedule
 
 
-def _on_gpu(console: rich.console.Console, model: Model, prompt: list[int]) -> None:
+def _on_gpu(console: rich.console.Console, model: Model, engine: Engine) -> None:
     """The kernel's tokens beside the reference's."""
     console.rule("4. The kernel against the float32 reference, on this GPU")
-    reference = dataclasses.replace(model, params=float32(model.params), decoder=Decoder(jax.jit(decode_step(model.config)), "reference"))
     with console.status("generating with both"):
-        ours, theirs = (list(generate(m, prompt, max_tokens=48)) for m in (model, reference))
+        ((answer,),) = engine.generate([model.prompt], GREEDY)
+        ours, theirs = answer.tokens, greedy(model.config, float32(model.params), model.prompt, 48)
     same = next((i for i, (a, b) in enumerate(zip(ours, theirs, strict=False)) if a != b), min(len(ours), len(theirs)))
     for name, tokens in (("kernel", ours), ("reference", theirs)):
         console.print(f"{name}: {''.join(model.tokenizer.stream(tokens))}", highlight=False, markup=False)
     console.print(f"the first {same} of {len(theirs)} tokens are equal (measured; the reference has float32 weights and a bf16 cache)")
 
 
-def _interpreted(console: rich.console.Console, model: Model, prompt: list[int]) -> None:
+def greedy(config: DecoderConfig, params: Any, prompt: Sequence[int], count: int) -> list[int]:
+    """The plain decode step's answer, token by token, without its end token."""
+    step, kv = jax.jit(decode_step(config), donate_argnums=1), filled(config, params, prompt[:-1])
+    token, said = jnp.int32(prompt[-1]), []
+    for pos in range(len(prompt) - 1, len(prompt) - 1 + count):
+        token, _, kv = step(params, kv, token, jnp.int32(pos))
+        if int(token) in config.eos:
+            break
+        said.append(int(token))
+    return said
+
+
+def filled(config: DecoderConfig, params: Any, tokens: Sequence[int]) -> Any:
+    """A cache that holds these tokens."""
+    fill = jax.jit(lambda *args: prefill(decode_step(config))(*args)[-1])  # the cache only: XLA drops the logits
+    return fill(params, init_cache(config, CONTEXT), jnp.array(tokens, jnp.int32), jnp.arange(len(tokens)))
+
+
+def _interpreted(console: rich.console.Console, model: Model) -> None:
     """Without a GPU: the same kernels in interpret mode, as many layers as the time allows."""
     console.rule("4. Its kernel on these weights, interpreted under the race detector")
     with console.status("prefilling the question"):
-        kv = fill(model.config, model.params, init_cache(model.config, CONTEXT), prompt[:-1])
-    state = prompt[-1], len(prompt) - 1
+        kv = filled(model.config, model.params, model.prompt[:-1])
+    state = model.prompt[-1], len(model.prompt) - 1
     layers = affordable(model.config, _run(console, model, kv, state, START))
     if layers >= 2 * START:
         _run(console, model, kv, state, layers)

@@ -8,28 +8,32 @@ import pathlib
 import queue
 import secrets
 import weakref
-from collections.abc import AsyncGenerator, Callable, Sequence
+from collections.abc import AsyncGenerator, Sequence
 from typing import Any, Self
 
 import jax
 
 from mkdsl.engine._answers import Answer, Delta, Writer, answers
-from mkdsl.engine._backend import Backend
-from mkdsl.engine._decoder import decode_steps
-from mkdsl.engine._generate import check_prompt, positions
+from mkdsl.engine._backend import SMALLEST, Backend
+from mkdsl.engine._context import check_prompt, positions
+from mkdsl.engine._decoder import Path, Pool, decode_path, decode_steps
 from mkdsl.engine._loop import Job, Loop
-from mkdsl.engine._paged import Step, pages_that_fit
+from mkdsl.engine._paged import pages_that_fit
 from mkdsl.engine._pages import PagePool
+from mkdsl.engine._pieces import Pieces, pieces_for
 from mkdsl.engine._sampler import Asked
 from mkdsl.engine._sampling import SamplingError, SamplingParams
 from mkdsl.engine._scheduler import BATCHES, Scheduler
 from mkdsl.engine._tokenizer import PromptError, Tokenizer, load_tokenizer
-from mkdsl.gpu import keep_executables
-from mkdsl.models import DecoderConfig, load, read_config
+from mkdsl.gpu import detect, has_gpu, keep_executables
+from mkdsl.models import DecoderConfig, Progress, load, read_config
+from mkdsl.schedule import Profile, profile
 
 PAGE = 64  # positions: a block of the kernel's attention
-PIECE = 512  # positions of a prompt written at once: as long as a running stream may have to wait
-STEPS = 16  # decode steps in one dispatch on a GPU, where the host costs as much as a step; on a CPU, where it costs next to nothing, one
+PIECE = 512  # positions of a prompt written at once, where there is no GPU, or where it must be the same whoever else is there
+STEPS = (
+    4  # decode steps in one dispatch on a GPU, which last longer than the host needs for it; on a CPU, where it needs next to nothing, one
+)
 Prompt = str | Sequence[int]
 
 log = logging.getLogger("mkdsl")
@@ -80,6 +84,8 @@ class Engine:
         context: int | None = None,
         batch_invariant: bool = False,
         ahead: bool = False,
+        tokenizer: Tokenizer | None = None,
+        progress: Progress | None = None,
     ) -> Self:
         """Loads a Hugging Face checkpoint.
 
@@ -90,6 +96,8 @@ class Engine:
           batch_invariant: an answer with a seed has the same bits whoever else there is. All decode steps are of max_batch sequences then, prompts
             are written 512 tokens at a time, and of a prefix only as many are shared.
           ahead: compile everything now. Else each batch and each length of a piece is compiled when it is first needed, and all wait for it.
+          tokenizer: the checkpoint's, where it has been loaded already.
+          progress: called with the bytes of the weights that are read, and of how many.
 
         Returns:
           The engine, running.
@@ -105,12 +113,11 @@ class Engine:
         keep_executables()
         config = read_config(directory)
         context = positions(config, context)
-        step_of = decode_steps(config, whole_pages(context))
-        tokenizer = load_tokenizer(directory)
-        config, params = load(directory)
-        return cls._of(
-            config, params, tokenizer, step_of, max_batch=max_batch, context=context, ahead=ahead, batch_invariant=batch_invariant
-        )
+        width = -(-context // PAGE)
+        decode_steps(config, Pool(count=width, size=PAGE, width=width))  # what a kernel does not take is refused before a weight is read
+        tokenizer = tokenizer or load_tokenizer(directory)
+        config, params = load(directory, progress=progress)
+        return cls.of(config, params, tokenizer, max_batch=max_batch, context=context, ahead=ahead, batch_invariant=batch_invariant)
 
     @classmethod
     def of(
@@ -119,25 +126,29 @@ class Engine:
     ) -> Self:  # fmt: skip
         """An engine of a model that is there already. Arguments, and what is raised, as for `load`; params in bfloat16, on the device."""
         keep_executables()
-        step_of = decode_steps(config, whole_pages(context))
-        return cls._of(
-            config, params, tokenizer, step_of, max_batch=max_batch, context=context, ahead=ahead, batch_invariant=batch_invariant
+        pieces = pieces_of(config, profile(detect()) if has_gpu() else None, batch_invariant=batch_invariant)
+        options = backend_options(config, pieces, context=context, max_batch=max_batch, free=free_bytes(), host=not has_gpu())
+        pool = pool_of(options)
+        log.info("%d pages of %d positions: %.1f sequences of %d", pool.count, PAGE, pool.count * PAGE / context, context)
+        scheduler = Scheduler(
+            PagePool(count=pool.count, size=PAGE),
+            max_batch=max_batch,
+            piece=pieces.alone,
+            beside=pieces.beside,
+            packed=pieces.packed,
+            steps=options["steps"],
+            batch_invariant=batch_invariant,
         )
-
-    @classmethod
-    def _of(
-        cls, config: DecoderConfig, params: Any, tokenizer: Tokenizer, step_of: Callable[[int], Step], *, max_batch: int, context: int,
-        ahead: bool, batch_invariant: bool,
-    ) -> Self:  # fmt: skip
-        sizes = backend_sizes(config, context=context, max_batch=max_batch, free=free_bytes(), host=jax.default_backend() == "cpu")
-        log.info("%(pages)d pages of %(page_size)d positions, for contexts of %(context)d", sizes)
-        pool = PagePool(count=sizes["pages"], size=PAGE)
-        scheduler = Scheduler(pool, max_batch=max_batch, piece=PIECE, max_steps=sizes["max_steps"], batch_invariant=batch_invariant)
-        same: dict[str, Any] = {"smallest": PIECE, "asked": Asked.everything()} if batch_invariant else {}
-        backend = Backend(config, params, step_of=step_of, **sizes, **same)
+        asked = Asked.everything() if batch_invariant else None
+        backend = Backend(config, params, step_of=decode_steps(config, pool), asked=asked, **options)
         if ahead:
-            backend.compile([max_batch] if batch_invariant else [size for size in BATCHES if size <= max_batch], PIECE)
+            backend.compile([max_batch] if batch_invariant else [size for size in BATCHES if size <= max_batch], pieces.alone)
         return cls(config=config, tokenizer=tokenizer, context=context, scheduler=scheduler, backend=backend)
+
+    @property
+    def path(self) -> Path:
+        """What decodes: the kernel, or where there is no GPU the reference, its plain JAX meaning."""
+        return decode_path()
 
     def close(self) -> None:
         """Ends it after the step that is under way; answers that are not complete fail with EngineError."""
@@ -265,15 +276,23 @@ class Engine:
                 )
 
 
-def whole_pages(context: int) -> int:
-    """Positions of the pages that hold so many."""
-    return -(-context // PAGE) * PAGE
+def pieces_of(config: DecoderConfig, gpu: Profile | None, *, batch_invariant: bool = False) -> Pieces:
+    """How prompts are cut, on a GPU or without one."""
+    if batch_invariant:
+        return Pieces(smallest=PIECE, beside=PIECE, alone=PIECE)
+    return pieces_for(config, gpu) if gpu else Pieces(smallest=SMALLEST, beside=PIECE, alone=PIECE)
 
 
-def backend_sizes(config: DecoderConfig, *, context: int, max_batch: int, free: int | None, host: bool) -> dict[str, Any]:
-    """What an engine's backend is made with: `free` bytes on the device, if it says so; `host` if that is the CPU."""
+def backend_options(config: DecoderConfig, pieces: Pieces, *, context: int, max_batch: int, free: int | None, host: bool) -> dict[str, Any]:
+    """What an engine's backend is made with: `free` bytes on the device, if it says so; `host` if there is no GPU."""
     pages = pages_that_fit(config, size=PAGE, context=context, max_batch=max_batch, free=free)
-    return {"pages": pages, "page_size": PAGE, "context": context, "max_batch": max_batch, "max_steps": 1 if host else STEPS}
+    sizes = {"pages": pages, "page_size": PAGE, "context": context, "max_batch": max_batch, "steps": 1 if host else STEPS}
+    return sizes | {"smallest": pieces.smallest, "packed": pieces.packed}
+
+
+def pool_of(options: dict[str, Any]) -> Pool:
+    """The pages of `backend_options`."""
+    return Pool(count=options["pages"], size=PAGE, width=-(-options["context"] // PAGE))
 
 
 def free_bytes() -> int | None:

@@ -1,8 +1,10 @@
-"""The engine's one thread: it asks the scheduler what to do, has the backend do it, and hands out what came of it.
+"""The engine's one thread: it asks the scheduler what to do, has the backend begin it, and hands out what came of it.
 
-Everything that changes the scheduler or the backend happens there, between two steps. Others send it functions to call.
+Everything that changes the scheduler or the backend happens there. Others send it functions to call. While the device does one thing the next is begun,
+so that it never waits for the host.
 """
 
+import collections
 import dataclasses
 import functools
 import queue
@@ -10,13 +12,15 @@ import threading
 from collections.abc import Callable
 from collections.abc import Sequence as Many
 
-from mkdsl.engine._answers import Delta, Writer, is_broken
-from mkdsl.engine._backend import Backend, Lane, Said
-from mkdsl.engine._generate import DAMAGED, LogitsError
+import jax
+
+from mkdsl.engine._answers import DAMAGED, Delta, LogitsError, Writer, is_broken
+from mkdsl.engine._backend import Backend, Flight, Lane, Piece, Said
 from mkdsl.engine._sampling import SamplingParams
 from mkdsl.engine._scheduler import Decode, Prefill, Scheduler
 from mkdsl.engine._sequence import Sequence, State
 
+AHEAD = 2  # things begun at the same time: what is done, and what follows
 Emit = Callable[[Delta | Exception], None]
 
 
@@ -53,6 +57,7 @@ class Loop:
         self._work: dict[Sequence, tuple[Job, Emit]] = {}  # of all sequences that have not ended
         self._of: dict[Job, Sequence] = {}
         self._occupied: set[Sequence] = set()
+        self._under_way: collections.deque[tuple[Prefill, jax.Array] | tuple[Decode, Flight]] = collections.deque()
         self._inbox: queue.SimpleQueue[Callable[[], None] | None] = queue.SimpleQueue()
         self._lock, self._closed = threading.Lock(), False
         self._thread = threading.Thread(target=self._run, name="mkdsl engine", daemon=True)
@@ -70,11 +75,11 @@ class Loop:
             self._inbox.put(functools.partial(self._begin, jobs, emit))
 
     def cancel(self, jobs: Many[Job]) -> None:
-        """Ends these answers after the step that is under way. Nothing more is emitted then; those that have ended stay as they are."""
+        """Ends these answers. Nothing more is emitted once the engine's thread has heard of it; those that have ended stay as they are."""
         self._inbox.put(functools.partial(self._forget, jobs))
 
     def close(self) -> None:
-        """Ends the thread after the step that is under way. Whatever is not complete fails with EngineError."""
+        """Ends the thread. Whatever is not complete fails with EngineError."""
         with self._lock:
             self._closed = True
             self._inbox.put(None)
@@ -86,9 +91,9 @@ class Loop:
         try:
             idle = True
             while self._listen(wait=idle):
-                step = self._scheduler.next()
-                idle = step is None
-                if step is not None:
+                step = self._scheduler.next() if len(self._under_way) < AHEAD else None
+                idle = step is None and not self._under_way
+                if not idle:
                     self._attempt(step)
         except BaseException as error:
             failure = f"the engine's thread ended ({type(error).__name__}: {error})"
@@ -133,60 +138,73 @@ class Loop:
         self._occupied.discard(sequence)
         return emit
 
-    def _attempt(self, step: Prefill | Decode) -> None:
+    def _attempt(self, step: Prefill | Decode | None) -> None:
         """A step that fails takes with it what had something on the device; those that wait go on."""
         try:
-            self._prefill(step) if isinstance(step, Prefill) else self._decode(step)
+            self._advance(step)
         except Exception as error:
+            self._under_way.clear()
             self._backend.reset()
             lost = self._scheduler.lost()
             failure = f"a step failed on the device ({type(error).__name__}: {error}), and with it the {len(lost)} answers under way"
             for sequence in lost:
                 self._drop(sequence)(EngineError(failure))
 
+    def _advance(self, step: Prefill | Decode | None) -> None:
+        """Begins a step; or where enough is under way, or nothing is to do before it is known what came of that, waits for the oldest."""
+        if isinstance(step, Prefill):
+            self._under_way.append((step, self._prefill(step)))
+        elif isinstance(step, Decode):
+            self._under_way.append((step, self._decode(step)))
+        else:
+            self._land(*self._under_way.popleft())
+
+    def _land(self, step: Prefill | Decode, done: jax.Array | Flight) -> None:
+        if isinstance(done, jax.Array):
+            done.block_until_ready()
+            return
+        assert isinstance(step, Decode)
+        for sequence, count, said in zip(step.sequences, step.counts, done.land(), strict=True):
+            if sequence.state is State.RUNNING:  # it has neither ended since nor been cancelled
+                self._tell(sequence, count, said)
+
     def _occupy(self, sequence: Sequence) -> None:
         """A sequence that was admitted just now gets its slot on the device."""
         if sequence not in self._occupied:
             assert sequence.slot is not None
             job, _ = self._work[sequence]
-            self._backend.occupy(sequence.slot, params=job.params, seed=job.seed, prompt=job.prompt, ends=job.ends)
+            self._backend.occupy(
+                sequence.slot, params=job.params, seed=job.seed, prompt=job.prompt, ends=job.ends, max_tokens=job.max_tokens
+            )
             self._occupied.add(sequence)
 
-    def _prefill(self, step: Prefill) -> None:
-        sequence = step.sequence
-        self._backend.prefill(sequence.prompt[step.start : step.stop], start=step.start, pages=sequence.pages)
-        self._scheduler.prefilled(step)
+    def _prefill(self, step: Prefill) -> jax.Array:
+        self._backend.clear(step.fresh)
+        return self._backend.prefill(
+            [Piece(tokens=p.sequence.prompt[p.start : p.stop], start=p.start, pages=p.sequence.pages) for p in step.parts]
+        )
 
-    def _decode(self, step: Decode) -> None:
+    def _decode(self, step: Decode) -> Flight:
+        self._backend.clear(step.fresh)
         for sequence in step.sequences:
             self._occupy(sequence)
-        lanes = [self._lane(sequence) for sequence in step.sequences]
-        said = self._backend.decode(lanes, batch=step.batch, steps=step.steps, until_one_ends=step.until_one_ends)
-        for sequence, words in zip(step.sequences, said, strict=True):
-            self._tell(sequence, words)
+        return self._backend.decode([self._lane(sequence) for sequence in step.sequences], batch=step.batch)
 
     def _lane(self, sequence: Sequence) -> Lane:
         assert sequence.slot is not None
-        return Lane(
-            slot=sequence.slot,
-            pages=sequence.pages,
-            token=sequence.next_token,
-            position=sequence.written,
-            index=len(sequence.answer),
-            params=self._work[sequence][0].params,
-        )
+        return Lane(slot=sequence.slot, pages=sequence.pages, params=self._work[sequence][0].params)
 
-    def _tell(self, sequence: Sequence, said: Said) -> None:
-        """Tells the scheduler and the caller what a sequence said."""
+    def _tell(self, sequence: Sequence, count: int, said: Said) -> None:
+        """Tells the scheduler and the caller what a sequence said, of so many tokens that it might have."""
         job, emit = self._work[sequence]
         if is_broken(said.tokens):
             self._scheduler.cancel(sequence)
             at = len(sequence.prompt) + len(sequence.answer) + len(said.tokens) - 1
             self._drop(sequence)(LogitsError(f"the logits after {at} tokens are NaN or infinite; {DAMAGED}"))
             return
-        last = len(said.tokens) == sequence.remaining
-        delta, taken = job.writer.write(said.tokens, said.sampled, ended=said.ended, last=last)
-        self._scheduler.decoded(sequence, said.tokens[:taken], ended=delta.finish is not None)
+        ended = said.tokens[-1] in job.ends
+        delta, taken = job.writer.write(said.tokens, said.logprobs, ended=ended, last=len(said.tokens) == sequence.remaining)
+        self._scheduler.decoded(sequence, count, said.tokens[:taken], ended=delta.finish is not None)
         if sequence.state is State.FINISHED:
             self._drop(sequence)
         emit(delta)

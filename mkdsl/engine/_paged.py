@@ -1,33 +1,36 @@
-"""Decode steps over a paged cache: the pages of some sequences are gathered once, steps append to what was gathered, and the new rows are scattered.
+"""The pool of pages on the device: how much of it fits, and what decodes and prefills through it where no kernel does.
 
-Of the pages nothing else knows how they lie in memory.
+`mk.Paged` says what a paged cache means. Here it is computed in another way: scanning layers, XLA would copy all pages; so each sequence's own
+are gathered, the step runs on those, and only what is new is scattered.
 """
 
 import dataclasses
+import functools
 from collections.abc import Callable
 from typing import Any
 
 import jax
 import jax.numpy as jnp
+from jax import lax
 from jax.typing import DTypeLike
 
 from mkdsl.engine._scheduler import PagesError
 from mkdsl.models import DecoderConfig, decode_step
-from mkdsl.ops import prefill
+from mkdsl.ops import Paged, place, prefill
 
 USABLE = 0.9  # of the free memory: the rest is for logits and what XLA needs beside
-GATHERED = 2  # copies of a batch's cache that exist during a step
-Step = Callable[[Any, Any, jax.Array, jax.Array], tuple[jax.Array, Any]]  # (params, kv, tokens, positions) -> (logits, kv), all [b, ..]
-PagedFill = Callable[[Any, Any, jax.Array, jax.Array, jax.Array], Any]
+GATHERED = 2  # copies of one sequence's cache that exist during prefill
+Step = Callable[[Any, Paged, jax.Array, jax.Array], tuple[jax.Array, Paged]]  # (params, kv, tokens, positions) -> (logits, kv), of a batch
+PagedFill = Callable[[Any, Paged, jax.Array, jax.Array], Paged]
 
 
 def empty_pages(config: DecoderConfig, *, count: int, size: int, dtype: DTypeLike = jnp.bfloat16) -> Any:
     """A pool of pages, each of `size` positions of all layers.
 
     Returns:
-      {"k", "v"}, each [count, layers, kv_heads, size, head_dim].
+      {"k", "v"}, each [layers, count, kv_heads, size, head_dim].
     """
-    shape = (count, config.layers, config.kv_heads, size, config.head_dim)
+    shape = (config.layers, count, config.kv_heads, size, config.head_dim)
     return {"k": jnp.zeros(shape, dtype), "v": jnp.zeros(shape, dtype)}
 
 
@@ -42,7 +45,7 @@ def pages_that_fit(config: DecoderConfig, *, size: int, context: int, max_batch:
       free: bytes on the device, or None where it does not say.
 
     Returns:
-      As many as all sequences need at most; or fewer, where they do not fit beside what is gathered of them.
+      As many as all sequences need at most; or fewer, where they do not fit beside what prefill gathers.
 
     Raises:
       PagesError: those that fit do not hold one sequence.
@@ -54,103 +57,85 @@ def pages_that_fit(config: DecoderConfig, *, size: int, context: int, max_batch:
     leaves = jax.tree.leaves(jax.eval_shape(lambda: empty_pages(config, count=1, size=size)))
     page = sum(leaf.size * leaf.dtype.itemsize for leaf in leaves)
     usable = int(USABLE * free)
-    fit = min(wanted, usable // page - GATHERED * wanted)
+    fit = min(wanted, usable // page - GATHERED * width)
     if fit < width:
-        needed = (width + GATHERED * wanted) * page
+        needed = (1 + GATHERED) * width * page
         raise PagesError(
             f"of {free / 2**30:.1f} GiB of free memory {usable / 2**30:.1f} may be used for the cache, and {needed / 2**30:.1f} are needed for "
-            f"{context=} with {max_batch=}; lower one of the two"
+            f"{context=}; lower it"
         )
     return fit
 
 
-@dataclasses.dataclass(frozen=True)
-class BatchedStep:
-    """The decode step of several sequences as plain JAX means it."""
+@dataclasses.dataclass(frozen=True)  # equal for equal shapes: what is compiled for one engine serves the next
+class PlainStep:
+    """The decode step of several sequences in plain JAX. At position -1 it appends nothing."""
 
     config: DecoderConfig
 
-    def __call__(self, params: Any, kv: Any, tokens: jax.Array, positions: jax.Array) -> tuple[jax.Array, Any]:
-        _, logits, kv = jax.vmap(decode_step(self.config), (None, 0, 0, 0))(params, kv, tokens, positions)
-        return logits, kv
-
-
-def gathered(pages: Any, tables: jax.Array, positions: jax.Array) -> Any:
-    """What some sequences have before their positions, as a decode step knows it.
-
-    Args:
-      pages: the pool.
-      tables: int32 [b, width]: in which page each `size` positions of a sequence lie.
-      positions: int32 [b], where each goes on.
-
-    Returns:
-      {"k", "v"}, each [b, layers, kv_heads, width * size, head_dim], with zeros from the positions on.
-    """
-    return jax.vmap(_gather, (None, 0, 0))(pages, tables, positions)
-
-
-def written_back(pages: Any, tables: jax.Array, kv: Any, first: jax.Array, counts: jax.Array, *, most: int) -> Any:
-    """The pool with what decode steps have appended to gathered caches.
-
-    Args:
-      pages, tables, kv: as above.
-      first: int32 [b], the first new position of each sequence.
-      counts: int32 [b], how many are new, at most `most`.
-    """
-    steps = jnp.arange(most)
-    positions = jnp.where(steps < counts[:, None], first[:, None] + steps, capacity(pages, tables))  # [b, most]
-    rows = jax.vmap(lambda leaf, at: jnp.moveaxis(leaf.at[:, :, at].get(mode="clip"), 2, 0))
-    new = jax.tree.map(lambda leaf: rows(leaf, positions).reshape(-1, *leaf.shape[1:3], leaf.shape[-1]), kv)
-    page, row = jax.vmap(jax.vmap(_place, (None, None, 0)), (None, 0, 0))(pages, tables, positions)
-    return _scatter(pages, (page.reshape(-1), row.reshape(-1)), new)
-
-
-def capacity(pages: Any, tables: jax.Array) -> int:
-    """Positions that a table has."""
-    return tables.shape[-1] * pages["k"].shape[3]
+    def __call__(self, params: Any, kv: Paged, tokens: jax.Array, positions: jax.Array) -> tuple[jax.Array, Paged]:
+        own = jax.vmap(lambda table: _gather(kv.pages, table))(kv.table)
+        _, logits, own = jax.vmap(decode_step(self.config), (None, 0, 0, 0))(params, own, tokens, positions)
+        new = jax.tree.map(lambda leaf: jax.vmap(lambda a, at: a.at[:, :, at].get(mode="clip"))(leaf, positions), own)
+        return logits, Paged(_scatter(kv.pages, jax.vmap(functools.partial(_place, kv.pages))(kv.table, positions), new), kv.table)
 
 
 def paged_fill(config: DecoderConfig) -> PagedFill:
-    """Prefill of one sequence.
+    """Prefill of some sequences at once.
 
     Args:
       config: the model's shape.
 
     Returns:
-      f(params, pages, table [width], tokens [n], positions [n]) -> pages, all int32. Positions before these are written already; one past the
-      table is a pad, and writes nothing.
+      f(params, kv, tokens [b, n], positions [b, n]) -> kv, with int32 tokens and positions. A sequence's positions go up by one, all of them lie in its
+      pages, and those before are written already; one past the table is a pad, which comes last, and writes nothing.
     """
 
-    def fill(params: Any, pages: Any, table: jax.Array, tokens: jax.Array, positions: jax.Array) -> Any:
-        kv = prefill(decode_step(config))(params, _gather(pages, table, positions[0]), tokens, positions)[-1]
-        new = jax.tree.map(lambda leaf: jnp.moveaxis(leaf.at[:, :, positions].get(mode="clip"), 2, 0), kv)
-        at = jax.vmap(_place, (None, None, 0))(pages, table, positions)
-        return _scatter(pages, at, new)
+    def fill(params: Any, kv: Paged, tokens: jax.Array, positions: jax.Array) -> Paged:
+        own = jax.vmap(functools.partial(_gather, kv.pages), out_axes=1)(kv.table)
+        step = prefill(decode_step(config), ascending=True)
+        own = jax.vmap(step, (None, 1, 0, 0), (0, 0, 1))(params, own, tokens, positions)[-1]
+        return Paged(_put_back(kv.pages, kv.table, own, positions), kv.table)
 
     return fill
 
 
-def _gather(pages: Any, table: jax.Array, position: jax.Array) -> Any:
-    """One sequence's cache as a decode step knows it, [layers, kv_heads, width * size, head_dim] each.
+def _put_back(pages: Any, tables: jax.Array, own: Any, positions: jax.Array) -> Any:
+    """The pages with those of them replaced that hold the positions: in place, one after another, where a scatter of all would make XLA turn the pool around."""
+    size, n = pages["k"].shape[3], positions.shape[1]
+    most, inside = min(-(-n // size) + 1, tables.shape[1]), positions < tables.shape[1] * size
+    first, stop = positions[:, 0] // size, jnp.where(inside, positions // size + 1, 0).max(1)
 
-    What lies at the position and after is another sequence's of long ago. It weighs nothing, but nothing times NaN is NaN: hence the zeros.
-    """
+    def one(i: jax.Array, pages: Any) -> Any:
+        row, number = i // most, first[i // most] + i % most
+        there = (0, tables[row, number], 0, 0, 0)
+
+        def put(leaf: jax.Array, own: jax.Array) -> jax.Array:
+            new = lax.dynamic_slice(own, (0, row, 0, number * size, 0), (own.shape[0], 1, own.shape[2], size, own.shape[4]))
+            old = lax.dynamic_slice(leaf, there, new.shape)
+            return lax.dynamic_update_slice(leaf, jnp.where(number < stop[row], new, old), there)
+
+        return jax.tree.map(put, pages, own)
+
+    return lax.fori_loop(0, tables.shape[0] * most, one, pages)
+
+
+def _gather(pages: Any, table: jax.Array) -> Any:
+    """One sequence's cache as one, [layers, kv_heads, width * size, head_dim] each."""
 
     def one(leaf: jax.Array) -> jax.Array:
-        own = jnp.moveaxis(leaf[table], 0, 2)
-        own = own.reshape(*own.shape[:2], -1, own.shape[-1])
-        return jnp.where(jnp.arange(own.shape[2])[:, None] < position, own, 0)
+        own = jnp.moveaxis(leaf.at[:, table].get(mode="clip"), 1, 2)
+        return own.reshape(*own.shape[:2], -1, own.shape[-1])
 
     return jax.tree.map(one, pages)
 
 
 def _place(pages: Any, table: jax.Array, position: jax.Array) -> tuple[jax.Array, jax.Array]:
-    """The page and the row in it of a position; a page that there is not for one past the table."""
-    count, size = pages["k"].shape[0], pages["k"].shape[3]
-    return table.at[position // size].get(mode="fill", fill_value=count), position % size
+    count, size = pages["k"].shape[1], pages["k"].shape[3]
+    return place(table, position, count, size)
 
 
 def _scatter(pages: Any, at: tuple[jax.Array, jax.Array], new: Any) -> Any:
     """The pages with new rows [n, layers, kv_heads, head_dim] at n places."""
     page, row = at
-    return jax.tree.map(lambda leaf, rows: leaf.at[page, :, :, row].set(rows, mode="drop"), pages, new)
+    return jax.tree.map(lambda leaf, rows: leaf.at[:, page, :, row].set(rows, mode="drop"), pages, new)

@@ -21,20 +21,32 @@ COLDEST = 1e-6  # a lower temperature is this one: on a GPU much smaller numbers
 
 @record
 @dataclasses.dataclass(frozen=True, kw_only=True)
+class Logprobs:
+    """Log-probabilities of the model itself: before penalties, bias and temperature.
+
+    Attributes:
+      logprob: [b] float32, the chosen token's.
+      top_tokens: [b, min(20, vocab)] int32, the most likely tokens, in this order.
+      top_logprobs: theirs, float32.
+    """
+
+    logprob: jax.Array
+    top_tokens: jax.Array
+    top_logprobs: jax.Array
+
+
+@record
+@dataclasses.dataclass(frozen=True, kw_only=True)
 class Sampled:
     """A token of each sequence.
 
     Attributes:
-      token: [b] int32; NOT_FINITE where a logit is NaN or infinite.
-      logprob: [b] float32, its log-probability. Of the model itself: before penalties, bias and temperature.
-      top_tokens: [b, min(20, vocab)] int32, the most likely tokens, in this order.
-      top_logprobs: the same of their log-probabilities, float32. Where no sequence asks for them, the last three are zero.
+      token: [b] int32; NOT_FINITE where a logit is NaN or infinity, or all are minus infinity.
+      logprobs: None where no sequence asks for them.
     """
 
     token: jax.Array
-    logprob: jax.Array
-    top_tokens: jax.Array
-    top_logprobs: jax.Array
+    logprobs: Logprobs | None
 
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
@@ -92,9 +104,8 @@ def sample(logits: jax.Array, slots: Slots, rows: jax.Array, index: jax.Array, *
     token = jnp.argmax(scores, axis=1).astype(jnp.int32)
     if asked.draws:
         token = jnp.where(knobs.temperature > 0, _draw(scores, knobs, index, asked), token)
-    token = jnp.where(jnp.isfinite(logits).all(axis=1), token, NOT_FINITE)
-    logprob, top_tokens, top_logprobs = (_logprobs if asked.logprobs else _no_logprobs)(logits, token)
-    return Sampled(token=token, logprob=logprob, top_tokens=top_tokens, top_logprobs=top_logprobs)
+    token = jnp.where(jnp.isfinite(logits.max(axis=1)), token, NOT_FINITE)
+    return Sampled(token=token, logprobs=_logprobs(logits, token) if asked.logprobs else None)
 
 
 def _penalised(logits: jax.Array, knobs: Knobs, slots: Slots, rows: jax.Array) -> jax.Array:
@@ -150,12 +161,7 @@ def _largest(scores: jax.Array, weights: jax.Array, enough: jax.Array) -> jax.Ar
     return keys >= lax.fori_loop(0, 32, narrow, jnp.zeros(scores.shape[0], jnp.uint32))[:, None]
 
 
-def _logprobs(logits: jax.Array, token: jax.Array) -> tuple[jax.Array, jax.Array, jax.Array]:
+def _logprobs(logits: jax.Array, token: jax.Array) -> Logprobs:
     logprobs = jax.nn.log_softmax(logits, axis=1)
     top, tokens = lax.top_k(logprobs, min(MOST_LOGPROBS, logits.shape[1]))
-    return jnp.take_along_axis(logprobs, token[:, None], axis=1)[:, 0], tokens, top
-
-
-def _no_logprobs(logits: jax.Array, token: jax.Array) -> tuple[jax.Array, jax.Array, jax.Array]:
-    batch, top = logits.shape[0], min(MOST_LOGPROBS, logits.shape[1])
-    return jnp.zeros(batch), jnp.zeros((batch, top), jnp.int32), jnp.zeros((batch, top))
+    return Logprobs(logprob=jnp.take_along_axis(logprobs, token[:, None], axis=1)[:, 0], top_tokens=tokens, top_logprobs=top)

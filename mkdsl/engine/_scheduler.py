@@ -8,6 +8,7 @@ import dataclasses
 from collections.abc import Sequence as Many
 
 from mkdsl.engine._pages import PagePool
+from mkdsl.engine._pieces import next_piece, row
 from mkdsl.engine._sequence import Sequence, State, pages_at_most
 
 BATCHES = (1, 2, 4, 8, 16)  # a decode step is compiled for each
@@ -18,12 +19,20 @@ class PagesError(ValueError):
 
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
-class Prefill:
-    """Write positions start to stop - 1 of a sequence's prompt."""
+class Part:
+    """Positions start to stop - 1 of a sequence's prompt."""
 
     sequence: Sequence
     start: int
     stop: int
+
+
+@dataclasses.dataclass(frozen=True, kw_only=True)
+class Prefill:
+    """Write a piece of a prompt, or several short prompts at once. fresh: pages that they have only now, with whatever these held before."""
+
+    parts: tuple[Part, ...]
+    fresh: tuple[int, ...]
 
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
@@ -32,15 +41,15 @@ class Decode:
 
     Attributes:
       sequences: who takes part.
+      counts: tokens that each gets at most: fewer than others where its answer must end.
       batch: what was compiled for so many sequences or more; the rest of it is empty.
-      steps: how many steps.
-      until_one_ends: stop as soon as one of them ends, as somebody waits for its place; else run on until all have ended.
+      fresh: pages that they have only now.
     """
 
     sequences: tuple[Sequence, ...]
+    counts: tuple[int, ...]
     batch: int
-    steps: int
-    until_one_ends: bool
+    fresh: tuple[int, ...]
 
 
 class Scheduler:
@@ -53,14 +62,26 @@ class Scheduler:
       running: those that get a token from each decode step.
     """
 
-    def __init__(self, pool: PagePool, *, max_batch: int, piece: int, max_steps: int, batch_invariant: bool = False) -> None:
+    def __init__(
+        self,
+        pool: PagePool,
+        *,
+        max_batch: int,
+        piece: int,
+        steps: int,
+        beside: int | None = None,
+        packed: int = 0,
+        batch_invariant: bool = False,
+    ) -> None:
         """Sets the limits.
 
         Args:
           pool: all pages, none of them held.
           max_batch: sequences that prefill or run at the same time, one of BATCHES.
           piece: positions written by one Prefill at most.
-          max_steps: steps in one Decode at most.
+          steps: decode steps in one Decode.
+          beside: positions written by one Prefill at most while somebody's answer runs; None for `piece`.
+          packed: positions that the short prompts which are written together have at most, all rows as long as the longest's; 0 where none are.
           batch_invariant: whether what is computed of a sequence may depend on itself alone: all decode steps are of max_batch, pieces of a prompt
             begin at multiples of `piece`, which is one of the page's size, and what decode steps have written is nobody's prefix.
 
@@ -74,7 +95,8 @@ class Scheduler:
         self.prefilling: Sequence | None = None
         self.running: list[Sequence] = []
         self._slots = list(range(max_batch))[::-1]
-        self._piece, self._max_steps, self._batch_invariant = piece, max_steps, batch_invariant
+        self._piece, self._steps, self._batch_invariant = piece, steps, batch_invariant
+        self._beside, self._packed, self._most = beside or piece, packed, max_batch
         self._batches = (max_batch,) if batch_invariant else BATCHES
         self._unit = piece if batch_invariant else pool.size
         self._decode_is_due = False
@@ -127,32 +149,29 @@ class Scheduler:
         return admitted
 
     def next(self) -> Prefill | Decode | None:
-        """What to do now; None where there is nothing. What came of it is told by `prefilled` or `decoded` before the next call.
+        """What to do now; None where there is nothing, or nothing before it is known what came of what is under way.
 
-        Between two pieces of a prompt the others get a token: so they never wait for more than one piece.
+        A Prefill counts as done. What came of a Decode is told by `decoded`, in the order of the Decodes, and may be told later: the device does
+        one thing after the other. Between two pieces of a prompt the others decode: so they never wait for more than one piece.
         """
         self._admit()
-        if self.prefilling and not (self._decode_is_due and self.running):
+        ready = [sequence for sequence in self.running if sequence.remaining > sequence.ahead]
+        if self.prefilling and not (self._decode_is_due and ready):
             self._decode_is_due = True
             return self._prefill(self.prefilling)
         self._decode_is_due = False
-        return self._decode() if self.running else None
+        return self._decode(ready) if ready else None
 
-    def prefilled(self, step: Prefill) -> None:
-        """The positions are written."""
-        step.sequence.prefilled(self.pool, step.stop)
-        if not step.sequence.unfilled:
-            self.prefilling = None
-            self._run(step.sequence)
-
-    def decoded(self, sequence: Sequence, tokens: Many[int], *, ended: bool) -> None:
-        """What one sequence of a Decode said.
+    def decoded(self, sequence: Sequence, count: int, tokens: Many[int], *, ended: bool) -> None:
+        """What one sequence of a Decode said, if it has not ended meanwhile.
 
         Args:
           sequence: one that took part.
-          tokens: those that belong to its answer, not more than the steps.
+          count: tokens that it might have got.
+          tokens: those that belong to its answer: as many, or fewer where it ended.
           ended: nothing follows them. Where max_tokens are reached, nothing does anyway.
         """
+        sequence.ahead -= count
         sequence.said(self.pool, tokens, publish=not self._batch_invariant)
         if ended or not sequence.remaining:
             self._end(sequence, State.FINISHED)
@@ -171,18 +190,47 @@ class Scheduler:
         sequence.state = State.RUNNING
         self.running.append(sequence)
 
-    def _prefill(self, sequence: Sequence) -> Prefill:
-        stop = sequence.written + min(self._piece, sequence.unfilled)
-        sequence.take_until(self.pool, stop)
-        return Prefill(sequence=sequence, start=sequence.written, stop=stop)
+    def _prefill(self, first: Sequence) -> Prefill:
+        length = next_piece(first.unfilled, self._beside if self.running else self._piece)
+        whole = not first.written and length == first.unfilled
+        together = [first, *self._company(first)] if whole else [first]
+        fresh: list[int] = []
+        parts = [self._part(sequence, sequence.written + (sequence.unfilled if whole else length), fresh) for sequence in together]
+        return Prefill(parts=tuple(parts), fresh=tuple(fresh))
 
-    def _decode(self) -> Decode:
-        """One step where somebody is about to join. Where those who wait cannot be admitted, some one's end is what they wait for."""
-        steps = 1 if self.prefilling else min(self._max_steps, *(sequence.remaining for sequence in self.running))
-        for sequence in self.running:
-            sequence.take_until(self.pool, sequence.written + steps)
-        batch = next(size for size in self._batches if size >= len(self.running))
-        return Decode(sequences=tuple(self.running), batch=batch, steps=steps, until_one_ends=bool(self.waiting))
+    def _part(self, sequence: Sequence, stop: int, fresh: list[int]) -> Part:
+        start = sequence.written
+        fresh += sequence.take_until(self.pool, stop)
+        sequence.prefilled(self.pool, stop)
+        if not sequence.unfilled:
+            self.prefilling = None  # the others of a packed piece never were
+            self._run(sequence)
+        return Part(sequence=sequence, start=start, stop=stop)
+
+    def _company(self, first: Sequence) -> list[Sequence]:
+        """Those who wait and are written together with a short prompt, being short as well. Who begins like one of them finds it written next time."""
+        together, longest = [first], first.unfilled
+        while self.waiting and self._slots:
+            sequence = self.waiting[0]
+            longest = max(longest, sequence.unfilled)
+            fits = (len(together) + 1) * row(longest, self._packed, self._most) <= self._packed
+            if not fits or not sequence.unfilled or sequence.found(self.pool, self._unit):
+                break
+            alike = sequence.first_page is not None and sequence.first_page in [other.first_page for other in together]
+            if alike or not sequence.claim(self.pool, self._unit):
+                break
+            self.waiting.popleft().slot = self._slots.pop()
+            together.append(sequence)
+        return together[1:]
+
+    def _decode(self, ready: Many[Sequence]) -> Decode:
+        counts = [min(self._steps, sequence.remaining - sequence.ahead) for sequence in ready]
+        fresh: list[int] = []
+        for sequence, count in zip(ready, counts, strict=True):
+            sequence.ahead += count
+            fresh += sequence.take_until(self.pool, sequence.written + sequence.ahead)
+        batch = next(size for size in self._batches if size >= len(ready))
+        return Decode(sequences=tuple(ready), counts=tuple(counts), batch=batch, fresh=tuple(fresh))
 
     def _end(self, sequence: Sequence, state: State) -> None:
         assert sequence.slot is not None

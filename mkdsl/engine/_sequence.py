@@ -33,6 +33,7 @@ class Sequence:
       answer: tokens so far.
       slot: its row in the device's arrays while it is prefilling or running, else None.
       written: positions in the cache. The token at this position is the next one to be fed.
+      ahead: tokens that decode steps under way may add to the answer.
       pages: of its positions, in order. Those of a prefix found come first, and may have other holders.
       promised: pages it will take yet.
       shared: positions of the prompt that were found written.
@@ -44,6 +45,7 @@ class Sequence:
     answer: list[int] = dataclasses.field(default_factory=list)
     slot: int | None = None
     written: int = 0
+    ahead: int = 0
     pages: list[int] = dataclasses.field(default_factory=list)
     promised: int = 0
     shared: int = 0
@@ -60,18 +62,22 @@ class Sequence:
         return max(len(self.prompt) - 1 - self.written, 0)
 
     @property
-    def next_token(self) -> int:
-        """The token to be fed next."""
-        return self.prompt[self.written] if self.written < len(self.prompt) else self.answer[self.written - len(self.prompt)]
+    def first_page(self) -> bytes | None:
+        """The digest of the prompt's first page; None where it fills none. Of a sequence for which `found` was called."""
+        return self._digests[0] if self._digests else None
+
+    def found(self, pool: PagePool, unit: int) -> list[int]:
+        """The pages of the longest prefix that is there, in whole units of so many positions."""
+        self._digests = self._digests or list(digests(self.prompt[:-1], pool.size))  # the last token is fed, so its page is written
+        shared = pool.find(self._digests)
+        return shared[: len(shared) // (unit // pool.size) * (unit // pool.size)]
 
     def claim(self, pool: PagePool, unit: int) -> bool:
-        """Gets hold of the longest prefix that is there, in whole units of so many positions, and is promised all pages it may need beside.
+        """Gets hold of the longest prefix that is there, see `found`, and is promised all pages it may need beside.
 
         Or it gets neither, and False is returned, where there are too few pages.
         """
-        self._digests = self._digests or list(digests(self.prompt[:-1], pool.size))  # the last token is fed, so its page is written
-        shared = pool.find(self._digests)
-        shared = shared[: len(shared) // (unit // pool.size) * (unit // pool.size)]
+        shared = self.found(pool, unit)
         more = pages_at_most(len(self.prompt), self.max_tokens, pool.size) - len(shared)
         if not pool.claim(shared, more):
             return False
@@ -79,13 +85,15 @@ class Sequence:
         self.shared = self.written = len(shared) * pool.size
         return True
 
-    def take_until(self, pool: PagePool, position: int) -> None:
-        """Takes pages so that all positions before this one lie in one, and those not yet written in pages that it may write."""
+    def take_until(self, pool: PagePool, position: int) -> list[int]:
+        """Takes pages so that all positions before this one lie in one, and those not yet written in pages that it may write. Returns the new ones."""
+        held = len(self.pages)
         while len(self.pages) * pool.size < position:
             self.pages.append(pool.take())
             self.promised -= 1
         if not all(map(pool.may_write, self.pages[self.written // pool.size :])):
             raise AssertionError("a page would be written that is shared: this is a mistake of mkdsl's scheduler")
+        return self.pages[held:]
 
     def prefilled(self, pool: PagePool, stop: int) -> None:
         """The prompt is written up to this position; pages that are full now are published."""

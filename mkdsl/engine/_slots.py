@@ -1,6 +1,7 @@
-"""What the device knows of each sequence in the batch besides its cache: how its tokens are chosen, which it has seen, which end it.
+"""What the device knows of each sequence besides its cache: where it stands, how its tokens are chosen, which it has seen, which end it.
 
-A sequence has one slot from when it is admitted until it ends, so these arrays have one row for each slot and never move.
+A sequence has one slot from when it is admitted until it ends, so these arrays have one row for each slot and never move. Since all that a decode
+step needs lies here, steps follow one another without the host's knowing what was said.
 """
 
 import dataclasses
@@ -33,10 +34,29 @@ class Knobs:
 
 @record
 @dataclasses.dataclass(frozen=True, kw_only=True)
+class State:
+    """Where sequences stand, int32 each.
+
+    Attributes:
+      token: the next one to feed.
+      position: where it goes.
+      index: how many tokens the answer has.
+      left: how many it may have yet; none of an answer that has ended.
+    """
+
+    token: jax.Array
+    position: jax.Array
+    index: jax.Array
+    left: jax.Array
+
+
+@record
+@dataclasses.dataclass(frozen=True, kw_only=True)
 class Slots:
     """The rows of all slots.
 
     Attributes:
+      state: arrays of [slots].
       knobs: arrays of [slots].
       in_prompt: [slots, vocab] bool, the tokens of the prompt.
       generated: [slots, vocab] int32, how often each token is in the answer.
@@ -44,6 +64,7 @@ class Slots:
       ends: [slots, vocab] bool, the tokens that end the answer.
     """
 
+    state: State
     knobs: Knobs
     in_prompt: jax.Array
     generated: jax.Array
@@ -56,11 +77,14 @@ def empty_slots(count: int, vocab: int) -> Slots:
     knobs = jax.tree.map(lambda a: jnp.zeros((count, *a.shape), a.dtype), _knobs(SamplingParams(), 0, vocab))
     in_prompt, ends = jnp.zeros((count, vocab), bool), jnp.zeros((count, vocab), bool)  # two arrays: each is donated
     generated, bias = jnp.zeros((count, vocab), jnp.int32), jnp.zeros((count, vocab), jnp.float32)
-    return Slots(knobs=knobs, in_prompt=in_prompt, generated=generated, bias=bias, ends=ends)
+    state = State(**{field.name: jnp.zeros(count, jnp.int32) for field in dataclasses.fields(State)})
+    return Slots(state=state, knobs=knobs, in_prompt=in_prompt, generated=generated, bias=bias, ends=ends)
 
 
-def occupy(slots: Slots, row: int, *, params: SamplingParams, seed: int, prompt: Sequence[int], ends: Iterable[int]) -> Slots:
-    """The slots with a new sequence in one of them.
+def occupy(
+    slots: Slots, row: int, *, params: SamplingParams, seed: int, prompt: Sequence[int], ends: Iterable[int], max_tokens: int
+) -> Slots:
+    """The slots with a new sequence in one of them, whose prompt is written but for its last token.
 
     Args:
       slots: all slots, donated.
@@ -69,19 +93,21 @@ def occupy(slots: Slots, row: int, *, params: SamplingParams, seed: int, prompt:
       seed: instead of `params.seed`, which may be None.
       prompt: token ids, those of the answer not among them.
       ends: all token ids that end the answer.
+      max_tokens: of the answer.
 
     Returns:
       The slots.
     """
+    state = {"token": prompt[-1], "position": len(prompt) - 1, "index": 0, "left": max_tokens}
     vocab = slots.bias.shape[1]
     marks = (_padded(tuple(tokens), np.int32, vocab) for tokens in (prompt, ends, params.logit_bias))
     bias = _padded(tuple(params.logit_bias.values()), np.float32, 0)
-    return _occupy(slots, np.int32(row), _knobs(params, seed, vocab), *marks, bias)
+    return _occupy(slots, np.int32(row), State(**jax.tree.map(np.int32, state)), _knobs(params, seed, vocab), *marks, bias)
 
 
-def count(slots: Slots, rows: jax.Array, tokens: jax.Array) -> Slots:
-    """The slots after each of these rows [b] has said one of these tokens [b]; a row past the slots counts nothing."""
-    return dataclasses.replace(slots, generated=slots.generated.at[rows, tokens].add(1, mode="drop"))
+def count(generated: jax.Array, rows: jax.Array, tokens: jax.Array) -> jax.Array:
+    """How often each slot has said each token, after each of these rows [b] has said one of these [b]; a row past the slots counts nothing."""
+    return generated.at[rows, tokens].add(1, mode="drop")
 
 
 def _knobs(params: SamplingParams, seed: int, vocab: int) -> Knobs:
@@ -106,13 +132,16 @@ def _padded(values: tuple, dtype: type, fill: int) -> np.ndarray:
 
 
 @functools.partial(jax.jit, donate_argnums=0)
-def _occupy(slots: Slots, row: jax.Array, knobs: Knobs, prompt: jax.Array, ends: jax.Array, at: jax.Array, bias: jax.Array) -> Slots:
+def _occupy(
+    slots: Slots, row: jax.Array, state: State, knobs: Knobs, prompt: jax.Array, ends: jax.Array, at: jax.Array, bias: jax.Array
+) -> Slots:
     """Pads are tokens past the vocabulary, which set nothing."""
 
     def marked(tokens: jax.Array) -> jax.Array:
         return jnp.zeros(slots.bias.shape[1], bool).at[tokens].set(True, mode="drop")
 
     new = Slots(
+        state=state,
         knobs=knobs,
         in_prompt=marked(prompt),
         generated=jnp.zeros_like(slots.generated[0]),

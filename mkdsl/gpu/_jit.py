@@ -18,6 +18,7 @@ from mkdsl.gpu._kept import kept
 from mkdsl.gpu._races import run_watched
 from mkdsl.graph import OpGraph, build_graph
 from mkdsl.lower import Program, lower
+from mkdsl.ops import shared_leaves
 from mkdsl.schedule import Profile, Schedule, profile
 from mkdsl.search import search
 
@@ -48,6 +49,9 @@ class Compiled:
     context: int
     vocabulary: int
 
+    def __repr__(self) -> str:
+        return f"<Compiled decode step: {len(jax.tree.leaves(self.signature[0]))} arrays of params, context {self.context}, {self.vocabulary} tokens>"
+
     def __call__(self, params: Any, kv: Any, token: Any, pos: Any) -> Any:
         args = (*jax.tree.map(_array, (params, kv)), *(jnp.asarray(x, jnp.int32) for x in (token, pos)))
         check_signature(self.signature, args)
@@ -64,6 +68,9 @@ class Lowered:
     program: Program
     signature: tuple[Any, ...]
     emitted: jax.stages.Lowered
+
+    def __repr__(self) -> str:
+        return f"<Lowered {self.program.form} kernel of {self.program.schedule!r}>"
 
     def compile(self) -> Compiled:
         """Compiles for the GPU at hand, or for interpret mode.
@@ -90,6 +97,10 @@ class Traced:
     batched: bool
     target: Profile
     interpret: bool
+
+    def __repr__(self) -> str:
+        where = f"{self.target.name}, {self.target.workers} workers{', interpreted' if self.interpret else ''}"
+        return f"<Traced decode step for {where}: {len(self.graph.phases)} phases, batch {self.batch}, context {self.graph.context}>"
 
     @functools.cached_property
     def _schedule(self) -> Schedule:
@@ -136,15 +147,30 @@ class _Unbatched:
         return getattr(self.program, name)
 
     def __call__(self, params: Any, kv: Any, token: jax.Array, pos: jax.Array) -> Any:
-        return jax.tree.map(lambda a: a[0], self.program(params, *_batched(kv, token, pos)))
+        return _each_unshared(lambda a: a[0], self.program(params, *_batched(kv, token, pos)))
 
     def timed(self, params: Any, kv: Any, token: jax.Array, pos: jax.Array) -> tuple[Any, jax.Array]:
         out, stamps = self.program.timed(params, *_batched(kv, token, pos))
-        return jax.tree.map(lambda a: a[0], out), stamps
+        return _each_unshared(lambda a: a[0], out), stamps
 
 
-def _batched(*args: Any) -> Any:
-    return jax.tree.map(lambda a: a[None], args)
+def _batched(kv: Any, token: jax.Array, pos: jax.Array) -> tuple[Any, jax.Array, jax.Array]:
+    return _each_unshared(lambda a: a[None], kv), token[None], pos[None]
+
+
+def _of_one(kv: Any, token: Any, pos: Any) -> tuple[Any, Any, Any]:
+    """The shapes of one sequence's arguments, of a batch's."""
+
+    def single(a: Any) -> jax.ShapeDtypeStruct:
+        return jax.ShapeDtypeStruct(a.shape[1:], a.dtype)
+
+    return _each_unshared(single, kv), single(token), single(pos)
+
+
+def _each_unshared(f: Callable[[Any], Any], of: Any) -> Any:
+    """The same with `f` applied to each leaf that sequences do not share."""
+    leaves, tree = jax.tree.flatten(of)
+    return jax.tree.unflatten(tree, [a if shared else f(a) for a, shared in zip(leaves, shared_leaves(of), strict=True)])
 
 
 class Jitted:
@@ -164,7 +190,7 @@ class Jitted:
         """
         signature = _signature(params, kv, token, pos)
         batched = self._check_batch(signature)
-        single = jax.tree.map(lambda a: jax.ShapeDtypeStruct(a.shape[1:], a.dtype), signature[1:]) if batched else signature[1:]
+        single = _of_one(*signature[1:]) if batched else signature[1:]
         graph, tree = build_graph(self._f, signature[0], *single)
         target = self._target if self._target is not None else detect()
         chosen = profile(target) if isinstance(target, str) else target
@@ -191,8 +217,8 @@ class Jitted:
             if shape not in allowed or shape != token.shape:
                 raise TypeError(f"mk.jit: {name} has shape {shape} with {batch=}; pass int32 of shape {' or '.join(map(str, allowed))}")
         if token.shape:
-            for path, leaf in jax.tree_util.tree_flatten_with_path(kv)[0]:
-                if leaf.ndim == 0 or leaf.shape[0] != batch:
+            for (path, leaf), shared in zip(jax.tree_util.tree_flatten_with_path(kv)[0], shared_leaves(kv), strict=True):
+                if not shared and (leaf.ndim == 0 or leaf.shape[0] != batch):
                     raise TypeError(
                         f"mk.jit: kv{jax.tree_util.keystr(path)} has shape {leaf.shape} with {batch=}; it is [batch, layers, kv_heads, context, head_dim]"
                     )
@@ -205,7 +231,8 @@ def jit(f: Callable[..., Any], *, batch: int | None = None, target: str | Profil
     Args:
       f: `f(params, kv, token, pos)` for one token of one sequence, in plain JAX and `mk` operators. params' weights are bfloat16
         [out, in]; kv's leaves are bfloat16 [layers, kv_heads, context, head_dim]; token and pos are int32 scalars.
-      batch: how many sequences (1 to 16) a step takes; kv, token, pos and every result then have a leading axis. None: no such axis.
+      batch: how many sequences (1 to 16) a step takes; kv, token, pos and every result then have a leading axis, but for the pages of an `mk.Paged`,
+        which all sequences share. None: no such axis.
       target: the GPU to schedule for, by name ("h200"), as a file that `mkdsl probe` wrote, or as a `Profile`; the one at hand by default.
       interpret: run on the CPU under Pallas's interpreter and race detector, one launch per phase.
 

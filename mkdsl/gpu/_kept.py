@@ -20,9 +20,13 @@ from typing import Any
 
 import jax
 import jax.experimental.mosaic.gpu  # it says where Mosaic's runtime lies, which a kernel that is kept needs like any other
+import jax.extend
 import numpy as np
 from jax._src import compilation_cache
 from jax._src.compilation_cache_interface import CacheInterface
+from jax._src.custom_partitioning import custom_partitioning_p
+from jax._src.lib import cuda_versions
+from jax.interpreters import mlir
 
 from mkdsl.gpu._assemble import lowering_for
 from mkdsl.gpu._device import has_gpu
@@ -37,6 +41,7 @@ FLAGS = (  # of JAX's, those that change what a function is traced or lowered to
     "jax_numpy_dtype_promotion",
     "jax_threefry_partitionable",
 )
+ANY_CALL = jax.export.DisabledSafetyCheck.custom_call("ALL")  # cuDNN's too: JAX says nothing of its next versions, but the key has this one
 log = logging.getLogger("mkdsl")
 
 
@@ -70,6 +75,11 @@ def identity(*parts: Any) -> str:
     return digest(repr((parts, source_digest(ROOT), VERSIONS)).encode())
 
 
+def _surroundings() -> str:
+    device = jax.devices()[0]
+    return repr((device.device_kind, device.client.platform_version, cuda_versions and cuda_versions.cudnn_get_version()))
+
+
 def _ours(value: Any) -> bool:
     return type(value).__module__.split(".")[0] == "mkdsl"
 
@@ -77,9 +87,9 @@ def _ours(value: Any) -> bool:
 class Kept:
     """See `kept`. f: the function itself; content: it, as text; emitted: modules of the kernels that this process had to emit for it."""
 
-    def __init__(self, f: Callable[..., Any], content: str, capability: tuple[int, int] | None) -> None:
+    def __init__(self, f: Callable[..., Any], content: str, capability: tuple[int, int] | None, local: bool) -> None:
         functools.update_wrapper(self, f)
-        self.f, self.content, self._capability = f, content, capability
+        self.f, self.content, self._capability, self._local = f, content, capability, local
         self.emitted: tuple[bytes, ...] = ()
         self._known: dict[str, jax.export.Exported] = {}
         self._lock = threading.RLock()  # two threads that want the same wait for one
@@ -113,33 +123,46 @@ class Kept:
     def _key(self, avals: Any, static: dict[str, Any], platform: str) -> str:
         flags = [(flag, getattr(jax.config, flag)) for flag in FLAGS]
         leaves = [(a.shape, str(a.dtype)) for a in jax.tree.leaves(avals)]
-        return identity(self.content, content(tuple(sorted(static.items()))), platform, flags, str(jax.tree.structure(avals)), leaves)
+        where = _surroundings() if self._local else None
+        return identity(
+            self.content, content(tuple(sorted(static.items()))), platform, flags, str(jax.tree.structure(avals)), leaves, where
+        )
 
     def _export(self, key: str, avals: Any, static: dict[str, Any], platform: str) -> jax.export.Exported:
         log.info("tracing %s", getattr(self.f, "__name__", type(self.f).__name__))
         absent = None if has_gpu() else self._capability
         with contextlib.nullcontext({}) if absent is None else lowering_for(absent) as modules:
-            exported = jax.export.export(jax.jit(self.f, static_argnames=tuple(static)), platforms=[platform])(*avals, **static)
+            jitted = jax.jit(self.f, static_argnames=tuple(static))
+            export = jax.export.export(
+                jitted, platforms=[platform], disabled_checks=[ANY_CALL], _override_lowering_rules=((custom_partitioning_p, _whole),)
+            )
+            exported = export(*avals, **static)
         self.emitted = tuple(modules.values())
         if private(directory("exported")):
             write(_path(key), bytes(exported.serialize()))
         return exported
 
 
-def kept(f: Callable[..., Any], *, of: Any = None, capability: tuple[int, int] | None = None) -> Kept:
+def _whole(ctx: Any, *values: Any, call: Any, **_: Any) -> Any:
+    """How what may be partitioned, as cuDNN's attention, is lowered for one device: whole. JAX's own rule asks for the device, which an export has not."""
+    return mlir.lower_fun(jax.extend.core.jaxpr_as_fun(call), multiple_results=True)(ctx, *values)
+
+
+def kept(f: Callable[..., Any], *, of: Any = None, capability: tuple[int, int] | None = None, local: bool = False) -> Kept:
     """A function as it was exported, by this process or an earlier one. To be called while JAX traces: `jax.jit(kept(f), static_argnames=..)`.
 
     Args:
       f: f(*args, **static), of pytrees of arrays and of what is static. A function of a module of mkdsl's, or with `of` any.
       of: what says the same as the function, as `content` takes it; of a function in a module that is its name.
       capability: of a kernel, the compute capability of the GPU that it is for.
+      local: what it is lowered to depends on the device and on CUDA's libraries, as where cuDNN is asked whether it takes something.
 
     Raises:
       NoContentError: nothing says what the function is.
     """
     if of is None and not f.__module__.startswith("mkdsl."):
         raise NoContentError(f"{f.__module__}.{f.__qualname__} is not mkdsl's, whose source is known: say by of=... what it is")
-    return Kept(f, content((f.__module__, f.__qualname__) if of is None else of), capability)
+    return Kept(f, content((f.__module__, f.__qualname__) if of is None else of), capability, local)
 
 
 def record[T](cls: type[T]) -> type[T]:

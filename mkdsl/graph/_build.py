@@ -13,6 +13,7 @@ from mkdsl.graph._rewrite import pull_out_scalars
 from mkdsl.graph._trace import trace
 from mkdsl.graph._types import DecodeStep, OpGraph, UnsupportedError
 from mkdsl.graph._verify import verify_graph
+from mkdsl.ops import Paged
 
 
 def build_graph(f: Callable[..., Any], params: Any, kv: Any, token: Any, pos: Any) -> tuple[OpGraph, Any]:
@@ -34,11 +35,18 @@ def build_graph(f: Callable[..., Any], params: Any, kv: Any, token: Any, pos: An
     pull_out_scalars(tracer)
     now = tracer.replaced
     carries = tuple((carry, now.get(init, init), now.get(final, final)) for carry, init, final in tracer.carries)
-    context = min((leaf.shape[-2] for leaf in jax.tree.leaves(kv) if leaf.ndim > 1), default=0)
+    context = min(map(_context, jax.tree.leaves(kv, is_leaf=lambda x: isinstance(x, Paged))), default=0)
     outputs = tuple(now.get(o, o) for o in outputs)
     graph, *others = orders(DecodeStep(tracer.dag, tuple(tracer.repeats), carries, outputs, context, constants, tracer.where))
     verify_graph(graph)
     return dataclasses.replace(graph, others=tuple(filter(_has_a_lowering, others))), tree
+
+
+def _context(cache: Any) -> int:
+    """Positions in a sequence's cache."""
+    if isinstance(cache, Paged):
+        return cache.table.shape[-1] * jax.tree.leaves(cache.pages)[0].shape[-2]
+    return cache.shape[-2] if cache.ndim > 1 else 0
 
 
 def _has_a_lowering(graph: OpGraph) -> bool:

@@ -193,15 +193,16 @@ class Fuser:
     def _attention(self, segment: int, id: int) -> None:
         node = self.node(id)
         inputs = self._attention_inputs(node)
-        kv_heads, context, head_dim = self.node(node.inputs[1]).shape
+        *_, kv_heads, size, head_dim = self.node(node.inputs[1]).shape
+        pages = [self.node(table).width for table in node.inputs[4:]]  # of a sequence, where its cache is paged
         reads, width = self._tensors(inputs), self._tiled(id)
         rounds = self._rounded(id, {id})
         name = self._declare(Tensor(name="attention", width=width, heads=width // head_dim, rounds=rounds))
         self.tensor_of[id] = name
         phase = AttentionPhase(
-            name=self._unique("attention"), segment=segment, context=context, heads=node.width // head_dim, kv_heads=kv_heads,
-            head_dim=head_dim, dtype=self.node(node.inputs[1]).dtype, window=node.op.window, where=node.where, reads=reads, row_reads=(),
-            parts=(Part(weights=(), rows=width, writes=(name,)),),
+            name=self._unique("attention"), segment=segment, context=size * math.prod(pages), heads=node.width // head_dim, kv_heads=kv_heads,
+            head_dim=head_dim, dtype=self.node(node.inputs[1]).dtype, window=node.op.window, page=size if pages else None, where=node.where,
+            reads=reads, row_reads=(), parts=(Part(weights=(), rows=width, writes=(name,)),),
         )  # fmt: skip
         self._add(phase, Code(None, (), (((id,), inputs),)))
 

@@ -128,7 +128,8 @@ class FoldPhase(Phase):
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
 class AttentionPhase(Phase):
-    """A KV cache of `context` positions streamed past queries, `heads // kv_heads` of them for each kv head. dtype: of the cache."""
+    """A KV cache of `context` positions streamed past queries, `heads // kv_heads` of them for each kv head. dtype: of the cache. page: how many
+    positions lie together, where a table says; None where all do."""
 
     kind: ClassVar[str] = "attention"
     context: int
@@ -137,6 +138,7 @@ class AttentionPhase(Phase):
     head_dim: int
     dtype: str = "bfloat16"
     window: int | None = None
+    page: int | None = None
 
     @property
     def itemsize(self) -> int:

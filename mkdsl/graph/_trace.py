@@ -15,13 +15,15 @@ from jax.interpreters.partial_eval import dce_jaxpr
 from mkdsl.graph import _networkx as nx
 from mkdsl.graph._elementwise import IDENTITIES, KNOWN, composed
 from mkdsl.graph._types import Leaf, Node, UnsupportedError
-from mkdsl.ops import Append, Argmax, Attention, Embed, Fold, Operator, Rope, operator_p
+from mkdsl.ops import Append, AppendToPage, Argmax, Attention, Embed, Fold, Operator, Rope, operator_p
 
 REDUCTIONS = frozenset(("reduce_sum", "reduce_max", "reduce_min"))
 SOURCES = frozenset(("token", "pos", "given"))
 PURE = frozenset(("map", "reshape", "broadcast", "reduce"))
 CALLS = frozenset(("jit", "custom_jvp_call", "custom_vjp_call", "remat2"))  # remat2 is jax.checkpoint
-KINDS: dict[type[Operator], str] = {Fold: "fold", Attention: "attention", Append: "append", Rope: "rope", Embed: "embed", Argmax: "argmax"}
+KINDS: dict[type[Operator], str] = {
+    Fold: "fold", Attention: "attention", Append: "append", AppendToPage: "append", Rope: "rope", Embed: "embed", Argmax: "argmax",
+}  # fmt: skip
 REMEDIES = {
     "dot_general": "multiply by weights with mk.linear, or stream them with mk.fold",
     "scan": "write layers with mk.layers: one activation carried, weights and cache scanned",

@@ -215,6 +215,11 @@ class OpGraph:
             "others": [g.to_json() for g in self.others],
         }
 
+    def __repr__(self) -> str:
+        return (
+            f"<OpGraph of {len(self.phases)} phases in {len(self.segments)} segments, {len(self.tensors)} tensors, context {self.context}>"
+        )
+
     def __str__(self) -> str:
         lines = []
         for segment in self.segments:

@@ -9,6 +9,7 @@ from mkdsl.graph._types import Node, OpGraph, UnsupportedError
 MMA_K = 16  # elements of the streamed axis that one mma takes
 HEAD_DIMS = 64, 256  # the least and the most: of rows of an mma, and of registers for its sums
 POSITIONS = 8  # of a cache in one block of shared memory
+PAGE = 64  # positions: scores are computed for so many at a time
 
 
 def verify_graph(graph: OpGraph) -> None:
@@ -138,7 +139,22 @@ def _check_attention(graph: OpGraph, phase: AttentionPhase) -> None:
     caches = [graph.node(graph.node(i).inputs[0]) for i in graph.node(graph.code[phase.name].parts[0][0][0]).inputs[1:3]]
     if any(c.dtype != "bfloat16" for c in caches):
         raise UnsupportedError(f"{phase.where}: the cache is {caches[0].dtype}; kernels stream a bfloat16 cache")
+    _check_pages(graph, phase)
     _check_heads(graph, phase)
+
+
+def _check_pages(graph: OpGraph, phase: AttentionPhase) -> None:
+    """Keys and values lie, and are appended, where one table says that came in with the cache."""
+    attention = graph.node(graph.code[phase.name].parts[0][0][0])
+    if phase.page is None:
+        return
+    if phase.page % PAGE:
+        what = f"pages of size={phase.page}; kernels read pages of a multiple of {PAGE} positions"
+        raise UnsupportedError(f"{phase.where}: {what}")
+    tables = {attention.inputs[4], *(graph.node(append).inputs[3] for append in attention.inputs[1:3])}
+    if len(tables) > 1 or any(graph.node(t).kind != "cache" or graph.node(t).op.stacked for t in tables):
+        what = "a cache that is not read and appended to through one table, as it came in"
+        raise UnsupportedError(f"{phase.where}: {what}; hand the decode step's own mk.Paged to mk.layers, mk.append and mk.attention")
 
 
 def _check_heads(graph: OpGraph, phase: AttentionPhase) -> None:

@@ -1,6 +1,7 @@
 """What a kernel is handed: weights where they are, the cache, small tables, and the tensors that cross phases."""
 
 import dataclasses
+import functools
 from collections.abc import Callable, Sequence
 
 import jax
@@ -131,10 +132,19 @@ def _shaped(array: jax.Array, shape: tuple[int, ...] | None) -> jax.Array:
 
 
 def _caches(graph: OpGraph) -> list[Operand]:
-    """Each cache leaf as [batch, layers, kv_heads, context, head_dim]."""
-    leaves = {node.op.index: node.op for node in (graph.node(i) for i in graph.dag) if node.kind == "cache"}
-    stacked = {graph.node(i).op.index for i in graph.dag if graph.node(i).kind == "cache" and graph.node(i).op.stacked}
-    return [Operand(f"cache{i}", lambda a, i=i: a.kv[i] if i in stacked else a.kv[i][:, None], written=True) for i in leaves]
+    """Each cache leaf as [batch, layers, kv_heads, context, head_dim], or of a paged one [layers, pages, kv_heads, size, head_dim] and the table
+    [batch, width]."""
+    nodes = [graph.node(i) for i in graph.dag]
+    stacked = {n.op.index for n in nodes if n.kind == "cache" and n.op.stacked}
+    pages = {graph.node(n.inputs[0]).op.index for n in nodes if n.kind == "append" and len(n.inputs) > 3}
+    tables = {graph.node(n.inputs[3]).op.index for n in nodes if n.kind == "append" and len(n.inputs) > 3}
+
+    def build(a: Inputs, i: int) -> jax.Array:
+        layers = 0 if i in pages else 1
+        return a.kv[i] if i in stacked or i in tables else jnp.expand_dims(a.kv[i], layers)
+
+    leaves = dict.fromkeys(n.op.index for n in nodes if n.kind == "cache")
+    return [Operand(f"cache{i}", functools.partial(build, i=i), written=i not in tables) for i in leaves]
 
 
 def _tensors(graph: OpGraph, schedule: Schedule) -> list[Operand]:

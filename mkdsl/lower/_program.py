@@ -37,6 +37,9 @@ class Program:
     def __call__(self, params: Any, kv: Any, token: jax.Array, pos: jax.Array) -> Any:
         return self._call(operands(self.graph, self.schedule), params, kv, token, pos)[0]
 
+    def __repr__(self) -> str:
+        return f"<Program in {self.form} form of {self.schedule!r}>"
+
     @property
     def operand_names(self) -> list[str]:
         """What the kernels are handed, in order."""

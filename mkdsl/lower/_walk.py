@@ -11,6 +11,7 @@ from typing import NamedTuple
 import jax
 import jax.numpy as jnp
 from jax import lax
+from jax.experimental import pallas as pl
 
 from mkdsl.graph import AttentionPhase, Leaf, Phase
 from mkdsl.lower._machine import Machine, i32
@@ -113,15 +114,45 @@ def positions(m: Machine, phase: AttentionPhase) -> Positions:
     return Positions(attention.inputs[3], m.graph.node(attention.inputs[1]).inputs[2])
 
 
-def caches(m: Machine, phase: AttentionPhase) -> list[Leaf]:
-    """The cache leaves of an attention: keys, values."""
+class Cache(NamedTuple):
+    """The leaves of an attention's cache: keys, values, and where it is paged the table."""
+
+    keys: Leaf
+    values: Leaf
+    table: Leaf | None
+
+
+def cache_of(m: Machine, phase: AttentionPhase) -> Cache:
     attention = m.graph.node(m.graph.code[phase.name].parts[0][0][0])
-    return [m.graph.node(m.graph.node(append).inputs[0]).op for append in attention.inputs[1:3]]
+    keys, values = (m.graph.node(m.graph.node(append).inputs[0]).op for append in attention.inputs[1:3])
+    tables = [m.graph.node(table).op for table in attention.inputs[4:]]
+    return Cache(keys, values, tables[0] if tables else None)
 
 
-def cache_at(m: Machine, cache: Leaf, iteration: Index, sequence: Index, head: Index, positions: Index) -> tuple[Ref, tuple[Index, ...]]:
-    """Where positions of one kv head lie: the reference, and the index into it. A cache is [batch, layers, kv_heads, context, head_dim]."""
-    return m.refs[f"cache{cache.index}"], (sequence, m.layer(cache, iteration), head, positions, slice(None))
+class Place(NamedTuple):
+    """Where some neighbouring positions of a sequence's cache lie: in a page, or in the cache that is its own; `row` is the first of them.
+    `exists`: whether there is such a page; True where there is no question."""
+
+    owner: Index
+    row: Index
+    exists: Index
+
+
+def place(m: Machine, phase: AttentionPhase, sequence: Index, position: Index) -> Place:
+    """Where a position within the context lies. A page that is not there is read as another one: nothing there is attended to."""
+    cache = cache_of(m, phase)
+    if cache.table is None or phase.page is None:
+        return Place(sequence, position, True)
+    page, count = m.refs[f"cache{cache.table.index}"][sequence, lax.div(position, phase.page)], m.refs[f"cache{cache.keys.index}"].shape[1]
+    return Place(jnp.clip(page, 0, count - 1), lax.rem(position, phase.page), (page >= 0) & (page < count))
+
+
+def cache_at(m: Machine, cache: Leaf, iteration: Index, head: Index, at: Place, rows: int | None = None) -> tuple[Ref, tuple[Index, ...]]:
+    """The reference and the index into it of one position of a kv head, or of so many rows: a cache is [batch, layers, kv_heads, context, head_dim],
+    pages are [layers, pages, kv_heads, size, head_dim]."""
+    layer, row = m.layer(cache, iteration), at.row if rows is None else pl.ds(at.row, rows)
+    first = (layer, at.owner) if at.exists is not True else (at.owner, layer)
+    return m.refs[f"cache{cache.index}"], (*first, head, row, slice(None))
 
 
 def total(counts: list[Index]) -> Index:

@@ -1,13 +1,16 @@
 """Attention of one new token over a KV cache: a fold over positions with an online softmax as its carry."""
 
 import dataclasses
+import functools
 from typing import Any
 
 import jax
 import jax.numpy as jnp
 from jax import lax
 
-from mkdsl.ops._operator import Operator, bind, cache_is_shared, require, static
+from mkdsl.ops._causal import Causal
+from mkdsl.ops._operator import Operator, bind, in_front, require, sharing, static
+from mkdsl.ops._paged import contiguous, is_paged, place
 
 MASKED = -1e30
 
@@ -52,7 +55,9 @@ class Attention(Operator):
     def finish(self, carry: Any) -> jax.Array:
         return carry[2] / carry[1][..., None]
 
-    def reference(self, q: jax.Array, k: jax.Array, v: jax.Array, pos: jax.Array) -> tuple[jax.Array, ...]:
+    def reference(self, q: jax.Array, k: jax.Array, v: jax.Array, pos: jax.Array, *table: jax.Array) -> tuple[jax.Array, ...]:
+        """With a table, k and v are pages."""
+        k, v = (contiguous(pages, *table) for pages in (k, v)) if table else (k, v)
         kv_heads, context, head_dim = k.shape
         at = jnp.arange(context)
         keep = at <= pos
@@ -62,6 +67,17 @@ class Attention(Operator):
         out = self.finish(self.step(self.init(*grouped.shape), k, v, grouped, keep))
         return (jnp.where(pos < context, out, jnp.nan).reshape(-1),)  # past the cache: loudly nothing
 
+    def batched(self, args: Any, axes: Any) -> Any:
+        cache = [1, 2, *range(4, len(args))]
+        how = sharing()
+        if how is None or any(axes[i] is not None for i in cache):
+            return super().batched(args, axes)
+        k, v, *table = (args[i] for i in cache)  # prefill: the tokens of one sequence share it
+        k, v = (contiguous(pages, *table) for pages in (k, v)) if table else (k, v)
+        q, pos = in_front((args[0], args[3]), (axes[0], axes[3]))
+        (out,) = Causal(self, ascending=how.ascending).bind(q[None], k[None], v[None], pos[None])
+        return (out[0],), (0,)
+
 
 def attention(
     q: jax.Array, kv: Any, pos: jax.Array, *, scale: float | None = None, window: int | None = None, softcap: float | None = None
@@ -70,7 +86,7 @@ def attention(
 
     Args:
       q: [heads, head_dim] queries; heads is a multiple of the cache's kv_heads (GQA).
-      kv: a pytree with two leaves (keys, values) of [kv_heads, context, head_dim].
+      kv: a pytree with two leaves (keys, values) of [kv_heads, context, head_dim], or `mk.Paged`.
       pos: int32 scalar.
       scale: multiplies q·k; head_dim ** -0.5 by default.
       window: only the last `window` positions count.
@@ -83,21 +99,21 @@ def attention(
       ValueError: the shapes do not meet.
       TypeError: scale, window or softcap is no Python number.
     """
-    k, v = cache_leaves(kv, "attention")
+    (k, v), table = cache_leaves(kv, "attention")
     require(
-        q.ndim == 2 and q.shape[1] == k.shape[2], "attention", f"{q.shape=} with cache {k.shape=}", "q is [heads, head_dim]: see mk.heads"
+        q.ndim == 2 and q.shape[1] == k.shape[-1], "attention", f"{q.shape=} with cache {k.shape=}", "q is [heads, head_dim]: see mk.heads"
     )
     require(
-        q.shape[0] % k.shape[0] == 0,
+        q.shape[0] % k.shape[-3] == 0,
         "attention",
-        f"heads={q.shape[0]} is no multiple of kv_heads={k.shape[0]}",
+        f"heads={q.shape[0]} is no multiple of kv_heads={k.shape[-3]}",
         "use a cache whose kv_heads divides heads",
     )
     window = None if window is None else static("attention", "window", window, int)
     require(window is None or window > 0, "attention", f"{window=}", "a window counts positions; None means all")
     softcap = None if softcap is None else static("attention", "softcap", softcap, float)
     op = Attention(static("attention", "scale", q.shape[1] ** -0.5 if scale is None else scale, float), window, softcap)
-    return bind(op, q, k, v, jnp.asarray(pos, jnp.int32))[0]
+    return bind(op, q, k, v, jnp.asarray(pos, jnp.int32), *table)[0]
 
 
 @dataclasses.dataclass(frozen=True)
@@ -109,40 +125,75 @@ class Append(Operator):
         return (cache.at[:, at].set(new.astype(cache.dtype), mode="drop"),)
 
     def batched(self, args: Any, axes: Any) -> Any:
-        if not cache_is_shared() or axes[0] is not None:
+        if sharing() is None or axes[0] is not None:
             return super().batched(args, axes)
-        cache, new, pos = args  # prefill: the tokens of one sequence share its cache
-        new, pos = (a if ax is None else jnp.moveaxis(a, ax, 0) for a, ax in zip((new, pos), axes[1:], strict=True))
+        cache, new, pos = args[0], *in_front(args[1:], axes[1:])  # prefill: the tokens of one sequence share its cache
         at = jnp.where(pos < 0, cache.shape[1], pos)
-        return (cache.at[:, at].set(jnp.moveaxis(new, 0, 1).astype(cache.dtype), mode="drop"),), (None,)
+        token = (
+            jnp.full(cache.shape[1], -1).at[at].set(jnp.arange(at.size), mode="drop")
+        )  # of each position; XLA turns a scatter of rows around
+        rows = jnp.moveaxis(new, 0, 1).at[:, token].get(mode="clip").astype(cache.dtype)
+        return (jnp.where(token[:, None] >= 0, rows, cache),), (None,)
+
+
+@dataclasses.dataclass(frozen=True)
+class AppendToPage(Operator):
+    """Writes tokens' keys or values into pages that all sequences share. Axes that a batch brings stand first, of all but the pages."""
+
+    @property
+    def name(self) -> str:
+        return "append"
+
+    def reference(self, pages: jax.Array, new: jax.Array, pos: jax.Array, table: jax.Array) -> tuple[jax.Array, ...]:
+        at = functools.partial(place, count=pages.shape[0], size=pages.shape[2])
+        for _ in range(pos.ndim):
+            at = jax.vmap(at)
+        page, row = (i.reshape(-1) for i in at(table, pos))
+        rows = new.reshape(-1, *new.shape[-2:]).astype(pages.dtype)
+        return (pages.at[page, :, row].set(rows, mode="drop"),)
+
+    def batched(self, args: Any, axes: Any) -> Any:
+        require(
+            axes[0] is None, "append", "under vmap the pages have a batch axis", "share them: jax.vmap with in_axes of mk.batch_axes(kv)"
+        )
+        return bind(self, args[0], *in_front(args[1:], axes[1:])), (None,)
 
 
 def append(kv: Any, k: jax.Array, v: jax.Array, pos: jax.Array) -> Any:
     """The cache with this token's keys and values [kv_heads, head_dim] written at `pos`.
 
+    Args:
+      kv: a pytree with two leaves (keys, values) of [kv_heads, context, head_dim], or `mk.Paged`.
+      k, v: [kv_heads, head_dim] each.
+      pos: int32 scalar; outside the cache nothing is written.
+
     Raises:
       ValueError: the shapes do not meet.
     """
-    leaves = cache_leaves(kv, "append")
+    leaves, table = cache_leaves(kv, "append")
     for what, new, cache in zip("kv", (k, v), leaves, strict=True):
-        expected = (cache.shape[0], cache.shape[2])
+        expected = (cache.shape[-3], cache.shape[-1])
         require(
             new.shape == expected, "append", f"{what} has shape {new.shape} where the cache wants {expected}", "pass [kv_heads, head_dim]"
         )
     pos = jnp.asarray(pos, jnp.int32)
-    out = [bind(Append(), cache, new, pos)[0] for cache, new in zip(leaves, (k, v), strict=True)]
-    return jax.tree.unflatten(jax.tree.structure(kv), out)
+    op = AppendToPage() if table else Append()
+    out = [bind(op, cache, new, pos, *table)[0] for cache, new in zip(leaves, (k, v), strict=True)]
+    return jax.tree.unflatten(jax.tree.structure(kv), (*out, *table))
 
 
-def cache_leaves(kv: Any, where: str) -> tuple[jax.Array, jax.Array]:
-    """The (keys, values) of a cache pytree."""
-    leaves = jax.tree.leaves(kv)
-    require(len(leaves) == 2, where, f"the cache has {len(leaves)} leaves", "kv is a pytree of two arrays, keys then values")
+def cache_leaves(kv: Any, where: str) -> tuple[tuple[jax.Array, jax.Array], tuple[jax.Array, ...]]:
+    """The (keys, values) of a cache pytree, and its table if it is paged."""
+    paged = is_paged(kv)
+    leaves = jax.tree.leaves(kv.pages if paged else kv)
+    require(len(leaves) == 2, where, f"the cache has {len(leaves)} leaves", "kv is a pytree of two arrays, keys then values, or mk.Paged")
     k, v = leaves
-    require(
-        k.ndim == 3 and k.shape == v.shape,
-        where,
-        f"cache leaves {k.shape} and {v.shape}",
-        "inside a layer they are [kv_heads, context, head_dim]",
-    )
-    return k, v
+    shape = "[pages, kv_heads, size, head_dim]" if paged else "[kv_heads, context, head_dim]"
+    fits = k.ndim == (4 if paged else 3) and k.shape == v.shape
+    require(fits, where, f"cache leaves {k.shape} and {v.shape}", f"inside a layer they are {shape}")
+    if not paged:
+        return (k, v), ()
+    table = kv.table
+    one = table.ndim == 1 and jnp.issubdtype(table.dtype, jnp.integer)
+    require(one, where, f"{table.shape=} {table.dtype=}", "a sequence's table is int32 [width]; batch with jax.vmap or mk.jit(batch=)")
+    return (k, v), (table.astype(jnp.int32),)

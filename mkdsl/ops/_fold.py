@@ -39,6 +39,14 @@ class Fold(Operator):
     def reference(self, streamed: jax.Array, resident: jax.Array) -> tuple[jax.Array, ...]:
         return (self.finish(self.step(self.carry(streamed.shape[0]), streamed, resident)),)
 
+    def batched(self, args: Any, axes: Any) -> Any:
+        if self is not LINEAR or axes[0] is not None:
+            return super().batched(args, axes)
+        weight, x = args  # many activations past one weight are a matrix product, written so that nothing is transposed
+        x = jnp.moveaxis(x, axes[1], 0).astype(weight.dtype)
+        y = lax.dot_general(x, weight, (((1,), (1,)), ((), ())), precision=lax.Precision.HIGHEST, preferred_element_type=jnp.float32)
+        return (y,), (0,)
+
 
 def dot(tile: jax.Array, x: jax.Array) -> jax.Array:
     """tile [rows, k] times x [k] in float32, with x rounded to the tile's dtype as tensor cores want it. Returns [rows] float32."""

@@ -6,7 +6,8 @@ from typing import Any
 import jax
 from jax import lax
 
-from mkdsl.ops._operator import require, shared_cache
+from mkdsl.ops._operator import Sharing, require, shared_cache
+from mkdsl.ops._paged import with_tables_of, without_tables
 
 
 def layers(layer: Callable[..., tuple[jax.Array, Any]], x: jax.Array, params: Any, kv: Any, *rest: Any) -> tuple[jax.Array, Any]:
@@ -16,7 +17,7 @@ def layers(layer: Callable[..., tuple[jax.Array, Any]], x: jax.Array, params: An
       layer: one decoder layer for one token.
       x: [hidden].
       params: a pytree whose leaves start with the layer axis.
-      kv: the cache, likewise.
+      kv: the cache, likewise; of `mk.Paged` the pages: all layers have the same table.
       *rest: handed to every layer unchanged, such as `pos`.
 
     Returns:
@@ -25,14 +26,21 @@ def layers(layer: Callable[..., tuple[jax.Array, Any]], x: jax.Array, params: An
     Raises:
       ValueError: the leaves disagree about the number of layers.
     """
-    counts = {leaf.shape[:1] for leaf in jax.tree.leaves((params, kv))}
+    stacked, put_back = without_tables(kv), with_tables_of(kv)
+    counts = {leaf.shape[:1] for leaf in jax.tree.leaves((params, stacked))}
     require(
         len(counts) == 1,
         "layers",
         f"leaves of params and kv start with axes {sorted(counts)}",
         "stack every leaf over the same number of layers",
     )
-    return lax.scan(lambda carry, p_kv: layer(carry, *p_kv, *rest), x, (params, kv))
+
+    def one(x: jax.Array, p_kv: Any) -> tuple[jax.Array, Any]:
+        x, kv = layer(x, p_kv[0], put_back(p_kv[1]), *rest)
+        return x, without_tables(kv)
+
+    x, out = lax.scan(one, x, (params, stacked))
+    return x, put_back(out)
 
 
 def tile[**P, R](f: Callable[P, R]) -> Callable[P, R]:
@@ -40,18 +48,23 @@ def tile[**P, R](f: Callable[P, R]) -> Callable[P, R]:
     return jax.jit(f)
 
 
-def prefill(decode_step: Callable[..., Any]) -> Callable[..., Any]:
+def prefill(decode_step: Callable[..., Any], *, ascending: bool = False) -> Callable[..., Any]:
     """The decode step over all the tokens of one sequence at once: `f(params, kv, tokens [n], positions [n])`.
 
     The same function, vmapped over tokens that share one cache: each layer appends every token before any of them attends, and each
     attends up to its own position. A position past the cache writes nothing, so prompts can be padded with such positions. Returns
     what the decode step returns, with a leading token axis on everything but the cache; the decode step must return its cache last.
 
+    Args:
+      decode_step: f(params, kv, token, pos) -> (..., kv).
+      ascending: positions go up by one, pads come last, and the decode step attends at them as they are. A GPU is faster for knowing it; where it
+        is not so, results there are NaN.
+
     The function raises ValueError where the decode step returns something else than a tuple with its cache last.
     """
 
     def all_tokens(params: Any, kv: Any, tokens: jax.Array, positions: jax.Array) -> Any:
-        with shared_cache():
+        with shared_cache(Sharing(ascending)):
             outs = jax.eval_shape(decode_step, params, kv, tokens[0], positions[0])
             last = isinstance(outs, tuple) and jax.tree.structure(outs[-1:]) == jax.tree.structure((kv,))
             require(last, "prefill", f"the decode step returns {jax.tree.structure(outs)}", "return a tuple with its cache last")

@@ -32,10 +32,18 @@ class Operator:
     def reference(self, *args: jax.Array) -> tuple[jax.Array, ...]:
         raise NotImplementedError
 
+    def on_cuda(self, *args: jax.Array) -> tuple[jax.Array, ...]:
+        """The same for an NVIDIA GPU, where a library has something better."""
+        return self.reference(*args)
+
     def batched(self, args: Sequence[jax.Array], axes: Sequence[int | None]) -> tuple[Sequence[jax.Array], Sequence[int | None]]:
         """The operator under `vmap`: by default the `vmap` of its reference."""
         outs = jax.vmap(self.reference, axes, 0)(*args)
         return outs, (0,) * len(outs)
+
+    def bind(self, *args: Any) -> tuple[jax.Array, ...]:
+        """Applies the operator to arrays."""
+        return tuple(operator_p.bind(*args, op=self))
 
 
 operator_p = Primitive("mkdsl")
@@ -49,7 +57,7 @@ def _impl(*args: jax.Array, op: Operator) -> tuple[jax.Array, ...]:
 
 @functools.cache
 def _compiled(op: Operator) -> Callable[..., tuple[jax.Array, ...]]:
-    return jax.jit(op.reference)
+    return jax.jit(op.bind)
 
 
 @operator_p.def_abstract_eval
@@ -64,6 +72,7 @@ def _batch(args: Sequence[jax.Array], axes: Sequence[Any], *, op: Operator) -> t
 
 batching.primitive_batchers[operator_p] = _batch
 mlir.register_lowering(operator_p, mlir.lower_fun(lambda *args, op: op.reference(*args), multiple_results=True))
+mlir.register_lowering(operator_p, mlir.lower_fun(lambda *args, op: op.on_cuda(*args), multiple_results=True), platform="cuda")
 
 
 def bind(op: Operator, *args: Any) -> tuple[jax.Array, ...]:
@@ -71,22 +80,35 @@ def bind(op: Operator, *args: Any) -> tuple[jax.Array, ...]:
     return tuple(operator_p.bind(*args, op=op))
 
 
-_sharing_cache = False
+@dataclasses.dataclass(frozen=True)
+class Sharing:
+    """Tokens that share a cache are those of one sequence. ascending: they stand side by side there, pads last."""
+
+    ascending: bool
+
+
+_sharing: Sharing | None = None
 
 
 @contextlib.contextmanager
-def shared_cache() -> Iterator[None]:
+def shared_cache(how: Sharing) -> Iterator[None]:
     """While this is active, `vmap` over tokens with one unbatched KV cache means the tokens of one sequence (see `mk.prefill`)."""
-    global _sharing_cache
-    before, _sharing_cache = _sharing_cache, True
+    global _sharing
+    before, _sharing = _sharing, how
     try:
         yield
     finally:
-        _sharing_cache = before
+        _sharing = before
 
 
-def cache_is_shared() -> bool:
-    return _sharing_cache
+def sharing() -> Sharing | None:
+    return _sharing
+
+
+def in_front(args: Sequence[jax.Array], axes: Sequence[int | None]) -> list[jax.Array]:
+    """Arrays with the axis that a batch brings as their first, also those that have none."""
+    size = next(a.shape[axis] for a, axis in zip(args, axes, strict=True) if axis is not None)
+    return [jnp.broadcast_to(a, (size, *a.shape)) if axis is None else jnp.moveaxis(a, axis, 0) for a, axis in zip(args, axes, strict=True)]
 
 
 def require(condition: bool, where: str, problem: str, remedy: str) -> None:

@@ -76,6 +76,8 @@ def _(phase: AttentionPhase, graph: OpGraph, schedule: Schedule, profile: Profil
     assert isinstance(p, AttentionPlan)
     # Scores are masked and summed 64 positions at a time.
     yield p.block >= 1 and p.block % 64 == 0, Rule.TILE, f"block={p.block} is no multiple of 64"
+    # Each of a unit's two copies reads one page, and none reads a page that the table does not have.
+    yield p.meets_pages(phase), Rule.TILE, f"halves of block={p.block} do not lie in pages of {phase.page} of context={phase.context}"
     # Every share of an item has a block, or it would hand over nothing but its neutral carry.
     shares = p.splits * p.cluster
     blocks = phase.blocks(max(1, p.block))

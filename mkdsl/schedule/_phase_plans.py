@@ -165,6 +165,10 @@ class AttentionPlan(PhasePlan):
         """Of a block's keys, or of its values."""
         return self.block * phase.head_dim * phase.itemsize
 
+    def meets_pages(self, phase: AttentionPhase) -> bool:
+        """Whether each half of a block, which one copy fetches, lies in one page of the table."""
+        return phase.page is None or (phase.page % (self.block // 2) == 0 and phase.context % self.block == 0)
+
     def alone(self) -> "AttentionPlan":
         return dataclasses.replace(self, cluster=1)
 

@@ -90,11 +90,17 @@ class Schedule:
 
     def __str__(self) -> str:
         us = dict(self.us)
-        lines = [f"{self.target}, batch {self.batch}: {self.predicted_us:.0f} us predicted"]
+        lines = [f"{self.target}, batch {self.batch}, {self.workers} workers: {self.predicted_us:.0f} us predicted"]
         ring = f"{self.num_stages} x {self.stage_bytes} bytes, {self.max_in_flight} in flight"
         lines += [f"  ring: {ring}; {self.smem_bytes} bytes of shared memory"]
         lines += [f"  {p.name}: {p.tiling}, {us[p.name]:.1f} us" for p in self.phases]
         return "\n".join(lines)
+
+    def __repr__(self) -> str:
+        """One line. All there is: `to_json`."""
+        ring = f"{self.num_stages} stages of {self.stage_bytes} bytes"
+        phases = f"{len(self.phases)} phases, batch {self.batch}, {self.workers} workers"
+        return f"<Schedule for {self.target}: {phases}, {ring}, {self.predicted_us:.0f} us predicted>"
 
     def to_json(self) -> dict[str, Any]:
         return dataclasses.asdict(self) | {"phases": [p.to_json() for p in self.phases]}

@@ -4,6 +4,8 @@ In: a graph, a batch, a profile. Out: the schedule that is predicted to be the f
 model, the shortest path through all candidates for each ring, drafts that the simulator ranks, safe hand-offs. It never imports what lowers.
 """
 
+from mkdsl.search._account import BOUNDS, Account, Summary, accounts, summary
+from mkdsl.search._alternatives import Alternative, runners_up
 from mkdsl.search._cost import floor_us
 from mkdsl.search._draft import draft, timed
 from mkdsl.search._files import digest, directory, discard, read, source_digest, write
@@ -13,6 +15,6 @@ from mkdsl.search._rings import RINGS, cheapest, rings
 from mkdsl.search._search import search, without_k_split
 
 __all__ = [
-    "RINGS", "cheapest", "digest", "directory", "discard", "draft", "explain", "floor_us", "read", "rings", "search", "source_digest", "timed",
-    "with_handoffs", "without_k_split", "write",
+    "BOUNDS", "RINGS", "Account", "Alternative", "Summary", "accounts", "cheapest", "digest", "directory", "discard", "draft", "explain",
+    "floor_us", "read", "rings", "runners_up", "search", "source_digest", "summary", "timed", "with_handoffs", "without_k_split", "write",
 ]  # fmt: skip

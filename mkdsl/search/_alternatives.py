@@ -10,29 +10,54 @@ from mkdsl.search._cost import Model, Ring
 from mkdsl.search._draft import timed
 from mkdsl.search._handoffs import made_safe, other_handoffs
 from mkdsl.search._path import Price, shortest_path
+from mkdsl.search._refine import PROMISING, WORTH
 from mkdsl.search._rings import Choices, Prices, numbered
 
 DECIDED_LATER = ("tasks", "waits", "fence")
 
 
 class Alternative(NamedTuple):
-    """us: of a whole step, more than what was chosen; for phases by the cost model, for hand-offs by the simulator."""
+    """us: of a whole step, more than what was chosen; for phases by the cost model, for hand-offs by the simulator. why: that was not chosen although
+    `shown_us` is below zero."""
 
     of: str
     what: str
     us: float
+    why: str = ""
+
+    @property
+    def shown_us(self) -> float:
+        """To a tenth, and no negative zero."""
+        return round(self.us, 1) + 0.0
+
+
+def runners_up(graph: OpGraph, schedule: Schedule, gpu: Profile) -> Iterator[Alternative]:
+    """Per phase and tensor, what came second. Whatever seems to be faster than what was chosen says why it was not."""
+    overruled = "by the cost model; the simulator, which decides, preferred the chosen"
+    yield from (a._replace(why=overruled) if a.shown_us < 0 else a for a in next_best(graph, schedule, gpu))
+    yield from (_told(a, schedule) for a in next_handoffs(graph, schedule, gpu))
+
+
+def _told(alternative: Alternative, schedule: Schedule) -> Alternative:
+    """A hand-off with the reason why it was not chosen, if it needs one."""
+    if alternative.shown_us >= 0:
+        return alternative
+    small = -alternative.us <= (1 - WORTH) * schedule.predicted_us
+    less, untried = f"not worth it: less than {1 - WORTH:.1%} of a step", f"not tried: the search tries {PROMISING} such changes at most"
+    return alternative._replace(why=less if small else untried)
 
 
 def next_best(graph: OpGraph, schedule: Schedule, gpu: Profile) -> Iterator[Alternative]:
-    """Per phase, the best path under the same ring that does not take the chosen candidate there."""
+    """Per phase, the best other candidate under the same ring, all other phases as they were chosen."""
     s, (choices, price, capacity) = schedule, _under_its_ring(graph, schedule, gpu)
-    best = shortest_path(graph, choices, price, capacity)
+    alike = {name: [(i, c) for i, c in found if not _difference(c.plan, s.plan(name))] for name, found in choices.items()}
+    chosen = shortest_path(graph, alike, price, capacity)
     for p in graph.phases:
-        others = [(i, c) for i, c in choices[p.name] if _difference(c.plan, s.plan(p.name))]
-        found = shortest_path(graph, choices | {p.name: others}, price, capacity) if others else None
-        if best is not None and found is not None:
+        others = [pair for pair in choices[p.name] if pair not in alike[p.name]]
+        found = shortest_path(graph, alike | {p.name: others}, price, capacity)
+        if chosen is not None and found is not None:
             plan = found.candidates[graph.phases.index(p)].plan
-            yield Alternative(p.name, _difference(s.plan(p.name), plan), found.cost - best.cost)
+            yield Alternative(p.name, _difference(s.plan(p.name), plan), found.cost - chosen.cost)
 
 
 def _under_its_ring(graph: OpGraph, schedule: Schedule, gpu: Profile) -> tuple[Choices, Price, float]:

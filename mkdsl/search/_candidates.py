@@ -178,7 +178,7 @@ def _(phase: AttentionPhase, setting: Setting) -> Iterator[PhasePlan]:
     for block in (b for b in range(64, phase.context + 64, 64) if -phase.context % b < 64):  # no block in vain, the last perhaps in part
         plan = AttentionPlan(name=phase.name, block=block, tasks=(), waits=())
         fits = setting.stage_bytes % (16 * phase.head_dim) == 0 and plan.unit_bytes(phase) <= setting.stage_bytes
-        if not fits:
+        if not fits or not plan.meets_pages(phase):
             continue
         blocks = phase.blocks(block)
         for splits in _splits(blocks, setting.batch * phase.kv_heads, setting.workers) if splittable else (1,):

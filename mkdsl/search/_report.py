@@ -1,23 +1,37 @@
-"""A schedule in words and numbers: what was decided and what came second, where time should go and what bounds it, shared memory."""
+"""A schedule in words and numbers: a summary, what was decided and what came second, where time should go and what bounds it, shared memory."""
 
-import statistics
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
 
 from mkdsl.graph import OpGraph, Phase
-from mkdsl.schedule import KIB, Profile, Schedule, TensorPlan, shared_memory
-from mkdsl.search._alternatives import Alternative, next_best, next_handoffs
-from mkdsl.search._cost import floor_us
-from mkdsl.simulate import Timeline, Workload, simulate
+from mkdsl.schedule import KIB, Profile, Schedule, TensorPlan
+from mkdsl.search._account import Account, Summary, accounts, summary
+from mkdsl.search._alternatives import Alternative, runners_up
+from mkdsl.simulate import PARTS, Timeline, simulate
 
 # Headings of tables; below one with ">" stand numbers, to the right.
 CHOSEN = ("phase", ">runs", "kind", ">items", ">workers", "tiling", "waits for", "fence")
 TENSORS = ("tensor", "hand-off", ">slots", ">splits", "dtype")
-TIMES = ("phase", ">MB", ">us", ">memory us", ">wait", ">read", ">fold", ">epilogue", "bound by")
-SECOND = ("phase or tensor", "instead", ">us")
-HIDDEN = 0.15  # of a phase's time: less than this between it and its bound is bound by it
+OF_A_WORKER = tuple(f">{name}" for name, *_ in PARTS)
+TIMES = ("phase", ">MB", ">us", ">bytes us", ">compute us", *OF_A_WORKER, "bound by")
+MEASURED = ("phase", ">us", ">predicted", *OF_A_WORKER)
+SECOND = ("phase or tensor", "instead", ">us", "")
+
+WORDS = (
+    ("phase", "what workers do between two hand-offs: a fold streams weights, an attention a cache, a map nothing; with all that is fused into it"),
+    ("hand-off", "a result on its way from the workers that wrote it to those that wait for it"),
+    ("runs, items", "how often a step runs a phase; the pieces of its work (of each part of it), spread over the workers"),
+    ("us", "microseconds of one run, from the last signal of the phases before to its own last"),
+    ("bytes us", "what device memory alone needs for the run's bytes; a run may be shorter, since its first are in shared memory already"),
+    ("compute us", "what the busiest worker's arithmetic needs"),
+    ("bound by", "bytes or compute, if that is most of us; else hand-off: waiting for results and short dependent steps, and how long they show"),
+    ("wait ... epilogue", "what the median worker does: waits for its input, reads it, folds, finishes and signals"),
+    ("slots, splits", "copies of a tensor that iterations use in turn; partial results of it, which its readers merge"),
+)  # fmt: skip
 
 
-def explain(graph: OpGraph, schedule: Schedule, profile: Profile, *, alternatives: bool = True) -> str:
+def explain(
+    graph: OpGraph, schedule: Schedule, profile: Profile, *, alternatives: bool = True, model: str = "", measured: Timeline | None = None
+) -> str:
     """A readable plain-text account of a schedule.
 
     Args:
@@ -25,36 +39,49 @@ def explain(graph: OpGraph, schedule: Schedule, profile: Profile, *, alternative
       schedule: the schedule.
       profile: the GPU it is for.
       alternatives: also what came second for each phase and tensor, which takes another search or so.
+      model: a name for what is decoded.
+      measured: what a kernel's own stamps said, to stand beside the prediction.
 
     Returns:
-      Tables of what was decided per phase, of the predicted time of one execution in the steady state of its loop (streamed megabytes,
-      what device memory alone needs for them, and the median worker's wait for its input, reading it, folding and its epilogue), of hand-offs,
-      and shared memory over the schedule. Times are the simulator's, in microseconds.
+      A summary of a few lines and the words that the rest uses. Then tables of what was decided per phase, of hand-offs, of the predicted time of one
+      run in the steady state of its loop, and shared memory over the schedule. Times are the simulator's, in microseconds.
     """
-    graph, s, timeline = graph.in_order(schedule.order), schedule, simulate(graph, schedule, profile)
-    padding = f" (padded to {s.padded_batch})" if s.padded_batch != s.batch else ""
-    lines = [f"{s.target}, batch {s.batch}{padding}, {s.workers} workers"]
-    lines += ["what was decided (runs: in a step; items: of each part, spread over the workers):"]
-    lines += _table([CHOSEN, *(_chosen(p, graph, s) for p in graph.phases)])
-    lines += [f"ring: {s.num_stages} stages of {s.stage_bytes // KIB} KiB, {s.max_in_flight} in flight"]
-    lines += [
-        "what crosses phases (slots: that iterations use in turn; splits: partial results, which readers merge):",
-        *_tensors(graph, s),
-    ]
-    lines += [
-        "where time goes (us: from signal to signal; memory us: what device memory alone needs; wait to epilogue: the median worker's):"
-    ]
-    lines += _table([TIMES, *(_times(p, graph, s, timeline, profile) for p in graph.phases)])
+    graph = graph.in_order(schedule.order)
+    found = accounts(graph, schedule, profile, simulate(graph, schedule, profile))
+    about = summary(graph, schedule, profile, found)
+    lines = [*_summary(about, schedule, model, measured), "words (docs/explain.md says more):"]
+    lines += [f"  {word:<18} {text}" for word, text in WORDS]
+    lines += ["what was decided:", *_table([CHOSEN, *(_chosen(p, graph, schedule) for p in graph.phases)])]
+    lines += ["what crosses phases:", *_tensors(graph, schedule)]
+    lines += ["where time goes, as predicted:", *_table([TIMES, *map(_times, found)])]
+    if measured is not None:
+        lines += ["where time went, by the kernel's own stamps:", *_measured(found, accounts(graph, schedule, profile, measured))]
     if alternatives:
-        lines += [
-            "what came second (us more a step): of phases by the cost model, of tensors by the simulator",
-            *_second(graph, s, profile),
-        ]
-    memory = shared_memory(graph, s.phases, padded_batch=s.padded_batch, num_stages=s.num_stages, stage_bytes=s.stage_bytes)
-    lines += ["shared memory of a worker, over the schedule:", str(memory)]
-    floor = floor_us(graph, s.batch, profile)
-    lines += [f"predicted: {s.predicted_us:.0f} us a step; floor {floor:.0f} us (streamed bytes at {profile.bandwidth / 1e12:.2f} TB/s)"]
-    return "\n".join(lines)
+        lines += ["what came second (us more a step, all else as it is; of phases by the cost model, of tensors by the simulator):"]
+        lines += _table([SECOND, *map(_second, runners_up(graph, schedule, profile))])
+    return "\n".join([*lines, "shared memory of a worker, over the schedule:", str(about.memory)])
+
+
+def _summary(s: Summary, schedule: Schedule, model: str, measured: Timeline | None) -> Iterator[str]:
+    padding = f" (padded to {s.padded_batch})" if s.padded_batch != s.batch else ""
+    yield f"{model + ' on ' if model else ''}{s.target}: batch {s.batch}{padding}, context {s.context}, {s.workers} workers, each an SM of its own"
+    yield f"  time           {s.us:.0f} us a step, predicted; {s.us / s.floor_us:.2f} x the floor"
+    if measured is not None:
+        yield f"  measured       {measured.us:.0f} us, in the kernel with stamps; predicted {s.us / measured.us - 1:+.1%}"
+    yield f"  floor          {s.floor_us:.0f} us: {s.streamed / 1e6:.1f} MB a step at {s.bandwidth / 1e12:.2f} TB/s"
+    total = sum(us for us, _ in s.bounds.values())
+    yield "  bound by       " + "; ".join(f"{b}, {us / total:.0%} of the time{_binds(of)}" for b, (us, of) in s.bounds.items())
+    ring = f"the ring is {schedule.num_stages} stages of {_kib(schedule.stage_bytes)}, {schedule.max_in_flight} in flight"
+    over = " (more than there is)" if s.memory.total > s.smem_limit else ""
+    yield f"  shared memory  {_kib(s.memory.total)} of {_kib(s.smem_limit)}{over} at the peak, in {s.memory.peak}; {ring}"
+
+
+def _binds(phases: Sequence[str]) -> str:
+    return f" (binds {', '.join(phases)})" if phases else ""
+
+
+def _kib(size: int) -> str:
+    return f"{size / KIB:.1f} KiB".replace(".0 ", " ")
 
 
 def _chosen(phase: Phase, graph: OpGraph, schedule: Schedule) -> tuple[str, ...]:
@@ -71,36 +98,18 @@ def _tensors(graph: OpGraph, schedule: Schedule) -> list[str]:
     return _table([TENSORS, *map(row, schedule.tensors)])
 
 
-def _times(phase: Phase, graph: OpGraph, schedule: Schedule, timeline: Timeline, profile: Profile) -> tuple[str, ...]:
-    last = max(s.iteration for s in timeline.spans if s.phase == phase.name)
-    spans = [s for s in timeline.spans if (s.phase, s.iteration) == (phase.name, last) for _ in timeline.cohorts[s.cohort]]
-    parts = (("arrived", "known"), ("known", "read"), ("read", "folded"), ("folded", "signalled"))
-    wait, read, fold, epilogue = (statistics.median(getattr(s, b) - getattr(s, a) for s in spans) for a, b in parts)
-    us, streamed = dict(timeline.phase_us)[phase.name], phase.streamed_bytes(schedule.batch)
-    memory = streamed / profile.bandwidth * 1e6
-    bound = _bound(us, memory, _compute(phase, graph, schedule, profile))
-    return (phase.name, f"{streamed / 1e6:.1f}", *(f"{x:.1f}" for x in (us, memory, wait, read, fold, epilogue)), bound)
+def _times(a: Account) -> tuple[str, ...]:
+    bound = f"hand-off ({a.exposed_us:.1f} us)" if a.bound == "hand-off" else a.bound
+    return a.phase, f"{a.streamed / 1e6:.1f}", *(f"{x:.1f}" for x in (a.us, a.bytes_us, a.compute_us, *a.parts.values())), bound
 
 
-def _compute(phase: Phase, graph: OpGraph, schedule: Schedule, profile: Profile) -> float:
-    """Microseconds of arithmetic and pauses of the busiest worker."""
-    workload = Workload(graph, schedule.batch, schedule.padded_batch, profile)
-    splits, plan = {t.name: t.splits for t in schedule.tensors}, schedule.plan(phase.name)
-    works = [workload.of(phase, plan, counts, splits) for counts in {plan.folded(w) for w in plan.participants}]
-    return max(w.units * w.unit_us + w.pauses for w in works)
+def _measured(predicted: Sequence[Account], found: Sequence[Account]) -> list[str]:
+    rows = [(a.phase, *(f"{x:.1f}" for x in (a.us, p.us, *a.parts.values()))) for p, a in zip(predicted, found, strict=True)]
+    return _table([MEASURED, *rows])
 
 
-def _bound(us: float, memory: float, compute: float) -> str:
-    """A phase near the time of its bytes is bound by memory (below it, its first units were in the ring already), one near that of its
-    arithmetic by compute, any other by the latency of its hand-off and its short dependent steps."""
-    if memory >= (1 - HIDDEN) * us:
-        return "memory"
-    return "compute" if compute >= (1 - HIDDEN) * us else f"latency ({us - max(memory, compute):.1f} us)"
-
-
-def _second(graph: OpGraph, schedule: Schedule, profile: Profile) -> list[str]:
-    found: Sequence[Alternative] = (*next_best(graph, schedule, profile), *next_handoffs(graph, schedule, profile))
-    return _table([SECOND, *((a.of, a.what, f"{a.us:+.1f}") for a in found)])
+def _second(a: Alternative) -> tuple[str, ...]:
+    return a.of, a.what, f"{a.shown_us:.1f}", a.why
 
 
 def _table(rows: Sequence[Sequence[str]]) -> list[str]:

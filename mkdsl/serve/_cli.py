@@ -12,7 +12,7 @@ from typing import Annotated
 import rich.console
 import typer
 
-from mkdsl.engine import BATCHES, Engine
+from mkdsl.engine import BATCHES, Engine, loading_bar
 from mkdsl.models import extra
 
 KEY = "MKDSL_API_KEY"
@@ -39,8 +39,8 @@ def serve(
     name = name or directory.resolve().name
     console = rich.console.Console(stderr=True)
     with _bound(host, port) as listening:
-        with console.status(f"loading {directory}, and compiling"):
-            engine = Engine.load(directory, max_batch=max_batch, context=context, ahead=True)
+        with loading_bar(f"loading {directory}, and compiling") as progress:
+            engine = Engine.load(directory, max_batch=max_batch, context=context, ahead=True, progress=progress)
         with engine:
             listening.listen()  # whoever takes the announcement at its word is not refused
             _announce(console, engine, f"{name}: up to {max_batch} answers at once", _curl(host, listening.getsockname()[1], name, api_key))

@@ -4,8 +4,8 @@ In: a graph, a schedule, a profile. Out: a `Timeline`. It reads `graph` and `sch
 """
 
 from mkdsl.simulate._simulate import simulate
-from mkdsl.simulate._timeline import Span, Timeline
+from mkdsl.simulate._timeline import PARTS, Span, Timeline, observed
 from mkdsl.simulate._trace import trace_events
 from mkdsl.simulate._work import Work, Workload
 
-__all__ = ["Span", "Timeline", "Work", "Workload", "simulate", "trace_events"]
+__all__ = ["PARTS", "Span", "Timeline", "Work", "Workload", "observed", "simulate", "trace_events"]

@@ -1,9 +1,11 @@
 """A tiny checkpoint whose tokenizer has one token for each byte, so that characters outside ASCII are several tokens."""
 
-import dataclasses
+import functools
 import json
+import types
 
 import jax
+import jax.numpy as jnp
 import numpy as np
 import pytest
 from safetensors.numpy import save_file
@@ -11,6 +13,7 @@ from tokenizers import AddedToken, Tokenizer, decoders, pre_tokenizers, processo
 from tokenizers.models import BPE
 
 from mkdsl import models
+from mkdsl.engine._backend import Backend, Said
 from mkdsl.models._checkpoint import _names
 
 SHAPE = models.DecoderConfig(
@@ -95,22 +98,47 @@ def transformers_of(transformers):
     return transformers.PreTrainedTokenizerFast.from_pretrained
 
 
+class Script:
+    """Decode steps that say what is written, answer by answer (the last one again and again), whatever the weights are.
+
+    Attributes:
+      asked: (prompt, SamplingParams) of each answer, as they began.
+      prefilled: (start, tokens) of each piece of a prompt.
+    """
+
+    def __init__(self, answers):
+        self.answers, self.asked, self.prefilled = answers, [], []
+
+    def occupy(self, backend, slot, *, params, seed, prompt, ends, max_tokens):
+        self.asked.append((tuple(prompt), params))
+        self.ends, self.said, self.left = set(ends), 0, max_tokens
+
+    def prefill(self, backend, pieces):
+        self.prefilled += [(piece.start, len(piece.tokens)) for piece in pieces]
+        return jnp.zeros(())
+
+    def decode(self, backend, lanes, *, batch):
+        """Of one sequence; where it has ended nothing more is said."""
+        (_,) = lanes
+        answer, tokens = self.answers[min(len(self.asked), len(self.answers)) - 1], []
+        while self.left and len(tokens) < backend._steps:
+            tokens.append(answer[self.said % len(answer)])
+            self.said, self.left = self.said + 1, 0 if tokens[-1] in self.ends else self.left - 1
+        return types.SimpleNamespace(land=lambda: [Said(tokens=tokens, logprobs=None)])
+
+
 @pytest.fixture
-def scripted():
-    """Replaces a model's decoder: it says what a script says, and fails at a position past the cache."""
+def scripted(monkeypatch, byte_tokenizer):
+    """Makes all engines say some answers: text (with </s> where it ends) or token ids. Nothing is computed."""
 
-    def replace(model, script):
-        first = None
-
-        def step(params, kv, token, pos):
-            nonlocal first
-            first = int(pos) if first is None else first
-            assert int(pos) < model.context, f"step at {pos} of {model.context}"
-            steps.append((int(token), int(pos)))
-            return np.int32(script[(int(pos) - first) % len(script)]), np.zeros(model.config.vocab, np.float32), kv
-
-        steps = []
-        decoder = dataclasses.replace(model.decoder, step=step)
-        return dataclasses.replace(model, decoder=decoder), steps
+    def replace(*answers):
+        script = Script([byte_tokenizer.encode(a, add_special_tokens=False).ids if isinstance(a, str) else a for a in answers])
+        for name in ("occupy", "prefill", "decode"):
+            monkeypatch.setattr(Backend, name, functools.partialmethod(_called, getattr(script, name)))
+        return script
 
     return replace
+
+
+def _called(backend, does, *args, **options):
+    return does(backend, *args, **options)

@@ -5,7 +5,7 @@ import pytest
 
 from mkdsl.engine import Delta, Logprob, SamplingParams, answers
 from mkdsl.engine._answers import Writer
-from mkdsl.engine._sampler import Sampled
+from mkdsl.engine._sampler import Logprobs
 from mkdsl.engine._text import Detokenizer
 
 END = 257
@@ -63,7 +63,7 @@ def test_half_a_character_in_the_end_completes_no_stop_string_unseen(writer, tok
 def test_logprobs_of_the_tokens_that_are_shown(writer, tokens):
     shape = (3, 20)
     top = np.broadcast_to(np.arange(20), shape)
-    sampled = Sampled(token=np.zeros(3), logprob=np.array([-1.0, -2.0, -3.0]), top_tokens=top, top_logprobs=-top.astype(float))
+    sampled = Logprobs(logprob=np.array([-1.0, -2.0, -3.0]), top_tokens=top, top_logprobs=-top.astype(float))
     delta, _ = writer(logprobs=2).write([*tokens("ab"), END], sampled, ended=True, last=False)
     assert delta.logprobs == tuple(
         Logprob(token=t, logprob=p, top=((0, 0.0), (1, -1.0))) for t, p in zip(tokens("ab"), (-1, -2), strict=True)

@@ -15,10 +15,10 @@ from typer.testing import CliRunner
 from mkdsl import gpu, models
 from mkdsl.engine import _decoder
 from mkdsl.engine._backend import Backend
-from mkdsl.engine._build import Order, build, build_prefill
+from mkdsl.engine._build import Order, build
 from mkdsl.engine._cli import app
 from mkdsl.engine._decoder import decode_steps
-from mkdsl.engine._engine import PIECE, backend_sizes, whole_pages
+from mkdsl.engine._engine import backend_options, pieces_of, pool_of
 from mkdsl.proof import Rule, ScheduleError
 from mkdsl.schedule import profile
 
@@ -47,13 +47,13 @@ def test_an_engine_finds_what_was_built(cache, monkeypatch, caplog):
     (built,) = build(ORDER)
     assert not built.there and built.kernel["spill_bytes"] == 0 < built.kernel["code_bytes"]
     assert 0 < built.floor_us < built.predicted_us
-    assert not build_prefill(ORDER)
     caplog.clear()
     monkeypatch.setattr(_decoder, "jax", OnGpu())
-    step_of = decode_steps(TINY, whole_pages(100))
+    pieces = pieces_of(TINY, ORDER.target)
+    options = backend_options(TINY, pieces, context=100, max_batch=1, free=None, host=False)
     params = models.random_params(TINY, jax.random.key(0))
-    backend = Backend(TINY, params, step_of=step_of, **backend_sizes(TINY, context=100, max_batch=1, free=None, host=False))
-    for call in backend.calls([1], PIECE):
+    backend = Backend(TINY, params, step_of=decode_steps(TINY, pool_of(options)), **options)
+    for call in backend.calls([1], 0):
         call.jitted.__wrapped__._known.clear()
         assert call.export("cuda")
     assert "tracing" not in caplog.text
@@ -140,6 +140,6 @@ def test_a_second_process_neither_traces_nor_compiles(checkpoint, tmp_path):
 
     (*fresh, _, compiled), traced = process()
     (*found, hits, misses), nothing = process()
-    assert (traced, nothing) == (2, 0)  # a piece of the prompt, and decode steps
+    assert (traced, nothing) == (3, 0)  # pages cleared, a piece of the prompt, and decode steps
     assert compiled == hits > 0 == misses
     assert fresh == found  # tokens, and log-probabilities to the bit

@@ -81,7 +81,7 @@ def test_the_time(checkpoint):
 
 @pytest.mark.parametrize("template", [None, [{"name": "tool_use", "template": "no"}], ["no"]])
 def test_no_template(checkpoint, template):
-    with pytest.raises(CheckpointError, match=r"has no chat template.*leave out --chat"):
+    with pytest.raises(CheckpointError, match=r"has no chat template.*give it plain text: mkdsl generate without --chat"):
         rewrite(checkpoint, chat_template=template).encode_chat(USER)
 
 

@@ -1,5 +1,8 @@
+import collections
+import dataclasses
 import json
 import sys
+import types
 
 import numpy as np
 import pytest
@@ -7,35 +10,135 @@ from safetensors.numpy import load_file, save_file
 from typer.testing import CliRunner
 
 from mkdsl import engine
+from mkdsl.engine import Engine, SamplingParams, _cli_generate, loading_bar
+from mkdsl.engine._backend import Backend
 from mkdsl.engine._cli import app
-from mkdsl.engine._cli_generate import summary
-from mkdsl.engine._generate import LogitsError
+from mkdsl.engine._cli_generate import GREEDY, summary
+from mkdsl.engine._sampler import NOT_FINITE
+from mkdsl.engine._speed import Speed
 from mkdsl.graph import UnsupportedError
 
-REPORT = engine.Report(stopped="eos", prefill_tokens=10, prefill_seconds=0.5, decode_tokens=30, decode_seconds=2.0)
 
-
-def run(*arguments):
-    return CliRunner().invoke(app, ["generate", *map(str, arguments)])
-
-
-@pytest.mark.medium
-def test_generate_streams_text_and_reports_speed(checkpoint):
-    result = run(checkpoint, "--prompt", "hello", "--max-tokens", 5)
-    assert result.exit_code == 0, result.output
-    assert result.stdout.endswith("\n")
-    assert "--max-tokens reached | prefill: 5 tokens, " in result.stderr
-    assert "decode (reference): 4 tokens, " in result.stderr
-    assert "tokens/s" not in result.stdout
+def run(*arguments, **options):
+    return CliRunner().invoke(app, ["generate", *map(str, arguments)], **options)
 
 
 @pytest.mark.medium
 def test_the_text_is_the_models(checkpoint):
-    model = engine.load_model(checkpoint, context=32)
-    prompt = model.tokenizer.encode_chat([{"role": "user", "content": "hé"}])
-    expected = "".join(model.tokenizer.stream(engine.generate(model, prompt)))
+    with Engine.load(checkpoint, max_batch=1, context=32) as model:
+        prompt = model.tokenizer.encode_chat([{"role": "user", "content": "hé"}])
+        ((greedy,),) = model.generate([prompt], SamplingParams(temperature=0))
+        ((drawn,),) = model.generate([prompt], SamplingParams(temperature=0.7, seed=3))
     result = run(checkpoint, "--prompt", "hé", "--chat", "--context", 32)
-    assert result.stdout == expected + "\n"
+    assert result.stdout == greedy.text + "\n"
+    decoded = len(greedy.tokens) - 1
+    assert f"the context is full: see --context | prefill: {len(prompt) - 1} tokens, " in result.stderr
+    assert f"decode (reference): {decoded} tokens, " in result.stderr
+    assert "tokens/s" not in result.stdout
+    assert run(checkpoint, "--prompt", "hé", "--chat", "--context", 32, "--temperature", 0.7, "--seed", 3).stdout == drawn.text + "\n"
+
+
+def test_what_is_asked_of_the_engine(checkpoint, scripted):
+    script = scripted("hello")
+    given = {"temperature": 0.5, "top_k": 7, "top_p": 0.9, "min_p": 0.1, "repetition_penalty": 1.1, "presence_penalty": 0.2}
+    given |= {"frequency_penalty": -0.3, "seed": 11, "max_tokens": 3}
+    options = [word for name, value in given.items() for word in (f"--{name.replace('_', '-')}", value)]
+    assert run(checkpoint, "--prompt", "x", *options, "--stop", "a", "--stop", "b").stdout == "hel\n"
+    run(checkpoint, "--prompt", "x", "--max-tokens", 1)
+    asked = [params for _, params in script.asked]
+    assert asked[1] == SamplingParams(**given, stop=("a", "b"))
+    assert asked[3] == dataclasses.replace(GREEDY, max_tokens=1)
+
+
+@pytest.mark.parametrize(
+    ("said", "options", "text", "why"),
+    [
+        ("hello</s>", [], "hello", "the model ended its answer"),
+        ("hello", ["--max-tokens", 7], "hellohe", "--max-tokens reached"),
+        ("hello", ["--context", 9], "hel", "the context is full: see --context"),
+        ("hello</s>", ["--stop", "xyz", "--stop", "lo"], "hel", "it said 'lo': see --stop"),
+        ("hello</s>", ["--stop", "xyz"], "hello", "the model ended its answer"),
+    ],
+)
+def test_why_it_stopped(checkpoint, scripted, said, options, text, why):
+    scripted(said)
+    result = run(checkpoint, "--prompt", "hello", *options)
+    assert result.stdout == text + "\n"
+    assert result.stderr.startswith(f"{why} | prefill")
+
+
+def test_several_answers(checkpoint, scripted):
+    scripted("-", "one</s>", "two", "three</s>")  # the first is the rehearsal's
+    result = run(checkpoint, "--prompt", "x", "--n", 3, "--temperature", 1, "--max-tokens", 6)
+    assert result.stdout == "=== 1 of 3 ===\none\n=== 2 of 3 ===\ntwotwo\n=== 3 of 3 ===\nthree\n"
+    assert result.stderr.startswith("2 x the model ended its answer, 1 x --max-tokens reached | prefill")
+
+
+@pytest.mark.parametrize("length", [1, 5, 700])
+def test_the_decode_step_is_compiled_before_it_is_timed(checkpoint, scripted, length):
+    """Nothing of the prompt is found later."""
+    config = json.loads((checkpoint / "config.json").read_text()) | {"max_position_embeddings": 2048}
+    (checkpoint / "config.json").write_text(json.dumps(config))
+    script = scripted("a</s>")
+    assert run(checkpoint, "--prompt", "x" * (length - 1), "--context", 1200).exit_code == 0
+    (rehearsed, once), (prompt, _) = script.asked
+    assert (len(rehearsed), once.max_tokens, rehearsed[0] == prompt[0]) == (1, 1, False)
+    assert len(prompt) == length == 1 + sum(tokens for _, tokens in script.prefilled)
+
+
+@pytest.mark.parametrize("options", [[], ["--prompt", "-"]])
+@pytest.mark.parametrize(("given", "text"), [("hé\n", "hé"), ("two\nlines\n\n", "two\nlines\n"), ("dos\r\n", "dos"), ("no end", "no end")])
+def test_a_prompt_from_standard_input(checkpoint, scripted, byte_tokenizer, options, given, text):
+    script = scripted("a</s>")
+    assert run(checkpoint, *options, input=given.encode()).stdout == "a\n"
+    assert script.asked[1][0] == tuple(byte_tokenizer.encode(text).ids)
+
+
+def test_a_prompt_in_the_arguments_leaves_standard_input_alone(checkpoint, scripted, byte_tokenizer):
+    script = scripted("a</s>")
+    run(checkpoint, "--prompt", "x", input="y")
+    assert script.asked[1][0] == tuple(byte_tokenizer.encode("x").ids)
+
+
+WHAT_TO_DO = "give --prompt TEXT, or pipe the text in (echo Hello | mkdsl generate DIR); mkdsl chat DIR is for a conversation"
+
+
+@pytest.mark.parametrize("options", [[], ["--prompt", "-"]])
+def test_nothing_on_standard_input(checkpoint, options):
+    refused(run(checkpoint, *options, input=""), f"mkdsl: Invalid value: standard input is empty; {WHAT_TO_DO}", code=2)
+
+
+def test_no_prompt_at_a_terminal(checkpoint, monkeypatch):
+    terminal = types.SimpleNamespace(isatty=lambda: True)
+    monkeypatch.setattr(_cli_generate, "sys", types.SimpleNamespace(stdin=terminal))
+    refused(run(checkpoint), f"mkdsl: Invalid value: there is no prompt; {WHAT_TO_DO}", code=2)
+
+
+def test_standard_input_that_is_not_utf_8(checkpoint):
+    refused(run(checkpoint, input=b"caf\xe9"), r"mkdsl: the prompt has '\udce9', which is no character: it is not UTF-8")
+
+
+@pytest.mark.parametrize(
+    ("options", "message"),
+    [
+        (["--temperature", -1], "mkdsl: temperature=-1.0; it is 0, which takes the most likely token, or a positive number"),
+        (["--temperature", 1, "--top-p", 1.5], "mkdsl: top_p=1.5; it is more than 0 and at most 1"),
+        (["--temperature", 1, "--n", 0], "mkdsl: n=0; it is an integer of at least 1"),
+        (["--max-tokens", 0], "mkdsl: max_tokens=0; it is None, or an integer of at least 1"),
+        (["--repetition-penalty", 0], "mkdsl: repetition_penalty=0.0; it is a positive number"),
+        (["--stop", ""], "mkdsl: stop=('',); it is a tuple of strings, none of them empty"),
+        *(
+            (
+                [option, value],
+                f"mkdsl: Invalid value for {option}: without --temperature the most likely token is taken, and it says nothing",
+            )
+            for option, value in {"--top-k": 3, "--top-p": 0.9, "--min-p": 0.1, "--seed": 1, "--n": 2}.items()
+        ),
+    ],
+)
+def test_sampling_that_means_nothing(checkpoint, options, message):
+    (checkpoint / "model.safetensors").unlink()
+    refused(run(checkpoint, "--prompt", "x", *options), message, code=2)
 
 
 @pytest.mark.parametrize(
@@ -70,8 +173,8 @@ def refused(result, message, code=1):
 @pytest.mark.parametrize(
     ("arguments", "message"),
     [
-        (["generate", "here"], "mkdsl: Missing option '--prompt'"),
-        (["generate", "here", "--prompt", "x", "--max-tokens", "0"], "mkdsl: Invalid value for '--max-tokens'"),
+        (["generate", "here", "--prompt", "x", "--max-tokens", "many"], "mkdsl: Invalid value for '--max-tokens'"),
+        (["generate", "here", "--prompt", "x", "--context", "0"], "mkdsl: Invalid value for '--context'"),
         (["explain", "smollm2-135m", "--batch", "17"], "mkdsl: Invalid value for '--batch'"),
         (["explain", "smollm2-135m", "--target", "abacus"], "mkdsl: Invalid value for --target: no GPU profile 'abacus'"),
         (
@@ -114,8 +217,8 @@ def test_what_a_kernel_does_not_take(checkpoint, monkeypatch):
     def refuse(*_):
         raise UnsupportedError("attention has head_dim=40; kernels have heads of 64 to 256 features")
 
-    monkeypatch.setattr("mkdsl.engine._generate.default_decoder", refuse)
-    monkeypatch.setattr("mkdsl.engine._generate.load", None)  # not reached
+    monkeypatch.setattr("mkdsl.engine._engine.decode_steps", refuse)
+    monkeypatch.setattr("mkdsl.engine._engine.load", None)  # not reached
     refused(run(checkpoint, "--prompt", "hello"), "mkdsl: attention has head_dim=40")
 
 
@@ -127,14 +230,18 @@ def test_weights_that_are_no_numbers(checkpoint):
     refused(run(checkpoint, "--prompt", "hello"), "mkdsl: the logits after 6 tokens are NaN or infinite; a weight is no number")
 
 
-def test_what_was_said_before_an_error_keeps_its_line(checkpoint, monkeypatch):
-    def stops(*_, **__):
-        yield 65
-        raise LogitsError("the logits are NaN")
-
-    monkeypatch.setattr("mkdsl.engine._cli_generate._generate.generate", stops)
+def test_what_was_said_before_an_error_keeps_its_line(checkpoint, scripted):
+    scripted([65, NOT_FINITE])
     result = run(checkpoint, "--prompt", "hello")
-    assert (result.exit_code, result.stdout.count("\n"), result.stderr) == (1, 1, "mkdsl: the logits are NaN\n")
+    assert (result.exit_code, result.stdout.count("\n"), result.stderr.count("\n")) == (1, 1, 1)
+    assert len(result.stdout) == 2
+    assert result.stderr.startswith("mkdsl: the logits after 7 tokens are NaN or infinite")
+
+
+def test_the_device_fails(checkpoint, scripted, monkeypatch):
+    scripted("a")
+    monkeypatch.setattr(Backend, "decode", lambda *_, **__: 1 / 0)
+    refused(run(checkpoint, "--prompt", "hello"), "mkdsl: a step failed on the device (ZeroDivisionError: division by zero)")
 
 
 def test_no_checkpoint(tmp_path):
@@ -150,20 +257,35 @@ def test_chat_without_a_template(checkpoint):
 
 
 def test_bugs_keep_their_traceback(checkpoint, monkeypatch):
-    monkeypatch.setattr("mkdsl.engine._cli_generate.load_model", lambda *_, **__: 1 / 0)
+    monkeypatch.setattr(Engine, "load", lambda *_, **__: 1 / 0)
     assert isinstance(run(checkpoint, "--prompt", "hello").exception, ZeroDivisionError)
 
 
 def test_summary():
+    speed = Speed(prefill_tokens=10, first_tokens=1, first_seconds=0.5625, decode_tokens=32, decode_seconds=2.0)
     assert (
-        summary(REPORT, "kernel")
-        == "the model ended its answer | prefill: 10 tokens, 20.0 tokens/s | decode (kernel): 30 tokens, 15.0 tokens/s"
+        summary(collections.Counter(["the model ended its answer"]), speed, "kernel")
+        == "the model ended its answer | prefill: 10 tokens, 20.0 tokens/s | decode (kernel): 32 tokens, 16.0 tokens/s"
     )
 
 
-def test_summary_of_one_token():
-    report = engine.Report(stopped="max_tokens", prefill_tokens=0, prefill_seconds=0.0, decode_tokens=0, decode_seconds=0.0)
-    assert summary(report, "reference") == "--max-tokens reached | prefill: too short to time | decode (reference): too short to time"
+def test_a_bar_while_weights_are_loaded(monkeypatch, capsys):
+    for name in ("NO_COLOR", "TTY_COMPATIBLE"):
+        monkeypatch.delenv(name, raising=False)
+    monkeypatch.setenv("FORCE_COLOR", "1")  # a terminal, to rich
+    with loading_bar("loading [here]") as progress:
+        for done in range(0, 8_000_000, 2_000_000):
+            progress(done, 8_000_000)
+    shown = capsys.readouterr()
+    assert "loading [here]" in shown.err and "6.0/8.0 MB" in shown.err and "B/s" in shown.err
+    assert shown.out == ""
+
+
+def test_no_bar_without_a_terminal(monkeypatch, capsys):
+    monkeypatch.delenv("FORCE_COLOR", raising=False)
+    with loading_bar("loading") as progress:
+        progress(6, 8)
+    assert capsys.readouterr() == ("", "")
 
 
 def test_main_runs_the_app(monkeypatch, capsys):

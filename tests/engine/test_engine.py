@@ -3,7 +3,9 @@
 import asyncio
 import dataclasses
 import gc
+import itertools
 import threading
+import types
 
 import jax
 import jax.numpy as jnp
@@ -24,7 +26,7 @@ from mkdsl.engine import (
     load_tokenizer,
 )
 from mkdsl.engine._backend import Backend, _decode
-from mkdsl.engine._decoder import decode_steps
+from mkdsl.engine._decoder import Pool, decode_steps
 from mkdsl.engine._pages import PagePool
 from mkdsl.engine._sampler import Asked
 from mkdsl.engine._scheduler import Scheduler
@@ -33,6 +35,7 @@ from mkdsl.models import CheckpointError
 pytestmark = pytest.mark.medium
 CONTEXT, SIZE, PIECE, STEPS = 96, 16, 32, 4
 EVERYTHING = Asked.everything()
+POOL = Pool(count=24, size=SIZE, width=CONTEXT // SIZE)
 GREEDY = SamplingParams(temperature=0, max_tokens=10)
 RANDOM = np.random.default_rng(0)
 PROMPTS = [tuple(RANDOM.integers(0, 256, length).tolist()) for length in (1, 2, 17, 40, 70, 33, 5)]
@@ -56,12 +59,14 @@ def make(config, params, checkpoint):
     """
     made = []
 
-    def engine(*, pages=24, max_batch=4, params=params, config=config, dtype=jnp.float32, batch_invariant=False, asked=EVERYTHING):
+    def engine(
+        *, pages=24, max_batch=4, params=params, config=config, dtype=jnp.float32, batch_invariant=False, asked=EVERYTHING, packed=0, step_of=None
+    ):  # fmt: skip
         pool = PagePool(count=pages, size=SIZE)
-        scheduler = Scheduler(pool, max_batch=max_batch, piece=PIECE, max_steps=STEPS, batch_invariant=batch_invariant)
+        scheduler = Scheduler(pool, max_batch=max_batch, piece=PIECE, steps=STEPS, packed=packed, batch_invariant=batch_invariant)
         backend = Backend(
-            config, params, pages=24, page_size=SIZE, context=CONTEXT, max_batch=4, max_steps=STEPS, step_of=decode_steps(config, CONTEXT),
-            smallest=PIECE if batch_invariant else 16, cache_dtype=dtype, asked=asked,
+            config, params, pages=24, page_size=SIZE, context=CONTEXT, max_batch=4, steps=STEPS, step_of=step_of or decode_steps(config, POOL),
+            smallest=PIECE if batch_invariant else 16, packed=packed, cache_dtype=dtype, asked=asked,
         )  # fmt: skip
         tokenizer = load_tokenizer(checkpoint)
         made.append(Engine(config=config, tokenizer=tokenizer, context=CONTEXT, scheduler=scheduler, backend=backend))
@@ -185,9 +190,9 @@ def prefilled(engine, monkeypatch):
     """The pieces of prompts that are written from now on: where each began, and its length."""
     pieces, prefill = [], engine.backend.prefill
 
-    def noted(tokens, *, start, pages):
-        pieces.append((start, len(tokens)))
-        prefill(tokens, start=start, pages=pages)
+    def noted(together):
+        pieces.extend((piece.start, len(piece.tokens)) for piece in together)
+        return prefill(together)
 
     monkeypatch.setattr(engine.backend, "prefill", noted)
     return pieces
@@ -199,6 +204,18 @@ def test_a_shared_prefix_is_prefilled_once(make, alone, monkeypatch):
     prompts = [(*PROMPTS[4][:60], token) for token in (1, 2, 3)]
     assert tokens_of(engine.generate(prompts, GREEDY)) == [alone(prompt, 10)[0] for prompt in prompts]
     assert pieces == [(0, 32), (32, 28), (48, 12), (48, 12)]
+
+
+def test_short_prompts_are_written_together(make, alone, monkeypatch):
+    """Each as if it were alone; one that is longer comes after them."""
+    engine = make(packed=32)
+    together, prefill = [], engine.backend.prefill
+    monkeypatch.setattr(
+        engine.backend, "prefill", lambda pieces: together.append([len(piece.tokens) for piece in pieces]) or prefill(pieces)
+    )
+    prompts = [PROMPTS[6], PROMPTS[1], (7, 8, 9), PROMPTS[3]]
+    assert tokens_of(engine.generate(prompts, GREEDY)) == [alone(prompt, 10)[0] for prompt in prompts]
+    assert together == [[4, 1, 2], [32], [7]]
 
 
 def test_a_conversation_goes_on_from_its_answer(make, alone, monkeypatch):
@@ -232,9 +249,10 @@ def test_end_tokens(make, alone):
     assert (answer.tokens, answer.finish) == (expected[:first], "stop")
 
 
-def test_the_models_own_end_token(make, config, alone):
+def test_the_models_own_end_tokens(make, config, alone):
     expected, _ = alone(PROMPTS[2], 10)
-    engine = make(config=dataclasses.replace(config, eos=(expected[4],)))
+    never = next(token for token in range(256) if token not in expected)
+    engine = make(config=dataclasses.replace(config, eos=(never, expected[4])))
     ((answer,),) = engine.generate([PROMPTS[2]], GREEDY)
     assert (answer.tokens, answer.finish) == (expected[: expected.index(expected[4])], "stop")
 
@@ -247,9 +265,13 @@ def says(make, monkeypatch):
         engine = make()
         script, decode = engine.tokenizer.model.encode(text, add_special_tokens=False).ids, engine.backend.decode
 
+        said = iter(script)
+
         def scripted(lanes, **options):
-            said = decode(lanes, **options)
-            return [dataclasses.replace(s, tokens=script[l.index : l.index + len(s.tokens)]) for s, l in zip(said, lanes, strict=True)]
+            flight = decode(lanes, **options)
+            return types.SimpleNamespace(
+                land=lambda: [dataclasses.replace(s, tokens=list(itertools.islice(said, len(s.tokens)))) for s in flight.land()]
+            )
 
         monkeypatch.setattr(engine.backend, "decode", scripted)
         return engine
@@ -356,6 +378,30 @@ def test_logits_that_are_no_numbers(make, params):
     engine = make(params=params | {"norm": params["norm"].at[3].set(jnp.nan)})
     with pytest.raises(LogitsError, match=r"the logits after 17 tokens are NaN or infinite; .* download the checkpoint again"):
         engine.generate([PROMPTS[2]], GREEDY)
+
+
+def test_a_single_logit_that_is_no_number(make, config, params):
+    """Whichever it is, and whenever: what is drawn says nothing then."""
+    plain = decode_steps(config, CONTEXT)(4)
+
+    def step(params, kv, tokens, positions):
+        logits, kv = plain(params, kv, tokens, positions)
+        return jnp.where((positions == params["bad"])[:, None] & (jnp.arange(config.vocab) == 17), params["value"], logits), kv
+
+    for value in (np.nan, np.inf, -np.inf):
+        for tokens in (0, 6):
+            bad = {"bad": jnp.int32(len(PROMPTS[2]) - 1 + tokens), "value": jnp.float32(value)}
+            engine = make(params=params | bad, step_of=lambda _: step)
+            with pytest.raises(LogitsError, match=rf"the logits after {len(PROMPTS[2]) + tokens} tokens are NaN or infinite"):
+                engine.generate([PROMPTS[2]], GREEDY)
+
+
+def test_numbers_come_back_not_logits(make, monkeypatch):
+    """For each token one, and two for each sequence: neither sampling nor the search for NaN costs a copy of the logits to the host."""
+    engine, sizes, get = make(), [], jax.device_get
+    monkeypatch.setattr(jax, "device_get", lambda tree: sizes.append(sum(a.size for a in jax.tree.leaves(tree))) or get(tree))
+    engine.generate(PROMPTS[:3], SamplingParams(seed=1, max_tokens=5))
+    assert set(sizes) == {batch * (STEPS + 2) for batch in (1, 2, 4)}
 
 
 @pytest.mark.parametrize("what", ["prefill", "decode"])
@@ -481,8 +527,7 @@ def test_compiled_ahead(checkpoint, monkeypatch, caplog):
         try:
             engine.generate([PROMPTS[1], PROMPTS[2], PROMPTS[3]], GREEDY)
             engine.generate([PROMPTS[1], PROMPTS[2], PROMPTS[3]], SamplingParams(temperature=0.7, max_tokens=3))
-            assert "jit(_decode)" not in caplog.text
-            assert "jit(_fill)" not in caplog.text
+            assert not [what for what in ("jit(_decode)", "jit(_fill)", "jit(_clear)") if what in caplog.text]
             engine.generate([PROMPTS[1]], SamplingParams(top_p=0.7, max_tokens=3))
             assert "Compiling jit(_decode)" in caplog.text  # which nobody has asked for before
         finally:
@@ -495,6 +540,14 @@ def test_a_checkpoint_is_loaded(checkpoint):
     assert answer == same
     assert len(answer.tokens) <= 10
     assert answer.text == "".join(engine.tokenizer.stream(answer.tokens))
+
+
+def test_a_tokenizer_that_is_there_is_not_loaded_again(checkpoint):
+    tokenizer, seen = load_tokenizer(checkpoint), []
+    (checkpoint / "tokenizer.json").unlink()
+    with Engine.load(checkpoint, max_batch=1, tokenizer=tokenizer, progress=lambda *now: seen.append(now)) as engine:
+        assert engine.tokenizer is tokenizer
+    assert seen[0][0] == 0 and seen[-1][0] == seen[-1][1] > 0
 
 
 @pytest.mark.parametrize(("stats", "pages"), [(None, 8), ({"bytes_limit": 10 << 30, "bytes_in_use": 1 << 30}, 8)])

@@ -9,10 +9,12 @@ import pytest
 
 from mkdsl import gpu, models
 from mkdsl.engine import SamplingParams, _decoder
-from mkdsl.engine._backend import Backend, Lane
-from mkdsl.engine._decoder import decode_steps, kernel_step
+from mkdsl.engine._backend import Backend, Lane, Piece
+from mkdsl.engine._decoder import Pool, decode_steps, kernel_step
+from mkdsl.engine._paged import empty_pages
 from mkdsl.graph import UnsupportedError
 from mkdsl.lower import lower
+from mkdsl.ops import Paged
 from mkdsl.schedule import profile
 
 TINY = models.DecoderConfig(
@@ -29,18 +31,20 @@ class OnGpu:
         return (lambda: "gpu") if name == "default_backend" else getattr(jax, name)
 
 
+POOL = Pool(count=6, size=64, width=2)
+
+
 def said(step_of, prompts, steps):
     """What sequences say whose pages lie here and there; the last of them goes on alone."""
     params = models.random_params(TINY, jax.random.key(3))
-    backend = Backend(TINY, params, pages=6, page_size=64, context=128, max_batch=2, max_steps=steps, step_of=step_of)
+    backend = Backend(TINY, params, pages=6, page_size=64, context=128, max_batch=2, steps=steps, step_of=step_of)
     lanes = []
     for slot, (prompt, pages) in enumerate(zip(prompts, ([3], [1, 4]), strict=True)):
-        backend.occupy(slot, params=GREEDY, seed=0, prompt=prompt, ends=())
-        backend.prefill(prompt[:-1], start=0, pages=pages)
-        lanes.append(Lane(slot=slot, pages=pages, token=prompt[-1], position=len(prompt) - 1, index=0, params=GREEDY))
-    together = [s.tokens for s in backend.decode(lanes, batch=2, steps=steps, until_one_ends=False)]
-    last = dataclasses.replace(lanes[-1], token=together[-1][-1], position=lanes[-1].position + steps, index=steps)
-    return together, [s.tokens for s in backend.decode([last], batch=2, steps=1, until_one_ends=False)]
+        backend.occupy(slot, params=GREEDY, seed=0, prompt=prompt, ends=(), max_tokens=9)
+        backend.prefill([Piece(tokens=prompt[:-1], start=0, pages=pages)])
+        lanes.append(Lane(slot=slot, pages=pages, params=GREEDY))
+    flights = backend.decode(lanes, batch=2), backend.decode(lanes[1:], batch=2)
+    return [[s.tokens for s in flight.land()] for flight in flights]
 
 
 @pytest.mark.slow
@@ -49,20 +53,20 @@ def test_interpreted_kernels_say_what_the_reference_does(monkeypatch, race_detec
     monkeypatch.setattr(_decoder, "jit", functools.partial(gpu.jit, interpret=True))
     monkeypatch.setattr(_decoder, "lower", functools.partial(lower, interpret=True))
     kernels = functools.cache(
-        lambda batch: kernel_step(TINY, 128, batch, target=SMALL).f
+        lambda batch: kernel_step(TINY, POOL, batch, target=SMALL).f
     )  # what is interpreted calls Python: it cannot be kept
     prompts = [[5, 6, 7, 8], list(range(20, 83))]
-    assert said(kernels, prompts, 2) == said(decode_steps(TINY, 128), prompts, 2)
+    assert said(kernels, prompts, 2) == said(decode_steps(TINY, POOL), prompts, 2)
 
 
 @pytest.mark.medium
 def test_one_step_for_each_batch(monkeypatch):
     monkeypatch.setattr(_decoder, "jax", OnGpu())
-    step_of = decode_steps(TINY, 128)
+    step_of = decode_steps(TINY, POOL)
     assert step_of(4) is step_of(4)
-    params, kv, token, pos = _decoder.shapes(TINY, 128)
-    kv, token, pos = jax.tree.map(lambda a: jax.ShapeDtypeStruct((4, *a.shape), a.dtype), (kv, token, pos))
-    logits, after = jax.eval_shape(step_of(4), params, kv, token, pos)
+    pages = jax.eval_shape(lambda: empty_pages(TINY, count=6, size=64))
+    integers, kv = jax.ShapeDtypeStruct((4,), jnp.int32), Paged(pages, jax.ShapeDtypeStruct((4, 2), jnp.int32))
+    logits, after = jax.eval_shape(step_of(4), models.abstract_params(TINY), kv, integers, integers)
     assert (logits.shape, logits.dtype) == ((4, 100), jnp.float32)
     assert after == kv
 
@@ -70,4 +74,4 @@ def test_one_step_for_each_batch(monkeypatch):
 def test_what_no_kernel_takes_is_refused_at_once(monkeypatch):
     monkeypatch.setattr(_decoder, "jax", OnGpu())
     with pytest.raises(UnsupportedError, match="head_dim=40"):
-        decode_steps(dataclasses.replace(TINY, head_dim=40), 128)
+        decode_steps(dataclasses.replace(TINY, head_dim=40), POOL)

@@ -66,9 +66,9 @@ def distribution(logits, params):
 def occupied(several, *, seeds=None, prompt=PROMPT, answer=ANSWER, vocab=VOCAB):
     slots = empty_slots(len(several), vocab)
     for row, params in enumerate(several):
-        slots = occupy(slots, row, params=params, seed=seeds[row] if seeds else 0, prompt=prompt, ends=())
+        slots = occupy(slots, row, params=params, seed=seeds[row] if seeds else 0, prompt=prompt, ends=(), max_tokens=99)
     for token in answer:
-        slots = count(slots, jnp.arange(len(several)), jnp.full(len(several), token))
+        slots = dataclasses.replace(slots, generated=count(slots.generated, jnp.arange(len(several)), jnp.full(len(several), token)))
     return slots
 
 
@@ -231,10 +231,10 @@ def test_the_largest_vocabularies():
     assert len(set(found.tolist())) == total
 
 
-@pytest.mark.parametrize("value", [np.nan, np.inf, -np.inf])
-def test_logits_that_are_no_numbers(value):
+@pytest.mark.parametrize(("tokens", "value"), [(4, np.nan), (4, np.inf), (slice(None), -np.inf)])
+def test_logits_that_are_no_numbers(tokens, value):
     logits = np.stack([LOGITS, LOGITS])
-    logits[1, 4] = value
+    logits[1, tokens] = value
     for params in (KINDS["plain"], SamplingParams(temperature=0, logprobs=1)):
         token = choose(logits, occupied([params]), np.zeros(2, int), np.zeros(2, int)).token
         assert token[1] == NOT_FINITE and token[0] >= 0
@@ -244,19 +244,19 @@ def test_logprobs_are_the_models_own():
     params = dataclasses.replace(KINDS["everything"], logprobs=4)
     found = choose(np.stack([LOGITS] * 3), occupied([params]), np.zeros(3, int), np.arange(3))
     expected = LOGITS - np.log(np.exp(LOGITS.astype(np.float64)).sum())
-    np.testing.assert_allclose(found.logprob, expected[np.asarray(found.token)], atol=1e-5)
-    assert found.top_tokens[0].tolist() == np.argsort(-LOGITS, stable=True)[:20].tolist()
-    np.testing.assert_allclose(found.top_logprobs[0], np.sort(expected)[::-1][:20], atol=1e-5)
+    np.testing.assert_allclose(found.logprobs.logprob, expected[np.asarray(found.token)], atol=1e-5)
+    assert found.logprobs.top_tokens[0].tolist() == np.argsort(-LOGITS, stable=True)[:20].tolist()
+    np.testing.assert_allclose(found.logprobs.top_logprobs[0], np.sort(expected)[::-1][:20], atol=1e-5)
 
 
 def test_a_new_sequence_knows_nothing_of_the_one_before():
     slots = occupied([KINDS["everything"]])
-    slots = occupy(slots, 0, params=KINDS["plain"], seed=11, prompt=(3,), ends=(4, 6))
-    fresh = occupy(empty_slots(1, VOCAB), 0, params=KINDS["plain"], seed=11, prompt=(3,), ends=(4, 6))
+    slots = occupy(slots, 0, params=KINDS["plain"], seed=11, prompt=(3,), ends=(4, 6), max_tokens=5)
+    fresh = occupy(empty_slots(1, VOCAB), 0, params=KINDS["plain"], seed=11, prompt=(3,), ends=(4, 6), max_tokens=5)
     jax.tree.map(np.testing.assert_array_equal, slots, fresh)
     assert np.flatnonzero(slots.ends[0]).tolist() == [4, 6]
 
 
 def test_a_row_past_the_slots_counts_nothing():
-    slots = count(occupied([KINDS["plain"]]), jnp.array([1, 0]), jnp.array([3, 4]))
-    assert slots.generated[0].tolist() == [ANSWER.count(t) + (t == 4) for t in range(VOCAB)]
+    generated = count(occupied([KINDS["plain"]]).generated, jnp.array([1, 0]), jnp.array([3, 4]))
+    assert generated[0].tolist() == [ANSWER.count(t) + (t == 4) for t in range(VOCAB)]

@@ -14,6 +14,8 @@ from mkdsl.engine._scheduler import BATCHES, Decode, PagesError, Prefill, Schedu
 from mkdsl.engine._sequence import State
 
 END = 9
+STEPS = 4
+AHEAD = 2
 
 
 def following(tokens):
@@ -30,65 +32,93 @@ def alone(prompt, max_tokens):
 
 
 class Device:
-    """Does what the scheduler says, and checks what it reads and writes."""
+    """Does what the scheduler says, in its order, and checks what it reads and writes. What was said comes back when `tell` is called."""
 
-    def __init__(self, scheduler, batches):
+    def __init__(self, scheduler, batches, beside, packed):
+        self.beside, self.packed = beside, packed
         self.scheduler, self.pool, self.memory = scheduler, scheduler.pool, {}
         self.batches, self.fed, self.stalled = batches, 0, collections.Counter()
+        self.answers, self.ended, self.untold = collections.defaultdict(list), set(), collections.deque()
 
     def do(self, step):
+        assert all(self.pool.holders(page) == 1 for page in step.fresh)
+        for page in step.fresh:
+            self.memory |= {(page, row): None for row in range(self.pool.size)}
         if isinstance(step, Prefill):
             self.prefill(step)
         else:
             self.decode(step)
 
     def prefill(self, step):
-        self.stalled.update(self.scheduler.running)
-        assert all(self.stalled[sequence] <= 1 for sequence in self.scheduler.running), "a running sequence waits for one piece at most"
-        for position in range(step.start, step.stop):
-            self.feed(step.sequence, step.sequence.prompt[: position + 1])
-        self.scheduler.prefilled(step)
+        assert len(step.parts) == 1 or self.packed >= len(step.parts) * max(part.stop - part.start for part in step.parts)
+        written = {part.sequence for part in step.parts}
+        ready = {sequence for sequence in self.scheduler.running if sequence.remaining > sequence.ahead} - written
+        assert not ready or sum(part.stop - part.start for part in step.parts) <= self.beside
+        self.stalled.update(ready)
+        assert all(self.stalled[sequence] <= 1 for sequence in ready), "a running sequence waits for one piece at most"
+        before = dict(self.memory)
+        for part in step.parts:
+            self.memory, mine = dict(before), self.memory  # what is written at once is not read by one another
+            for position in range(part.start, part.stop):
+                self.feed(part.sequence, part.sequence.prompt[: position + 1])
+            self.memory = mine | {place: tokens for place, tokens in self.memory.items() if before.get(place) != tokens}
 
     def decode(self, step):
+        """What a sequence has said is known here before the scheduler is told."""
         self.stalled.clear()
         self.check_shape(step)
-        said, ended = {sequence: [] for sequence in step.sequences}, set()
-        for _ in range(step.steps):
-            for sequence in set(step.sequences) - ended:
-                tokens = [*sequence.prompt, *sequence.answer, *said[sequence]]
-                self.feed(sequence, tokens[: sequence.written + len(said[sequence]) + 1])
-                said[sequence].append(following(tokens))
-                ended |= {sequence} if said[sequence][-1] == END else set()
-            if len(ended) == len(step.sequences) or (ended and step.until_one_ends):
-                break
-        for sequence, tokens in said.items():
-            self.scheduler.decoded(sequence, tokens, ended=sequence in ended)
+        said = {sequence: [] for sequence in step.sequences}
+        for sequence, count in zip(step.sequences, step.counts, strict=True):
+            for _ in range(count if sequence not in self.ended else 0):
+                tokens = [*sequence.prompt, *self.answers[sequence]]
+                self.feed(sequence, tokens)
+                self.answers[sequence].append(following(tokens))
+                said[sequence].append(self.answers[sequence][-1])
+                if said[sequence][-1] == END:
+                    self.ended.add(sequence)
+                    break
+        self.untold.append((step, said))
+
+    def tell(self):
+        """The scheduler hears of the oldest steps that it has not heard of."""
+        step, said = self.untold.popleft()
+        for sequence, count in zip(step.sequences, step.counts, strict=True):
+            if sequence.state is State.RUNNING:
+                self.scheduler.decoded(sequence, count, said[sequence], ended=sequence in self.ended and said[sequence][-1] == END)
 
     def check_shape(self, step):
         assert step.batch == min(size for size in self.batches if size >= len(step.sequences))
-        assert 1 <= step.steps <= min(sequence.remaining for sequence in step.sequences)
-        assert step.steps == 1 or not self.scheduler.prefilling
-        assert step.until_one_ends == bool(self.scheduler.waiting)
+        assert all(1 <= count <= STEPS for count in step.counts)
 
     def feed(self, sequence, tokens):
         """Writes the last of these tokens' position, then reads them all."""
         position, size = len(tokens) - 1, self.pool.size
-        assert self.pool.may_write(sequence.pages[position // size]), "a page is never written while it is shared"
+        assert self.pool.holders(sequence.pages[position // size]) == 1, "a page is never written while it is shared"
         self.memory[sequence.pages[position // size], position % size] = tuple(tokens)
         self.fed += 1
         for at in range(position + 1):
             assert self.memory[sequence.pages[at // size], at % size] == tuple(tokens[: at + 1])
 
+    def lose(self):
+        """Its memory, and what was under way."""
+        self.memory.clear()
+        self.untold.clear()
 
-def made(*, count=12, size=3, max_batch=4, piece=4, max_steps=4, batch_invariant=False):
+
+def made(*, count=12, size=3, max_batch=4, piece=4, beside=None, packed=0, steps=STEPS, batch_invariant=False):
     pool = PagePool(count=count, size=size)
-    scheduler = Scheduler(pool, max_batch=max_batch, piece=piece, max_steps=max_steps, batch_invariant=batch_invariant)
-    return scheduler, Device(scheduler, (max_batch,) if batch_invariant else BATCHES)
+    scheduler = Scheduler(
+        pool, max_batch=max_batch, piece=piece, beside=beside, packed=packed, steps=steps, batch_invariant=batch_invariant
+    )
+    return scheduler, Device(scheduler, (max_batch,) if batch_invariant else BATCHES, max(beside or piece, packed), packed)
 
 
 def drain(scheduler, device, most=10_000):
     steps = []
-    while (step := scheduler.next()) is not None:
+    while (step := scheduler.next()) is not None or device.untold:
+        if step is None:
+            device.tell()
+            continue
         device.do(step)
         steps.append(step)
         assert len(steps) <= most
@@ -113,11 +143,17 @@ class Arrivals(RuleBasedStateMachine):
     def arrive(self, prefix, rest, max_tokens):
         self.requests.append(self.scheduler.submit((*prefix, *rest), max_tokens))
 
+    @precondition(lambda self: len(self.device.untold) < AHEAD)
     @rule()
     def work(self):
         if (step := self.scheduler.next()) is not None:
             self.note_who_started()
             self.device.do(step)
+
+    @precondition(lambda self: self.device.untold)
+    @rule()
+    def hear(self):
+        self.device.tell()
 
     @precondition(lambda self: self.requests)
     @rule(data=st.data())
@@ -129,7 +165,7 @@ class Arrivals(RuleBasedStateMachine):
 
     @rule()
     def lose(self):
-        self.device.memory.clear()
+        self.device.lose()
         self.cancelled |= set(self.scheduler.lost())
 
     def note_who_started(self):
@@ -172,7 +208,10 @@ class Arrivals(RuleBasedStateMachine):
     def teardown(self):
         """Everybody's turn comes, and what is done in one step is bounded: so nobody starves."""
         work = sum(r.unfilled + r.remaining for r in self.requests)
-        while (step := self.scheduler.next()) is not None:
+        while (step := self.scheduler.next()) is not None or self.device.untold:
+            if step is None:
+                self.device.tell()
+                continue
             self.note_who_started()
             self.device.do(step)
             work -= 1
@@ -190,10 +229,18 @@ class BatchInvariantArrivals(Arrivals):
     options: ClassVar[dict] = {"piece": 6, "batch_invariant": True}
 
 
+class PackedArrivals(Arrivals):
+    """The same, where short prompts are written together, and pieces are shorter while somebody runs."""
+
+    options: ClassVar[dict] = {"piece": 8, "beside": 4, "packed": 8}
+
+
 Arrivals.TestCase.settings = settings(max_examples=150, stateful_step_count=40, deadline=None)
 BatchInvariantArrivals.TestCase.settings = settings(max_examples=50, stateful_step_count=40, deadline=None)
+PackedArrivals.TestCase.settings = settings(max_examples=50, stateful_step_count=40, deadline=None)
 TestArrivals = pytest.mark.medium(Arrivals.TestCase)
 TestBatchInvariantArrivals = pytest.mark.medium(BatchInvariantArrivals.TestCase)
+TestPackedArrivals = pytest.mark.medium(PackedArrivals.TestCase)
 
 
 def test_a_prefix_is_prefilled_once():
@@ -242,30 +289,57 @@ def test_pieces_and_steps_take_turns():
     scheduler.submit((3,) * 12, 2)
     steps = drain(scheduler, device)
     assert [type(step) for step in steps[:5]] == [Prefill, Decode, Prefill, Decode, Prefill]
-    assert [step.stop - step.start for step in steps[0:5:2]] == [4, 4, 3]
-    assert {step.steps for step in steps[1:5:2]} == {1}
+    assert [part.stop - part.start for step in steps[0:5:2] for part in step.parts] == [4, 4, 3]
 
 
-def test_many_steps_where_nobody_waits():
-    scheduler, _ = made(max_steps=6)
-    scheduler.submit((1,), 20)
+def together(scheduler, device):
+    """Who is written in which Prefill, and how much of them."""
+    return [
+        [(p.sequence.prompt[0], p.stop - p.start) for p in step.parts] for step in drain(scheduler, device) if isinstance(step, Prefill)
+    ]
+
+
+def test_short_prompts_are_written_together():
+    """First come, first served: what is longer than its place ends a piece, and begins the next."""
+    scheduler, device = made(count=40, max_batch=8, piece=16, packed=8)
+    for first, length in ((1, 2), (2, 3), (3, 2), (4, 5), (5, 2)):
+        scheduler.submit((first,) * length, 1)
+    assert together(scheduler, device) == [[(1, 1), (2, 2), (3, 1)], [(4, 4), (5, 1)]]
+
+
+def test_prompts_that_begin_alike_are_not_written_together():
+    """The second finds what the first has written."""
+    scheduler, device = made(count=40, piece=16, packed=16, max_batch=4)
+    for last in (4, 5):
+        scheduler.submit((1, 2, 3, last), 1)
+    assert together(scheduler, device) == [[(1, 3)]]
+    assert device.fed == 3 + 2
+
+
+def test_nobody_is_written_together_with_a_prompt_that_is_cut():
+    scheduler, device = made(count=40, piece=4, packed=8)
+    for first, length in ((1, 8), (2, 2)):
+        scheduler.submit((first,) * length, 1)
+    assert together(scheduler, device) == [[(1, 4)], [(1, 3)], [(2, 1)]]
+
+
+def test_steps_are_planned_before_it_is_known_what_was_said():
+    """Until nobody may say more; who may say less than the others takes part as long as there is something to say."""
+    scheduler, _ = made(steps=6)
+    long, short = (scheduler.submit((1,), max_tokens) for max_tokens in (15, 8))
+    planned = [scheduler.next() for _ in range(4)]
+    assert [(step.sequences, step.counts) for step in planned[:3]] == [((long, short), (6, 6)), ((long, short), (6, 2)), ((long,), (3,))]
+    assert planned[3] is None
+
+
+def test_a_place_is_free_as_soon_as_it_is_known():
+    scheduler, device = made(max_batch=1, steps=6)
+    first, second = (scheduler.submit((token,), 20) for token in (1, 2))
     step = scheduler.next()
-    assert (step.steps, step.until_one_ends) == (6, False)
-
-
-def test_no_more_steps_than_the_first_may_take():
-    scheduler, _ = made(max_steps=6)
-    for max_tokens in (20, 3):
-        scheduler.submit((1,), max_tokens)
-    assert scheduler.next().steps == 3
-
-
-def test_who_waits_for_a_place_gets_the_first_one():
-    scheduler, _ = made(max_batch=1, max_steps=6)
-    scheduler.submit((1,), 20)
-    scheduler.submit((2,), 20)
-    step = scheduler.next()
-    assert (len(step.sequences), step.steps, step.until_one_ends) == (1, 6, True)
+    scheduler.next()  # in which it has ended, and nobody knows
+    scheduler.decoded(first, step.counts[0], [4, END], ended=True)
+    assert scheduler.next().sequences == (second,)
+    device.untold.clear()
 
 
 @pytest.mark.parametrize(("sequences", "batch"), [(1, 1), (2, 2), (3, 4), (5, 8), (9, 16), (16, 16)])
@@ -292,11 +366,15 @@ def test_what_is_done_for_a_sequence_depends_on_itself_alone():
     first = submitted(scheduler, device, prompt)
     assert {step.batch for step in first if isinstance(step, Decode)} == {4}
     again = submitted(scheduler, device, prompt)
-    assert [(s.start, s.stop) for s in (*first, *again) if isinstance(s, Prefill)] == [(0, 6), (6, 9), (6, 9)]  # not from 9
+    assert [(p.start, p.stop) for s in (*first, *again) if isinstance(s, Prefill) for p in s.parts] == [
+        (0, 6),
+        (6, 9),
+        (6, 9),
+    ]  # not from 9
     answer = alone(prompt, 8)
     assert len(answer) == 8
     longer = submitted(scheduler, device, (*prompt, *answer, 1, 1, 1))
-    assert next(s.start for s in longer if isinstance(s, Prefill)) == 6
+    assert next(s.parts[0].start for s in longer if isinstance(s, Prefill)) == 6
 
 
 def submitted(scheduler, device, prompt):
@@ -334,10 +412,10 @@ def test_cancelled_while_it_waits():
 
 def test_a_stop_in_the_middle_of_a_dispatch():
     """The host may find an end that the device does not know: of what was written past it nothing is found."""
-    scheduler, _ = made(max_steps=6)
+    scheduler, _ = made(steps=6)
     sequence = scheduler.submit((1, 2), 20)
-    scheduler.prefilled(scheduler.next())
-    assert scheduler.next().steps == 6
-    scheduler.decoded(sequence, [4, 4], ended=True)
+    assert isinstance(scheduler.next(), Prefill)
+    assert scheduler.next().counts == (6,)
+    scheduler.decoded(sequence, 6, [4, 4], ended=True)
     assert (sequence.state, sequence.answer, sequence.written) == (State.FINISHED, [4, 4], 3)
     assert scheduler.pool.published == 1

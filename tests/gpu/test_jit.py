@@ -2,6 +2,7 @@
 
 import dataclasses
 import re
+from typing import Any
 
 import jax
 import jax.numpy as jnp
@@ -9,7 +10,8 @@ import numpy as np
 import pytest
 
 import mkdsl as mk
-from mkdsl.gpu import ContextError, TokenError, has_gpu
+from mkdsl.gpu import Compiled, ContextError, Lowered, TokenError, has_gpu
+from mkdsl.lower import lower
 from mkdsl.schedule import Schedule, profile
 
 SMALL = dataclasses.replace(profile("H200"), name="h200 with 2 SMs", workers=2)
@@ -45,6 +47,18 @@ def test_stages():
     got, want = compiled(*arguments()), jax.jit(step)(*arguments())
     np.testing.assert_allclose(got[1], want[1], atol=2e-2)
     assert int(got[0]) == int(want[0])
+
+
+def test_stages_print_as_one_line_that_says_what_they_are():
+    traced = mk.jit(step, target=SMALL).trace(*arguments())
+    assert str(traced) == repr(traced) == "<Traced decode step for h200 with 2 SMs, 2 workers: 4 phases, batch 1, context 64>"
+    assert repr(traced.graph) == "<OpGraph of 4 phases in 1 segments, 5 tensors, context 64>"
+    program: Any = lower(traced.graph, traced.schedule(), SMALL, traced.tree)
+    assert str(program) == f"<Program in mega form of {traced.schedule()!r}>"
+    lowered = Lowered(program, traced.signature, emitted=None)  # pyright: ignore[reportArgumentType]
+    assert str(lowered) == f"<Lowered mega kernel of {traced.schedule()!r}>"
+    assert len(str(lowered)) < 200 and "\n" not in str(lowered)
+    assert str(Compiled(step, traced.signature, 64, 64)) == "<Compiled decode step: 4 arrays of params, context 64, 64 tokens>"
 
 
 def test_batch_of_one_with_and_without_its_axis():

@@ -5,6 +5,7 @@ import logging
 import pathlib
 import shutil
 import threading
+import types
 
 import jax
 import jax.numpy as jnp
@@ -12,6 +13,7 @@ import numpy as np
 import pytest
 from hypothesis import given
 from hypothesis import strategies as st
+from jax.experimental.custom_partitioning import custom_partitioning
 
 import mkdsl
 from mkdsl.gpu import NoContentError, _kept, committed, content, kept, record
@@ -86,6 +88,18 @@ def test_committed_arrays_are_compiled_for_once(cache):
     for _ in range(3):
         x, _ = jitted(x, pair)
     assert jitted._cache_size() == 1
+
+
+def test_what_may_be_partitioned_is_whole(cache):
+    """As cuDNN's attention is; JAX's export alone cannot lower it for one device."""
+
+    @custom_partitioning
+    def double(x):
+        return 2 * x
+
+    double.def_partition(partition=None, sharding_rule="i -> i")
+    for _ in "fresh", "found":
+        assert list(jax.jit(kept(lambda x: double(x) + 1, of="doubled"))(np.float32([3, 4]))) == [7, 9]
 
 
 def test_within_another(cache):
@@ -210,6 +224,15 @@ def test_every_field_of_a_model_counts(field):
 
 
 CALL = ([((2,), jnp.float32)], False, "cpu", {}, "a function")
+
+
+def test_what_depends_on_the_device(monkeypatch):
+    def key(local):
+        return kept(Counted().__call__, of="f", local=local)._key((jax.ShapeDtypeStruct((2,), jnp.float32),), {}, "cpu")
+
+    before = key(True), key(False)
+    monkeypatch.setattr(_kept, "cuda_versions", types.SimpleNamespace(cudnn_get_version=lambda: 91900))
+    assert key(True) != before[0] and key(False) == before[1]
 
 
 def test_another_version_of_jax(monkeypatch):

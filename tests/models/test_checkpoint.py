@@ -51,8 +51,19 @@ def refused(directory, message):
 
 def test_missing_tensors(tmp_path):
     tensors = random_tensors(LLAMA)
-    refused(write(tmp_path, LLAMA, {k: v for k, v in tensors.items() if k != GATE}), f"lacks {GATE}; download it again")
+    refused(
+        write(tmp_path, LLAMA, {k: v for k, v in tensors.items() if k != GATE}),
+        f"{tmp_path}/model.safetensors: lacks {GATE}; download it again",
+    )
     refused(write(tmp_path, LLAMA | {"num_hidden_layers": 4}, tensors), r"lacks model.layers.3.\S+, \S+, \S+ and 6 more tensors")
+
+
+@pytest.mark.parametrize(("index", "named"), [(True, f"/{INDEX}"), (False, "")])
+def test_missing_tensors_of_shards(tmp_path, index, named):
+    write(tmp_path, LLAMA, {k: v for k, v in random_tensors(LLAMA).items() if k != GATE}, shards=2)
+    if not index:
+        (tmp_path / INDEX).unlink()
+    refused(tmp_path, f"^{tmp_path}{named}: lacks {GATE}; download it again")
 
 
 def test_untied_without_a_head(tmp_path):

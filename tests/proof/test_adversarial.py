@@ -5,6 +5,7 @@ The default run takes the first of the mutants that `pytest -m slow` takes: the 
 """
 
 import collections
+import dataclasses
 import itertools
 import random
 from collections.abc import Iterator
@@ -51,6 +52,11 @@ def failure(source: Source, schedule: Schedule, seeds: int) -> str | None:
     return None
 
 
+def told(schedule: Schedule) -> str:
+    """All of it, in text that tells 2 from 2.0."""
+    return repr([getattr(schedule, field.name) for field in dataclasses.fields(schedule)])
+
+
 def mutants(kind: str, of: str, count: int) -> Iterator[tuple[Source, Schedule]]:
     """Up to so many distinct ones, each other than what it was made from. Always the same, the first of as many as one asks for."""
     r, seen = random.Random(f"{kind} {of}"), set()
@@ -62,8 +68,8 @@ def mutants(kind: str, of: str, count: int) -> Iterator[tuple[Source, Schedule]]
             schedule = with_memory(source.graph, schedule) if kind not in ("shared_memory", "types") and r.random() < 0.8 else schedule
         except NO_PROGRAM:  # the source has nothing of that kind, or no memory could be counted
             continue
-        key = attempt % len(sources), repr(schedule)  # which tells 2 from 2.0
-        if key[1] != repr(source.schedule) and key not in seen:
+        key = attempt % len(sources), told(schedule)
+        if key[1] != told(source.schedule) and key not in seen:
             seen.add(key)
             yield source, schedule
         if len(seen) == count:

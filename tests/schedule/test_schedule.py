@@ -42,12 +42,17 @@ def test_a_hand_off_that_there_is_none_of():
 
 def test_print():
     assert str(SCHEDULE).splitlines() == [
-        "h200, batch 3: 12 us predicted",
+        "h200, batch 3, 2 workers: 12 us predicted",
         "  ring: 6 x 16384 bytes, 3 in flight; 123456 bytes of shared memory",
         "  map: 64 rows, 0.5 us",
         "  wq: 16 rows x split_k 4, tile_k 32, epilogue of 1, mma, cluster 2, 2.2 us",
         "  attention: blocks of 64, splits 2, cluster 2, 3.0 us",
     ]
+
+
+def test_as_part_of_something_it_is_one_line():
+    assert repr(SCHEDULE) == "<Schedule for h200: 3 phases, batch 3, 2 workers, 6 stages of 16384 bytes, 12 us predicted>"
+    assert dataclasses.replace(SCHEDULE) == SCHEDULE and hash(SCHEDULE) == hash(dataclasses.replace(SCHEDULE))
 
 
 def test_phases_and_tensors_by_name():

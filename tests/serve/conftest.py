@@ -13,7 +13,7 @@ from engine.conftest import byte_tokenizer, checkpoint, shape  # noqa: F401 (fix
 from mkdsl import models
 from mkdsl.engine import Engine, load_tokenizer
 from mkdsl.engine._backend import Backend
-from mkdsl.engine._decoder import decode_steps
+from mkdsl.engine._decoder import Pool, decode_steps
 from mkdsl.engine._pages import PagePool
 from mkdsl.engine._scheduler import Scheduler
 from mkdsl.serve._app import create_app
@@ -48,7 +48,7 @@ def engine(session_checkpoint):
     """In float32: what an answer is must not depend on how sums are rounded in batches of different sizes."""
     config, params = models.load(session_checkpoint)
     params = jax.tree.map(lambda a: a.astype(jnp.float32), params)
-    scheduler = Scheduler(PagePool(count=16, size=64), max_batch=4, piece=64, max_steps=4)
+    scheduler = Scheduler(PagePool(count=16, size=64), max_batch=4, piece=64, steps=4)
     backend = Backend(
         config,
         params,
@@ -56,9 +56,9 @@ def engine(session_checkpoint):
         page_size=64,
         context=256,
         max_batch=4,
-        max_steps=4,
+        steps=4,
         cache_dtype=jnp.float32,
-        step_of=decode_steps(config, 256),
+        step_of=decode_steps(config, Pool(count=16, size=64, width=4)),
     )
     tokenizer = load_tokenizer(session_checkpoint)
     with Engine(config=config, tokenizer=tokenizer, context=256, scheduler=scheduler, backend=backend) as engine:

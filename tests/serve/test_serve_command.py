@@ -13,8 +13,10 @@ import sys
 
 import openai
 import pytest
+from typer.testing import CliRunner
 
 from mkdsl import engine, serve
+from mkdsl.engine._cli import app
 
 ROOT = pathlib.Path(__file__).parents[2]
 
@@ -121,13 +123,12 @@ def test_sigterm_drains(session_checkpoint):
 @pytest.mark.slow
 def test_smollm2():
     """A real model: it says what `mkdsl generate` says, alone and in company, whole and in a stream."""
-    model = engine.load_model(engine.fetch_smollm2(), context=256)
     questions = [[{"role": "user", "content": f"What is the capital of {country}?"}] for country in ("France", "Italy", "Japan", "Spain")]
     with process(engine.fetch_smollm2(), "smollm2", "--max-batch", "4", "--context", "256") as (_, client):
         ask = functools.partial(client.chat.completions.create, model="smollm2", temperature=0, max_tokens=32)
         alone = [ask(messages=messages).choices[0].message.content for messages in questions]
-        prompts = [model.tokenizer.encode_chat(messages) for messages in questions]
-        assert alone == ["".join(model.tokenizer.stream(engine.generate(model, prompt, max_tokens=32))) for prompt in prompts]
+        command = ["generate", engine.fetch_smollm2(), "--chat", "--context", "256", "--max-tokens", "32"]
+        assert alone == [CliRunner().invoke(app, [*map(str, command), "--prompt", m["content"]]).stdout[:-1] for (m,) in questions]
         assert "Paris" in alone[0]
         with concurrent.futures.ThreadPoolExecutor(4) as pool:
             together = pool.map(

@@ -13,7 +13,7 @@ from mkdsl.lower._machine import Machine, bf16, f32
 from mkdsl.lower._ring import claim, copy, slot_of
 from mkdsl.lower._tile import kv_view, kv_written
 from mkdsl.lower._types import Buffer, Index
-from mkdsl.lower._walk import Epilogue, cache_at, caches, kv_blocks, kv_item, kv_share, over_epilogues, over_peers
+from mkdsl.lower._walk import Epilogue, Place, cache_at, cache_of, kv_blocks, kv_item, kv_share, over_epilogues, over_peers, place
 from mkdsl.lower.phases._attention_item import Item, carry_words, query_columns
 from mkdsl.schedule import AttentionPlan, Schedule
 
@@ -66,19 +66,20 @@ def _load_item(m: Machine, phase: AttentionPhase, plan: AttentionPlan, item: Ind
     first, n = kv_blocks(m, plan, phase, sequence, kv_share(m, plan, split, peer))
     view, half = m.refs[f"stage.{phase.name}"], plan.block // 2
 
-    def unit(k: Index, i: Index, cache: Leaf) -> Index:
-        start = (first + k * (plan.splits * plan.cluster)) * plan.block
+    def unit(i: Index, places: list[Place], start: Index, cache: Leaf) -> Index:
         claim(m, i)
         slot = slot_of(m, i)
-        for h in range(2):
-            at = start + h * half
-            source, index = cache_at(m, cache, iteration, sequence, head, pl.ds(at, half))
-            valid = phase.context - at if phase.context % plan.block else None
+        for h, at in enumerate(places):
+            source, index = cache_at(m, cache, iteration, head, at, half)
+            valid = phase.context - (start + h * half) if phase.context % plan.block else None
             copy(m, source.at[index], view.at[slot, pl.ds(h * half, half)], kv_written(phase.head_dim), slot, valid)
         return i + 1
 
     def block(j: Index, i: Index) -> Index:
-        return functools.reduce(lambda i, cache: unit(j, i, cache), caches(m, phase), i)
+        start = (first + j * (plan.splits * plan.cluster)) * plan.block
+        places = [place(m, phase, sequence, start + h * half) for h in range(2)]
+        keys, values, _ = cache_of(m, phase)
+        return unit(unit(i, places, start, keys), places, start, values)
 
     return lax.fori_loop(0, n, block, i)
 

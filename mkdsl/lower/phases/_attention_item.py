@@ -22,7 +22,7 @@ from mkdsl.lower._events import wait
 from mkdsl.lower._machine import Machine, Request, bf16, f32, spread, zeros
 from mkdsl.lower._ring import await_unit, free_stage, slot_of
 from mkdsl.lower._types import Carry, Index, Layout
-from mkdsl.lower._walk import cache_at, caches, kv_blocks, positions
+from mkdsl.lower._walk import cache_at, cache_of, kv_blocks, place, positions
 from mkdsl.lower.evaluate._evaluator import fetch
 from mkdsl.lower.evaluate._frames import iota
 from mkdsl.lower.evaluate._heads import Halves, Heads, head_leaves
@@ -198,10 +198,13 @@ class Item:
         pos = m.address(positions(m, self.phase).appended, self.sequence)
         turn = lax.rem(lax.div(pos, plan.block), plan.splits * plan.cluster) == self.share
 
-        @pl.when(turn & (pos >= 0) & (pos < self.phase.context))
+        inside = (pos >= 0) & (pos < self.phase.context)
+        here = place(m, self.phase, self.sequence, jnp.clip(pos, 0, self.phase.context - 1))
+
+        @pl.when(turn & inside & here.exists)
         def _() -> None:
-            for row, cache in enumerate(caches(m, self.phase)):
-                there, (*at, _) = cache_at(m, cache, self.iteration, self.sequence, self.head, pos)
+            for row, cache in enumerate(cache_of(m, self.phase)[:2]):
+                there, (*at, _) = cache_at(m, cache, self.iteration, self.head, here)
                 for first, size in self.chunks:
                     there[(*at, pl.ds(first, size))] = self._new(row, first, size)
 
