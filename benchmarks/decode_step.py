@@ -1,11 +1,12 @@
 """One model's decode step on the GPU at hand: checked against float32, then timed beside plain `jax.jit` in the same run.
 
     python benchmarks/decode_step.py llama-3.2-1b --batch 1 --context 512 [--form phased] [--handoff release-acquire] [--launches 1000]
-        [--target a100] [--copies cp.async]
+        [--target a100] [--copies cp.async] [--deadline 1.0]
 
 Random weights and a random cache, positions near the end of the context. Kernel time is CUPTI's; a step is wall clock over 50 steps, the
 token of one feeding the next, cache donated. --target schedules for another GPU, which must have no more SMs than the one at hand, and
---copies cp.async copies as GPUs without TMA do, so that their kernels can be checked on a newer one.
+--copies cp.async copies as GPUs without TMA do, so that their kernels can be checked on a newer one. --deadline has workers look at the clock while
+they wait for each other.
 """
 
 import argparse
@@ -62,6 +63,7 @@ def main():
     parser.add_argument("--launches", type=int, default=1000)
     parser.add_argument("--target", default="h200", choices=PROFILES)
     parser.add_argument("--copies", choices=("cp.async",), help="by default what the target has")
+    parser.add_argument("--deadline", type=float, help="seconds; by default none")
     a = parser.parse_args()
     config, target = SHAPES[a.model], PROFILES[a.target]
     if a.copies:
@@ -74,7 +76,7 @@ def main():
     one = jax.ShapeDtypeStruct((), jnp.int32)
     graph, tree = build_graph(step, shapes(params), jax.tree.map(lambda x: jax.ShapeDtypeStruct(x.shape[1:], x.dtype), kv), one, one)
     schedule = search(graph, batch=a.batch, target=target, handoff=a.handoff)
-    program = lower(graph, schedule, target, tree, form=a.form)
+    program = lower(graph, schedule, target, tree, form=a.form, deadline=a.deadline)
     kernel, reference = jax.jit(program), jax.jit(jax.vmap(step, (None, 0, 0, 0)))
     out, want = kernel(params, kv, token, pos), reference(float32(params), float32(kv), token, pos)[1]
 

@@ -16,6 +16,7 @@ from jax import lax
 from jax.typing import DTypeLike
 
 from mkdsl.engine._ahead import Call, side_by_side
+from mkdsl.engine._decoder import WatchedStep
 from mkdsl.engine._paged import Step, empty_pages, paged_fill
 from mkdsl.engine._pieces import covering, powers, row
 from mkdsl.engine._sampler import NOT_FINITE, Asked, Logprobs, Sampled, sample
@@ -67,14 +68,24 @@ class Said:
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
 class Flight:
-    """Decode steps under way: what is said in them, arrays over steps and lanes."""
+    """Decode steps under way: what is said in them, arrays over steps and lanes; of a step with a deadline the counters too, over steps."""
 
     lanes: Sequence[Lane]
     said: Sampled
+    step: Step
+    counters: jax.Array | None
 
     def land(self) -> list[Said]:
-        """Waits for them. Returns what each sequence has said."""
-        tokens, logprobs = jax.device_get((self.said.token, self.said.logprobs))
+        """Waits for them. Returns what each sequence has said.
+
+        Raises:
+          HangError: the steps have a deadline, and the workers of one waited for each other past it.
+        """
+        if isinstance(self.step, WatchedStep):
+            for counters in np.asarray(self.counters):
+                self.step.check(counters)
+        wanted = any(lane.params.logprobs is not None for lane in self.lanes)
+        tokens, logprobs = jax.device_get((self.said.token, self.said.logprobs if wanted else None))
 
         def of(i: int, lane: Lane) -> Said:
             n = int((tokens[:, i] != NOTHING).sum())
@@ -178,9 +189,11 @@ class Backend:
           lanes: the sequences.
           batch: as many sequences are compiled for; what lies past the lanes does nothing.
         """
-        self._pages, self._slots, said = self._decoding(lanes, batch)()
-        said.token.copy_to_host_async()
-        return Flight(lanes=lanes, said=said)
+        call = self._decoding(lanes, batch)
+        self._pages, self._slots, said, counters = call()
+        for array in jax.tree.leaves((said.token, counters)):
+            array.copy_to_host_async()
+        return Flight(lanes=lanes, said=said, step=call.static["step"], counters=counters)
 
     def _decoding(self, lanes: Sequence[Lane], batch: int) -> Call:
         nobody = [self._lane(self._max_batch, ())] * (batch - len(lanes))
@@ -216,48 +229,52 @@ def _fill(params: Any, pages: Any, tables: jax.Array, tokens: jax.Array, positio
 @record
 @dataclasses.dataclass(frozen=True, kw_only=True)
 class _Run:
-    """Decode steps under way: where each lane stands, how often it has said each token [slots, vocab], and what was said [steps, b]."""
+    """Decode steps under way: where each lane stands, how often it has said each token [slots, vocab], what was said [steps, b], and the counters
+    of a step with a deadline [steps, n]."""
 
     pages: Any
     state: State
     generated: jax.Array
-    said: Sampled
+    kept: tuple[Sampled, jax.Array | None]
 
 
 @functools.partial(jax.jit, static_argnames=("step", "steps", "asked"), donate_argnames=("pages", "slots"))
 @kept
-def _decode(params: Any, pages: Any, slots: Slots, lanes: jax.Array, *, step: Step, steps: int, asked: Asked) -> tuple[Any, Slots, Sampled]:
-    """Lanes are int32 [b, 1 + width]: slots, and tables. Returns pages, slots, and what was said, arrays over steps and lanes.
+def _decode(
+    params: Any, pages: Any, slots: Slots, lanes: jax.Array, *, step: Step, steps: int, asked: Asked
+) -> tuple[Any, Slots, Sampled, jax.Array | None]:
+    """Lanes are int32 [b, 1 + width]: slots, and tables. Returns pages, slots, what was said, arrays over steps and lanes, and counters over steps,
+    None of a step without a deadline.
 
     The number of steps is known to the compiler: else the device would ask the host after each whether to go on.
     """
     rows, tables = lanes[:, 0], lanes[:, 1:]
     one_step = functools.partial(_one_step, params, slots, rows, tables, step=step, asked=asked)
     state = jax.tree.map(lambda a: a.at[rows].get(mode="fill", fill_value=0), slots.state)
-    _, _, _, sampled = jax.eval_shape(one_step, pages, state, slots.generated)
-    said = jax.tree.map(lambda a: jnp.zeros((steps, *a.shape), a.dtype), sampled)
+    *_, new = jax.eval_shape(one_step, pages, state, slots.generated)
+    kept = jax.tree.map(lambda a: jnp.zeros((steps, *a.shape), a.dtype), new)
 
     def once(i: jax.Array, run: _Run) -> _Run:
-        pages, state, generated, sampled = one_step(run.pages, run.state, run.generated)
-        return _Run(
-            pages=pages, state=state, generated=generated, said=jax.tree.map(lambda all, one: all.at[i].set(one), run.said, sampled)
-        )
+        pages, state, generated, new = one_step(run.pages, run.state, run.generated)
+        return _Run(pages=pages, state=state, generated=generated, kept=jax.tree.map(lambda all, one: all.at[i].set(one), run.kept, new))
 
-    run = lax.fori_loop(0, steps, once, _Run(pages=pages, state=state, generated=slots.generated, said=said))
+    run = lax.fori_loop(0, steps, once, _Run(pages=pages, state=state, generated=slots.generated, kept=kept))
     state = jax.tree.map(lambda a, new: a.at[rows].set(new, mode="drop"), slots.state, run.state)
-    return run.pages, dataclasses.replace(slots, state=state, generated=run.generated), run.said
+    return run.pages, dataclasses.replace(slots, state=state, generated=run.generated), *run.kept
 
 
 def _one_step(
     params: Any, slots: Slots, rows: jax.Array, tables: jax.Array, pages: Any, now: State, generated: jax.Array, *, step: Step, asked: Asked
-) -> tuple[Any, State, jax.Array, Sampled]:
+) -> tuple[Any, State, jax.Array, tuple[Sampled, jax.Array | None]]:
     """A decode step of all lanes. Who has ended is at no position, and says nothing."""
     live = now.left > 0
-    logits, cache = step(params, Paged(pages, tables), now.token, jnp.where(live, now.position, NOWHERE))
+    args = params, Paged(pages, tables), now.token, jnp.where(live, now.position, NOWHERE)
+    logits, cache, counters = step.watched(*args) if isinstance(step, WatchedStep) else (*step(*args), None)
     sampled = sample(logits, dataclasses.replace(slots, generated=generated), rows, now.index, asked=asked)
     ends = slots.ends[rows, sampled.token] | (sampled.token == NOT_FINITE)
     left = jnp.where(live & ~ends, now.left - 1, 0)
     after = State(token=sampled.token, position=now.position + 1, index=now.index + 1, left=left)
     if asked.changes:  # nobody else looks at what was said
         generated = count(generated, jnp.where(live, rows, generated.shape[0]), sampled.token)
-    return cache.pages, after, generated, dataclasses.replace(sampled, token=jnp.where(live, sampled.token, NOTHING))
+    said = dataclasses.replace(sampled, token=jnp.where(live, sampled.token, NOTHING))
+    return cache.pages, after, generated, (said, counters)

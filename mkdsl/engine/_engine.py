@@ -84,6 +84,7 @@ class Engine:
         context: int | None = None,
         batch_invariant: bool = False,
         ahead: bool = False,
+        deadline: float | None = None,
         tokenizer: Tokenizer | None = None,
         progress: Progress | None = None,
     ) -> Self:
@@ -96,6 +97,8 @@ class Engine:
           batch_invariant: an answer with a seed has the same bits whoever else there is. All decode steps are of max_batch sequences then, prompts
             are written 512 tokens at a time, and of a prefix only as many are shared.
           ahead: compile everything now. Else each batch and each length of a piece is compiled when it is first needed, and all wait for it.
+          deadline: seconds after which a decode step's kernel, if its workers still wait for each other, ends, and the answers under way fail; see
+            `mk.jit`. None: the engine would hang with the kernel.
           tokenizer: the checkpoint's, where it has been loaded already.
           progress: called with the bytes of the weights that are read, and of how many.
 
@@ -107,22 +110,25 @@ class Engine:
           ContextError: the model has not been made for so long a context.
           PagesError: the device's memory does not hold the cache of one sequence.
           UnsupportedError, ScheduleError: a kernel does not take the model, on a GPU.
-          ValueError: max_batch is another number.
+          ValueError: max_batch is another number, or deadline none for the kernel, on a GPU.
           MissingExtra: safetensors or tokenizers is not installed.
         """
         keep_executables()
         config = read_config(directory)
         context = positions(config, context)
         width = -(-context // PAGE)
-        decode_steps(config, Pool(count=width, size=PAGE, width=width))  # what a kernel does not take is refused before a weight is read
+        pool = Pool(count=width, size=PAGE, width=width)
+        decode_steps(config, pool, deadline)  # what a kernel does not take is refused before a weight is read
         tokenizer = tokenizer or load_tokenizer(directory)
         config, params = load(directory, progress=progress)
-        return cls.of(config, params, tokenizer, max_batch=max_batch, context=context, ahead=ahead, batch_invariant=batch_invariant)
+        return cls.of(
+            config, params, tokenizer, max_batch=max_batch, context=context, ahead=ahead, batch_invariant=batch_invariant, deadline=deadline
+        )
 
     @classmethod
     def of(
         cls, config: DecoderConfig, params: Any, tokenizer: Tokenizer, *, max_batch: int = 16, context: int, ahead: bool = False,
-        batch_invariant: bool = False,
+        batch_invariant: bool = False, deadline: float | None = None,
     ) -> Self:  # fmt: skip
         """An engine of a model that is there already. Arguments, and what is raised, as for `load`; params in bfloat16, on the device."""
         keep_executables()
@@ -140,7 +146,7 @@ class Engine:
             batch_invariant=batch_invariant,
         )
         asked = Asked.everything() if batch_invariant else None
-        backend = Backend(config, params, step_of=decode_steps(config, pool), asked=asked, **options)
+        backend = Backend(config, params, step_of=decode_steps(config, pool, deadline), asked=asked, **options)
         if ahead:
             backend.compile([max_batch] if batch_invariant else [size for size in BATCHES if size <= max_batch], pieces.alone)
         return cls(config=config, tokenizer=tokenizer, context=context, scheduler=scheduler, backend=backend)
@@ -222,6 +228,11 @@ class Engine:
             waiting=len(scheduler.waiting), running=running, pages=pool.count, page_size=pool.size, free=pool.available,
             published=pool.published,
         )  # fmt: skip
+
+    @property
+    def closed(self) -> bool:
+        """Whether it answers nothing any more: it was closed, or its thread has failed."""
+        return self._loop.closed
 
     async def _stream(self, jobs: Sequence[Job]) -> AsyncGenerator[Delta]:
         loop, said = asyncio.get_running_loop(), asyncio.Queue()

@@ -63,6 +63,11 @@ class Loop:
         self._thread = threading.Thread(target=self._run, name="mkdsl engine", daemon=True)
         self._thread.start()
 
+    @property
+    def closed(self) -> bool:
+        """Whether it takes nothing any more."""
+        return self._closed
+
     def submit(self, jobs: Many[Job], emit: Emit) -> None:
         """Begins some answers. `emit` is called in the engine's thread, with deltas until each has one with a finish; or with an exception.
 

@@ -13,6 +13,7 @@ from jax.core import Tracer
 
 from mkdsl.gpu._assemble import lowering_for
 from mkdsl.gpu._device import detect, has_gpu, require_gpu
+from mkdsl.gpu._hang import check_deadline, run_in_time
 from mkdsl.gpu._interpret import require_room
 from mkdsl.gpu._kept import kept
 from mkdsl.gpu._races import run_watched
@@ -42,6 +43,7 @@ class Compiled:
       ContextError: a position lies past the cache. Positions are looked at on the host: pass numpy or Python integers to spare a copy.
       TokenError: a token that lies on the host is outside the vocabulary. One on a GPU, such as the last step's, is not copied to be looked at.
       RaceError: two workers of an interpreted kernel raced.
+      HangError: the kernel has a deadline, and its workers waited for each other past it. Such a call returns when its step is done.
     """
 
     executable: Callable[..., Any]
@@ -83,6 +85,8 @@ class Lowered:
         executable, graph = self.emitted.compile(), self.program.graph
         if self.program.interpret:
             executable = functools.partial(run_watched, executable, self.program)
+        elif self.program.deadline is not None:
+            executable = functools.partial(run_in_time, executable, self.program)
         return Compiled(executable, self.signature, graph.position_limit, graph.vocabulary)
 
 
@@ -97,6 +101,7 @@ class Traced:
     batched: bool
     target: Profile
     interpret: bool
+    deadline: float | None = None
 
     def __repr__(self) -> str:
         where = f"{self.target.name}, {self.target.workers} workers{', interpreted' if self.interpret else ''}"
@@ -120,13 +125,13 @@ class Traced:
             emitted is kept on disk (docs/startup.md); it must change when the decode step does.
         """
         chosen = schedule or self.schedule()
-        program: Any = lower(self.graph, chosen, self.target, self.tree, interpret=self.interpret, form=form)
+        program: Any = lower(self.graph, chosen, self.target, self.tree, interpret=self.interpret, form=form, deadline=self.deadline)
         program = program if self.batched else _Unbatched(program)
-        named: Any = program
+        called: Any = program if self.deadline is None else program.watched
         if of is not None and not self.interpret:
-            about = "mk.jit", of, chosen, self.target, program.form, self.batched
-            named = kept(program, of=about, capability=self.target.capability)
-        return Lowered(program, self.signature, self._emitted(named))
+            about = "mk.jit", of, chosen, self.target, program.form, self.batched, self.deadline
+            called = kept(called, of=about, capability=self.target.capability)
+        return Lowered(program, self.signature, self._emitted(called))
 
     def _emitted(self, program: Callable[..., Any]) -> jax.stages.Lowered:
         """The kernels, emitted for the GPU at hand, or where there is none for the target."""
@@ -153,6 +158,10 @@ class _Unbatched:
         out, stamps = self.program.timed(params, *_batched(kv, token, pos))
         return _each_unshared(lambda a: a[0], out), stamps
 
+    def watched(self, params: Any, kv: Any, token: jax.Array, pos: jax.Array) -> tuple[Any, jax.Array]:
+        out, counters = self.program.watched(params, *_batched(kv, token, pos))
+        return jax.tree.map(lambda a: a[0], out), counters
+
 
 def _batched(kv: Any, token: jax.Array, pos: jax.Array) -> tuple[Any, jax.Array, jax.Array]:
     return _each_unshared(lambda a: a[None], kv), token[None], pos[None]
@@ -176,9 +185,11 @@ def _each_unshared(f: Callable[[Any], Any], of: Any) -> Any:
 class Jitted:
     """What `mk.jit` returns: call it, or walk its stages with `trace`."""
 
-    def __init__(self, f: Callable[..., Any], batch: int | None, target: str | Profile | None, interpret: bool) -> None:
+    def __init__(
+        self, f: Callable[..., Any], batch: int | None, target: str | Profile | None, interpret: bool, deadline: float | None
+    ) -> None:
         functools.update_wrapper(self, f)
-        self._f, self._batch, self._target, self._interpret = f, batch, target, interpret
+        self._f, self._batch, self._target, self._interpret, self._deadline = f, batch, target, interpret, deadline
         self._compiled: dict[Any, Compiled] = {}
 
     def trace(self, params: Any, kv: Any, token: Any, pos: Any) -> Traced:
@@ -194,7 +205,7 @@ class Jitted:
         graph, tree = build_graph(self._f, signature[0], *single)
         target = self._target if self._target is not None else detect()
         chosen = profile(target) if isinstance(target, str) else target
-        return Traced(graph, signature, tree, self._batch or 1, batched, chosen, self._interpret)
+        return Traced(graph, signature, tree, self._batch or 1, batched, chosen, self._interpret, self._deadline)
 
     def lower(self, params: Any, kv: Any, token: Any, pos: Any) -> Lowered:
         """`trace(...).lower()`, as with jax.jit."""
@@ -225,7 +236,9 @@ class Jitted:
         return bool(token.shape)
 
 
-def jit(f: Callable[..., Any], *, batch: int | None = None, target: str | Profile | None = None, interpret: bool = False) -> Jitted:
+def jit(
+    f: Callable[..., Any], *, batch: int | None = None, target: str | Profile | None = None, interpret: bool = False, deadline: float | None = None
+) -> Jitted:  # fmt: skip
     """Compiles a decode step to one persistent GPU kernel.
 
     Args:
@@ -235,14 +248,16 @@ def jit(f: Callable[..., Any], *, batch: int | None = None, target: str | Profil
         which all sequences share. None: no such axis.
       target: the GPU to schedule for, by name ("h200"), as a file that `mkdsl probe` wrote, or as a `Profile`; the one at hand by default.
       interpret: run on the CPU under Pallas's interpreter and race detector, one launch per phase.
+      deadline: seconds after its start at which a kernel whose workers still wait for each other ends, and the call raises `HangError`; a second
+        is ample. Each call then returns when its step is done. None: such a kernel would never end.
 
     Returns:
       A callable with f's signature; it donates kv. Its stages are `.trace(*args)`, then `.graph`, `.schedule()` and `.lower()`, then
       `.compile()`.
 
     Raises:
-      TypeError: batch is no integer, or f no function.
-      ValueError: batch is not within 1 to 16, or the target is unknown.
+      TypeError: batch is no integer, deadline no number, or f no function.
+      ValueError: batch is not within 1 to 16, the target is unknown, or deadline is not positive, past a day, or for an interpreted kernel.
 
     Warns (RuntimeWarning) if an interpreted kernel could sleep for ever, because JAX was started before mkdsl was imported.
     """
@@ -254,9 +269,11 @@ def jit(f: Callable[..., Any], *, batch: int | None = None, target: str | Profil
         raise ValueError(f"mk.jit: {batch=}; a kernel decodes 1 to 16 sequences: split larger batches")
     if isinstance(target, str):
         profile(target)
+    if deadline is not None:
+        check_deadline(deadline, interpret)
     if interpret:
         require_room()
-    return Jitted(f, batch, target, interpret)
+    return Jitted(f, batch, target, interpret, deadline)
 
 
 def _array(leaf: Any) -> jax.Array:

@@ -164,7 +164,7 @@ def _round(vector: Any, counter: Any, workers: int, release: bool, r: Any, state
 
     def look(seen: Any) -> Any:
         item = Item(vector.at[slot], (1, words), f32, grid(1, words, 4))
-        (data,) = load_relaxed([item], self_validating=False)
+        (data,) = load_relaxed([item])
         return all_equal(data, r.astype(f32), item.layout), seen[1] + 1
 
     arrived, looks = lax.while_loop(lambda s: (s[0] == 0) & (s[1] < limit), look, (i32(0), i32(0)))

@@ -9,5 +9,6 @@ from mkdsl.lower._machine import Machine, zeros
 from mkdsl.lower._operands import task_table
 from mkdsl.lower._program import Program, lower
 from mkdsl.lower._tile import Tile
+from mkdsl.lower._waits import GivenUp, Wait, Wanted
 
-__all__ = ["Machine", "Program", "Tile", "lower", "task_table", "zeros"]
+__all__ = ["GivenUp", "Machine", "Program", "Tile", "Wait", "Wanted", "lower", "task_table", "zeros"]

@@ -6,7 +6,9 @@ from jax.experimental import pallas as pl
 from mkdsl.graph import Phase
 from mkdsl.lower._machine import Machine, i32
 from mkdsl.lower._types import Index, Ref
+from mkdsl.lower._waits import Wanted
 from mkdsl.lower.mosaic import _ptx
+from mkdsl.lower.mosaic._deadline import Watch
 from mkdsl.schedule import Awaited, awaited, releases, signals
 
 
@@ -18,22 +20,23 @@ def wait(m: Machine, phase: Phase, iteration: Index) -> None:
     if plan.fence:
         _ptx.fence()
     for before in map(m.graph.phase, plan.waits):
+        watch = m.watch(phase, iteration, Wanted.EVENT, event=before.name)
         match awaited(m.graph, phase, before):
             case Awaited.LAST:
                 once = m.graph.iterations(phase) == 1
-                _spin(m, before, m.graph.iterations(before), None if once else iteration == 0)
+                _spin(m, before, m.graph.iterations(before), None if once else iteration == 0, watch)
             case Awaited.SAME:
-                _spin(m, before, iteration + 1, None)
+                _spin(m, before, iteration + 1, None, watch)
             case Awaited.PREVIOUS:
-                _spin(m, before, iteration, iteration > 0)
+                _spin(m, before, iteration, iteration > 0, watch)
 
 
-def _spin(m: Machine, before: Phase, iterations: Index, condition: Index | None) -> None:
+def _spin(m: Machine, before: Phase, iterations: Index, condition: Index | None, watch: Watch | None) -> None:
     """Waits, if the condition holds, until so many iterations of a phase are done."""
-    workers = len(m.schedule.plan(before.name).participants)
+    workers, acquire = len(m.schedule.plan(before.name).participants), releases(m.graph, m.schedule, before)
 
     def spin() -> None:
-        _ptx.wait_for(_counter(m, before), jnp.asarray(iterations * workers, i32), acquire=releases(m.graph, m.schedule, before))
+        _ptx.wait_for(_counter(m, before), jnp.asarray(iterations * workers, i32), acquire=acquire, watch=watch)
 
     spin() if condition is None else pl.when(condition)(spin)
 

@@ -10,7 +10,8 @@ in round n + 2. A phase's first round needs more: that every peer is done with a
 (`proof.exchanges`).
 """
 
-from collections.abc import Sequence
+import contextlib
+from collections.abc import Iterator, Sequence
 from typing import Any
 
 import jax
@@ -25,6 +26,8 @@ from jaxlib.mlir.dialects import arith, llvm, nvvm
 from mkdsl.graph import FoldPhase, Phase
 from mkdsl.lower._machine import Machine, i32
 from mkdsl.lower._types import Context, Index, Ref
+from mkdsl.lower._waits import Wanted
+from mkdsl.lower.mosaic._deadline import Poll, gave_up, passed
 from mkdsl.lower.mosaic._layouts import ACC, THREADS
 from mkdsl.lower.mosaic._ptx import SCALAR, constant, thread_idx
 from mkdsl.lower.mosaic._stores import diagonal
@@ -49,6 +52,19 @@ def start(m: Machine) -> None:
         mu.inline_ptx("barrier.cluster.wait.acquire.aligned;", has_side_effects=True)
 
     go(m.refs["exchange"])  # pyright: ignore[reportCallIssue]
+
+
+def finish(m: Machine) -> None:
+    """After everything, all threads of a cluster, once: nobody's shared memory may go while a peer that has given up its waits sends to it."""
+
+    @plgpu.inline_mgpu(arg_types=(plgpu.RefType(),))
+    def go(ctx: Context, words: Ref) -> None:
+        mu.inline_ptx("barrier.cluster.arrive.release.aligned;", has_side_effects=True, convergent=True)
+        mu.inline_ptx("barrier.cluster.wait.acquire.aligned;", has_side_effects=True, convergent=True)
+        with mu.when(passed(words)):  # what is still under way arrives meanwhile
+            mu.inline_ptx("nanosleep.u32 1000000;", has_side_effects=True)
+
+    go(m.watched)  # pyright: ignore[reportCallIssue]
 
 
 def round_number(m: Machine) -> jax.Array:
@@ -82,57 +98,72 @@ def _send_statistics(m: Machine, number: jax.Array, cluster: int) -> None:
 
 def expect(m: Machine, number: jax.Array, words: Index) -> None:
     """Says how many words a round brings, besides everyone's last."""
+    watched = _watched(m)
 
-    @plgpu.inline_mgpu(arg_types=(plgpu.RefType(), SCALAR, SCALAR))
-    def go(ctx: Context, exchange: Ref, which: Index, size: Index) -> None:
+    @plgpu.inline_mgpu(arg_types=(plgpu.RefType(), SCALAR, SCALAR, *(plgpu.RefType() for _ in watched)))
+    def go(ctx: Context, exchange: Ref, which: Index, size: Index, *watched: Ref) -> None:
         one = mu.single_thread_predicate(mu.ThreadSubset.WARPGROUP)
         barrier, size = _address(exchange, _twice(which)), size.registers.item()
-        mu.inline_ptx("mbarrier.arrive.expect_tx.shared.b64 _, [$0], $1;", barrier, size, predicate=one, has_side_effects=True)
+        with _taking_part(watched):
+            mu.inline_ptx("mbarrier.arrive.expect_tx.shared.b64 _, [$0], $1;", barrier, size, predicate=one, has_side_effects=True)
 
-    go(m.refs["exchange"], lax.rem(number, 2), jnp.asarray(4 * (words + m.schedule.cluster), i32))  # pyright: ignore[reportCallIssue]
+    go(m.refs["exchange"], lax.rem(number, 2), jnp.asarray(4 * (words + m.schedule.cluster), i32), *watched)  # pyright: ignore[reportCallIssue]
 
 
-def receive(m: Machine, number: jax.Array) -> None:
+def receive(m: Machine, phase: Phase, iteration: Index, number: jax.Array) -> None:
     """Sends a last word to everyone and waits for all that a round brings; then the next one can begin."""
+    poll = Poll(m.watch(phase, iteration, Wanted.PEERS))
 
-    @plgpu.inline_mgpu(arg_types=(plgpu.RefType(), SCALAR, SCALAR))
-    def go(ctx: Context, exchange: Ref, which: Index, parity: Index) -> None:
+    @plgpu.inline_mgpu(arg_types=(plgpu.RefType(), SCALAR, SCALAR, *poll.types))
+    def go(ctx: Context, exchange: Ref, which: Index, parity: Index, *watch: Any) -> None:
         here, peer = _barrier(exchange, which), thread_idx()
-        with mu.when(arith.cmpi(arith.CmpIPredicate.ult, peer, constant(m.schedule.cluster))):
+        with _taking_part(watch[:1]), mu.when(arith.cmpi(arith.CmpIPredicate.ult, peer, constant(m.schedule.cluster))):
             _send(_remote(_address(exchange, constant(TOKEN)), peer), [peer], _remote(_address(exchange, _twice(which)), peer))
+        if watch:
+            poll.until_there([], lambda: (_missing(here, parity.registers.item()), []), *watch)
+            return
         at = mu.BarrierRef(here, constant(0), constant(0), 1)
         at.wait_parity(arith.trunci(ir.IntegerType.get_signless(1), parity.registers.item()))
 
-    go(m.refs["exchange"], lax.rem(number, 2), lax.rem(lax.div(number, 2), 2))  # pyright: ignore[reportCallIssue]
+    go(m.refs["exchange"], lax.rem(number, 2), lax.rem(lax.div(number, 2), 2), *poll.values)  # pyright: ignore[reportCallIssue]
     m.refs["exchange"][ROUNDS] = number + 1
+
+
+def _missing(barrier: ir.Value, parity: ir.Value) -> ir.Value:
+    """Whether a barrier's phase of a parity is not over."""
+    return arith.xori(nvvm.mbarrier_test_wait(barrier, parity), mu.c(1, ir.IntegerType.get_signless(1)))
 
 
 def send_array(m: Machine, here: Ref, there: Ref, number: jax.Array, peer: Index) -> None:
     """A float32 array [n], of a multiple of 4, in shared memory, which no thread still writes, to a place like `there` in a peer's."""
+    watched = _watched(m)
 
-    @plgpu.inline_mgpu(arg_types=(plgpu.RefType(), plgpu.RefType(), plgpu.RefType(), SCALAR, SCALAR))
-    def go(ctx: Context, exchange: Ref, here: Ref, there: Ref, which: Index, peer: Index) -> None:
+    @plgpu.inline_mgpu(arg_types=(plgpu.RefType(), plgpu.RefType(), plgpu.RefType(), SCALAR, SCALAR, *(plgpu.RefType() for _ in watched)))
+    def go(ctx: Context, exchange: Ref, here: Ref, there: Ref, which: Index, peer: Index, *watched: Ref) -> None:
         n, owner = ir.MemRefType(here.type).shape[0] // 4, peer.registers.item()
         source, to, barrier = _address(here), _remote(_address(there), owner), _remote(_address(exchange, _twice(which)), owner)
         thread = thread_idx()
-        for first in range(0, n, THREADS):
-            at = arith.addi(thread, constant(first))
-            with mu.when(arith.cmpi(arith.CmpIPredicate.ult, at, constant(n))):
-                _send(_after(to, at, 16), _load(_after(source, at, 16)), barrier)
+        with _taking_part(watched):
+            for first in range(0, n, THREADS):
+                at = arith.addi(thread, constant(first))
+                with mu.when(arith.cmpi(arith.CmpIPredicate.ult, at, constant(n))):
+                    _send(_after(to, at, 16), _load(_after(source, at, 16)), barrier)
 
-    go(m.refs["exchange"], here, there, lax.rem(number, 2), i32(peer))  # pyright: ignore[reportCallIssue]
+    go(m.refs["exchange"], here, there, lax.rem(number, 2), i32(peer), *watched)  # pyright: ignore[reportCallIssue]
 
 
 def send_sums(
     m: Machine, phase: FoldPhase, plan: FoldPlan, sums: Sequence[jax.Array], s: Index, number: jax.Array, peer: jax.Array
 ) -> None:
     """Sums of the owner's s-th tile to its shared memory, in the order of `store_diagonal`."""
-    rows, which = m.refs[f"sums.{phase.name}"], buffer(m, phase, number, m.rank)
+    rows, which, watched = m.refs[f"sums.{phase.name}"], buffer(m, phase, number, m.rank), _watched(m)
     there = rows.at[which, s] if m.batch >= 8 else rows.at[which, :, s]
 
-    @plgpu.inline_mgpu(arg_types=(*(ACC for _ in sums), plgpu.RefType(), plgpu.RefType(), SCALAR, SCALAR))
+    @plgpu.inline_mgpu(
+        arg_types=(*(plgpu.RefType() for _ in watched), *(ACC for _ in sums), plgpu.RefType(), plgpu.RefType(), SCALAR, SCALAR)
+    )
     def go(ctx: Context, *args: Any) -> None:
-        *arrays, ref, exchange, which, peer = args
+        watched, (*arrays, ref, exchange, which, peer) = args[: -4 - len(sums)], args[-4 - len(sums) :]
         owner = peer.registers.item()
         to, barrier = _remote(_address(ref), owner), _remote(_address(exchange, _twice(which)), owner)
         strides = ir.MemRefType(ref.type).get_strides_and_offset()[0]
@@ -143,9 +174,26 @@ def send_sums(
                 place = _after(place, index, 4 * stride)
             _send(place, [arith.bitcast(ir.IntegerType.get_signless(32), value)], barrier)
 
-        diagonal(arrays, put, split_k=plan.split_k, sequences=m.batch)
+        with _taking_part(watched):
+            diagonal(arrays, put, split_k=plan.split_k, sequences=m.batch)
 
-    go(*sums, there, m.refs["exchange"], lax.rem(number, 2), peer)  # pyright: ignore[reportCallIssue]
+    go(*watched, *sums, there, m.refs["exchange"], lax.rem(number, 2), peer)  # pyright: ignore[reportCallIssue]
+
+
+def _watched(m: Machine) -> tuple[Ref, ...]:
+    """What says whether this worker still takes part, where it may cease to."""
+    return () if m.deadline is None else (m.watched,)
+
+
+@contextlib.contextmanager
+def _taking_part(watched: Sequence[ir.Value]) -> Iterator[None]:
+    """As long as this worker has given up no wait. A barrier whose round was given up is never complete: more arrivals would be an error."""
+    if not watched:
+        yield
+        return
+    out = gave_up(watched[0])
+    with mu.when(arith.xori(out, mu.c(1, out.type))):
+        yield
 
 
 # Words, and addresses in shared memory, which are words too: 64-bit arithmetic would double the code.

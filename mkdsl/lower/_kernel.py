@@ -19,6 +19,8 @@ from mkdsl.lower._machine import COMPUTE, LOADER, Machine, f32, i32
 from mkdsl.lower._operands import Operand, task_table
 from mkdsl.lower._ring import barriers, drain, land_last
 from mkdsl.lower._types import Buffer, Index, Ref
+from mkdsl.lower._waits import first_note
+from mkdsl.lower.mosaic._deadline import NOTE, publish, start_clock
 from mkdsl.lower.mosaic._layouts import grid
 from mkdsl.lower.phases import KINDS
 from mkdsl.schedule import Schedule
@@ -41,14 +43,15 @@ class Scratch:
         return out
 
 
-def scratch(graph: OpGraph, schedule: Schedule, phases: Sequence[Phase], *, tma: bool) -> Scratch:
+def scratch(graph: OpGraph, schedule: Schedule, phases: Sequence[Phase], *, tma: bool, watched: bool) -> Scratch:
     """What these phases need: the ring under all its views, reductions, barriers, and in one union what a phase needs for itself."""
     views, needed = {}, []
     for phase in phases:
         plan, kind = schedule.plan(phase.name), KINDS[type(phase)]
         views |= kind.ring_views(phase, plan, schedule)
         needed += kind.buffers(phase, plan, schedule.padded_batch)
-    single = [("tasks", plgpu.SMEM((2, schedule.cluster, task_table(graph, schedule).shape[1]), i32))]
+    columns = task_table(graph, schedule, watched=watched).shape[1]
+    single = [("tasks", plgpu.SMEM((2, schedule.cluster, columns), i32))]
     single += [("exchange", plgpu.SMEM((_exchange.WORDS,), i32))] if schedule.cluster > 1 else []
     single += barriers(schedule.num_stages, tma=tma) if views else []
     single += _reductions(graph, schedule, phases)
@@ -80,12 +83,14 @@ def make_kernel(
     interpret: bool,
     concurrent: bool,
     tma: bool,
+    deadline: float | None = None,
 ) -> Callable[..., None]:
-    """The kernel of these phases. Called with the operands in order (written ones as refs), and, unless concurrent, the iteration [1]."""
-    room = scratch(graph, schedule, phases, tma=tma)
+    """The kernel of these phases. Called with the operands in order (written ones as refs), and, unless concurrent, the iteration [1]. deadline:
+    seconds after which workers that wait for each other give up, or None."""
+    room = scratch(graph, schedule, phases, tma=tma, watched=deadline is not None)
 
     def body(*refs: Ref) -> None:
-        m = Machine(graph, schedule, interpret, concurrent, tma)
+        m = Machine(graph, schedule, interpret, concurrent, tma, deadline)
         m.refs = {o.name: r for o, r in zip(found, refs, strict=False)} | room.bind(refs[-len(room.unions) :])
         if schedule.cluster > 1:
             _exchange.start(m)
@@ -93,6 +98,8 @@ def make_kernel(
         iteration = None if concurrent else refs[len(found)][0]
         pl.when(warpgroup == LOADER)(lambda: _role(m, phases, LOADER, _load, iteration))
         pl.when(warpgroup == COMPUTE)(lambda: _role(m, phases, COMPUTE, _compute, iteration))
+        if schedule.cluster > 1 and deadline is not None:
+            _exchange.finish(m)
 
     cluster: dict[str, Any] = {"cluster": (schedule.cluster,), "cluster_names": ("cta",)} if schedule.cluster > 1 else {}
     return plgpu.kernel(
@@ -108,6 +115,8 @@ def _role(m: Machine, phases: Sequence[Phase], role: int, run: Callable[..., Ind
     m.role = role
     for peer in range(m.schedule.cluster):
         _copy_tasks(m, role, peer)
+    if role == COMPUTE and m.deadline is not None:
+        start_clock(m.watched, round(1e9 * m.deadline))
     i = i32(0)
     if iteration is not None:
         for phase in phases:
@@ -119,6 +128,8 @@ def _role(m: Machine, phases: Sequence[Phase], role: int, run: Callable[..., Ind
         land_last(m, i)
         if m.interpret:
             drain(m, i)
+    if role == COMPUTE and m.deadline is not None:
+        publish(m.watched, m.refs["counters"].at[pl.ds(first_note(m.graph) + NOTE * m.worker, NOTE)])
 
 
 def _copy_tasks(m: Machine, role: int, peer: int) -> None:

@@ -1,7 +1,7 @@
 """What the roles of a kernel share: references by name, positions in the ring, hand-offs, and loads that interpret mode understands."""
 
 import dataclasses
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterable, Sequence
 from typing import Any, NamedTuple
 
 import jax
@@ -12,7 +12,9 @@ from jax.experimental import pallas as pl
 
 from mkdsl.graph import Leaf, OpGraph, Phase
 from mkdsl.lower._types import Carry, Index, Layout, Ref
+from mkdsl.lower._waits import Wait, Wanted, mask, number
 from mkdsl.lower.mosaic import _ptx
+from mkdsl.lower.mosaic._deadline import WORDS, Watch
 from mkdsl.schedule import FoldPlan, Schedule, clears, read_instance, written_instance
 
 f32, bf16, i32 = jnp.float32, jnp.bfloat16, jnp.int32
@@ -69,13 +71,15 @@ def _take(whole: jax.Array, index: Sequence[Any]) -> jax.Array:
 @dataclasses.dataclass
 class Machine:
     """One kernel being emitted. `concurrent`: phases run in one launch and hand over through counters; else each launch is one phase.
-    `tma`: TMA fills the ring, else the loader's threads do. `role`: the warpgroup whose code this is."""
+    `tma`: TMA fills the ring, else the loader's threads do. `deadline`: seconds from the kernel's start after which no hand-off is waited for, or
+    None. `role`: the warpgroup whose code this is."""
 
     graph: OpGraph
     schedule: Schedule
     interpret: bool
     concurrent: bool
     tma: bool
+    deadline: float | None = None
     refs: dict[str, Any] = dataclasses.field(default_factory=dict)
     role: int = COMPUTE
     settled: set[tuple[str, int]] = dataclasses.field(default_factory=set)  # (phase, reduction): summed over parts already
@@ -148,8 +152,8 @@ class Machine:
             return request.target()[...]
         return plgpu.load(request.target(), layout=request.layout, optimized=False)
 
-    def load_handed_over(self, requests: Sequence[Request], tensors: Sequence[str]) -> list[jax.Array]:
-        """Loads what other workers wrote in this launch; waits for self-validating data to be there."""
+    def load_handed_over(self, requests: Sequence[Request], tensors: Sequence[str], phase: Phase, iteration: Index) -> list[jax.Array]:
+        """Loads what other workers wrote in this launch; waits for self-validating data to be there. tensors: of each request. phase: which reads."""
         if not requests:
             return []
         if not self.concurrent:
@@ -160,7 +164,9 @@ class Machine:
             chosen = [i for i, c in enumerate(checked) if c == check]
             if chosen:
                 items = [_ptx.Item(r.target(), r.shape, r.ref.dtype, r.layout) for r in (requests[i] for i in chosen)]
-                for i, array in zip(chosen, _ptx.load_relaxed(items, self_validating=check), strict=True):
+                watch = self.watch(phase, iteration, Wanted.DATA, tensors=(tensors[i] for i in chosen))
+                loaded = _ptx.load_validated(items, watch) if check else _ptx.load_relaxed(items)
+                for i, array in zip(chosen, loaded, strict=True):
                     out[i] = array
         return out
 
@@ -180,6 +186,20 @@ class Machine:
         if self.concurrent and clears(self.graph, self.schedule, tensor, phase):
             after = request(self.incarnation(tensor, written + 1))
             self.store(after, _ptx.blank(value.shape, value.dtype, here.layout))
+
+    # Deadlines.
+
+    @property
+    def watched(self) -> Ref:
+        """Shared memory for the deadline: what is left of the first row of the task table, which is the compute role's own."""
+        return self.refs["tasks"].at[COMPUTE, 0, pl.ds(self.refs["tasks"].shape[-1] - WORDS, WORDS)]
+
+    def watch(self, phase: Phase, iteration: Index, wanted: Wanted, *, event: str = "", tensors: Iterable[str] = ()) -> Watch | None:
+        """What a wait for the event of a phase, or for some tensors, needs to give up at the deadline; None without one."""
+        if self.deadline is None:
+            return None
+        noted = number(self.graph, self.schedule, Wait(phase.name, wanted, event), iteration)
+        return Watch(self.watched, jnp.asarray(noted, i32), None if wanted is Wanted.EVENT else mask(phase, tensors))
 
     # Arithmetic that interpret mode has no word for.
 

@@ -12,7 +12,8 @@ from jax import lax
 from mkdsl.graph import AttentionPhase, FoldPhase, Node, OpGraph, Tensor, given_value
 from mkdsl.lower._machine import i32
 from mkdsl.lower._tile import Tile
-from mkdsl.lower.mosaic._ptx import COUNTER_STRIDE
+from mkdsl.lower._waits import first_note
+from mkdsl.lower.mosaic._deadline import NOTE, WORDS
 from mkdsl.schedule import SHARING, FoldPlan, Schedule
 
 
@@ -35,21 +36,22 @@ class Operand:
     written: bool = False
 
 
-def operands(graph: OpGraph, schedule: Schedule) -> list[Operand]:
-    """All operands of a graph's kernels under a schedule, by name."""
+def operands(graph: OpGraph, schedule: Schedule, *, watched: bool = False) -> list[Operand]:
+    """All operands of a graph's kernels under a schedule, by name. watched: with room for what the workers note at a deadline."""
     made = (*_given(graph, schedule), *_weights(graph, schedule), *_small(graph), *_caches(graph), *_tensors(graph, schedule))
     found = {o.name: o for o in made}
-    table = task_table(graph, schedule)
+    table = task_table(graph, schedule, watched=watched)
     found["table"] = Operand("table", lambda _: jnp.asarray(table))
-    n = len(graph.phases) * COUNTER_STRIDE
+    n = first_note(graph) + NOTE * schedule.workers * watched
     found["counters"] = Operand("counters", lambda _: jnp.full((n,), -1, i32), written=True)
     return list(found.values())
 
 
-def task_table(graph: OpGraph, schedule: Schedule) -> np.ndarray:
-    """[workers, columns] int32: per worker (first item, count) of every part of every phase, padded to whole 128-word rows."""
+def task_table(graph: OpGraph, schedule: Schedule, *, watched: bool = False) -> np.ndarray:
+    """[workers, columns] int32: per worker (first item, count) of every part of every phase, padded to whole 128-word rows. watched: with
+    words to spare at a row's end, where its worker keeps its deadline."""
     parts = [part for phase in graph.phases for part in schedule.plan(phase.name).tasks]
-    table = np.zeros((schedule.workers, -(-2 * len(parts) // 128) * 128), np.int32)
+    table = np.zeros((schedule.workers, -(-(2 * len(parts) + WORDS * watched) // 128) * 128), np.int32)
     for i, part in enumerate(parts):
         table[:, 2 * i : 2 * i + 2] = part
     return table

@@ -7,6 +7,7 @@ from typing import Any
 
 import jax
 import jax.numpy as jnp
+import numpy as np
 from jax import lax
 
 from mkdsl.graph import Node, OpGraph, given_value
@@ -14,6 +15,7 @@ from mkdsl.lower._kernel import make_kernel
 from mkdsl.lower._machine import MOMENTS, i32, step_count
 from mkdsl.lower._operands import Inputs, Operand, operands
 from mkdsl.lower._types import Carry, Index
+from mkdsl.lower._waits import GivenUp, given_up
 from mkdsl.ops import Argmax
 from mkdsl.proof import verify_schedule
 from mkdsl.schedule import Profile, Schedule
@@ -25,6 +27,7 @@ class Program:
 
     form: "mega" is one persistent kernel, "phased" one launch per phase from the same tile code.
     tma: the ring is filled by TMA, else by `cp.async`.
+    deadline: seconds after which a kernel's workers no longer wait for each other; None for no such time.
     """
 
     graph: OpGraph
@@ -33,9 +36,13 @@ class Program:
     interpret: bool
     tma: bool
     tree: Any
+    deadline: float | None = None
 
     def __call__(self, params: Any, kv: Any, token: jax.Array, pos: jax.Array) -> Any:
-        return self._call(operands(self.graph, self.schedule), params, kv, token, pos)[0]
+        return self._call(self._operands(), params, kv, token, pos)[0]
+
+    def _operands(self) -> list[Operand]:
+        return operands(self.graph, self.schedule, watched=self.deadline is not None)
 
     def __repr__(self) -> str:
         return f"<Program in {self.form} form of {self.schedule!r}>"
@@ -43,7 +50,17 @@ class Program:
     @property
     def operand_names(self) -> list[str]:
         """What the kernels are handed, in order."""
-        return [o.name for o in operands(self.graph, self.schedule)]
+        return [o.name for o in self._operands()]
+
+    def watched(self, params: Any, kv: Any, token: jax.Array, pos: jax.Array) -> tuple[Any, jax.Array]:
+        """The same of a program with a deadline. The second result is for `given_up`: if that finds a wait that was given up, the first means
+        nothing."""
+        outs, refs = self._call(self._operands(), params, kv, token, pos)
+        return outs, refs["counters"][...]
+
+    def given_up(self, counters: np.ndarray) -> list[GivenUp]:
+        """The waits that workers gave up at the deadline, the least advanced first: what held up the others. counters: from `watched`."""
+        return given_up(self.graph, self.schedule, counters)
 
     def timed(self, params: Any, kv: Any, token: jax.Array, pos: jax.Array) -> tuple[Any, jax.Array]:
         """The same in a kernel that notes times. The second result is int32 [workers, steps, 5]: nanoseconds by the GPU's clock, low 32 bits,
@@ -55,7 +72,7 @@ class Program:
         """
         if self.form != "mega":
             raise ValueError(f"a kernel notes times in mega form only, not in {self.form} form")
-        found = operands(self.graph, self.schedule)
+        found = self._operands()
         shape = self.schedule.workers, step_count(self.graph), len(MOMENTS)
         stamps = Operand("stamps", lambda _: jnp.zeros(math.prod(shape), i32), written=True)
         outs, refs = self._call([*found, stamps], params, kv, token, pos)
@@ -72,7 +89,7 @@ class Program:
     def _run(self, found: list[Operand], refs: dict[str, Any]) -> None:
         args = [refs[o.name] for o in found]
         schedule = self.schedule if self.form == "mega" else self.schedule.phased()
-        make = functools.partial(make_kernel, self.graph, schedule, found, interpret=self.interpret, tma=self.tma)
+        make = functools.partial(make_kernel, self.graph, schedule, found, interpret=self.interpret, tma=self.tma, deadline=self.deadline)
         if self.form == "mega":
             make(self.graph.phases, concurrent=True)(*args)
             return
@@ -107,7 +124,9 @@ class Program:
         raise ValueError(f"{node.where}: output {node.kind}{list(node.shape)}")  # verify_graph lets no such output through
 
 
-def lower(graph: OpGraph, schedule: Schedule, profile: Profile, tree: Any, *, interpret: bool = False, form: str | None = None) -> Program:
+def lower(
+    graph: OpGraph, schedule: Schedule, profile: Profile, tree: Any, *, interpret: bool = False, form: str | None = None, deadline: float | None = None,
+) -> Program:  # fmt: skip
     """Verifies the schedule and returns its program.
 
     Args:
@@ -117,10 +136,24 @@ def lower(graph: OpGraph, schedule: Schedule, profile: Profile, tree: Any, *, in
       tree: the structure of the decode step's outputs.
       interpret: run on the CPU under the race detector, in phased form.
       form: "mega" or "phased"; mega unless interpreting, whose relaxed hand-offs no interpreter knows.
+      deadline: seconds after which workers that still wait for each other give up, and the kernel ends; None for no such time.
 
     Raises:
       ScheduleError: the schedule is not safe.
+      ValueError: a deadline in phased form, in which nobody waits for anybody, or one that is shorter than the step is predicted to take.
     """
     verify_schedule(graph, schedule, profile)
     tma = profile.tma or interpret  # interpret mode knows no other copy
-    return Program(graph.in_order(schedule.order), schedule, form or ("phased" if interpret else "mega"), interpret, tma, tree)
+    form = form or ("phased" if interpret else "mega")
+    if deadline is not None:
+        _check_deadline(deadline, schedule, form)
+    return Program(graph.in_order(schedule.order), schedule, form, interpret, tma, tree, deadline)
+
+
+def _check_deadline(deadline: float, schedule: Schedule, form: str) -> None:
+    if form != "mega":
+        raise ValueError(f"{deadline=} in {form} form, in which each launch is a phase and no worker waits for another: leave it out")
+    if 1e6 * deadline <= schedule.predicted_us:
+        raise ValueError(
+            f"{deadline=} seconds; the step itself is predicted to take {schedule.predicted_us:.0f} us: allow a second or more"
+        )

@@ -139,12 +139,13 @@ class Place(NamedTuple):
 
 
 def place(m: Machine, phase: AttentionPhase, sequence: Index, position: Index) -> Place:
-    """Where a position within the context lies. A page that is not there is read as another one: nothing there is attended to."""
+    """Where a position lies. A page that is not there, or past the table, is read as another one: nothing there is attended to."""
     cache = cache_of(m, phase)
     if cache.table is None or phase.page is None:
         return Place(sequence, position, True)
-    page, count = m.refs[f"cache{cache.table.index}"][sequence, lax.div(position, phase.page)], m.refs[f"cache{cache.keys.index}"].shape[1]
-    return Place(jnp.clip(page, 0, count - 1), lax.rem(position, phase.page), (page >= 0) & (page < count))
+    inside = jnp.clip(position, 0, phase.context - 1)
+    page, count = m.refs[f"cache{cache.table.index}"][sequence, lax.div(inside, phase.page)], m.refs[f"cache{cache.keys.index}"].shape[1]
+    return Place(jnp.clip(page, 0, count - 1), lax.rem(inside, phase.page), (page >= 0) & (page < count))
 
 
 def cache_at(m: Machine, cache: Leaf, iteration: Index, head: Index, at: Place, rows: int | None = None) -> tuple[Ref, tuple[Index, ...]]:

@@ -1,5 +1,6 @@
 """The application: paths, keys, and errors of all kinds in OpenAI's form."""
 
+import asyncio
 import functools
 import secrets
 from collections.abc import Callable
@@ -16,11 +17,12 @@ from mkdsl.serve._errors import ApiError, invalid
 from mkdsl.serve._metrics import Metrics
 from mkdsl.serve._service import Service
 
+PATIENCE = 30  # seconds
 PATHS = {"/v1/completions", "/v1/chat/completions", "/v1/models", "/metrics", "/health"}
 
 
-def create_app(engine: Engine, *, model: str, api_key: str | None, max_open: int) -> FastAPI:
-    """The server as an ASGI application.
+def create_app(engine: Engine, *, model: str, api_key: str | None = None, max_open: int) -> FastAPI:
+    """The server as an ASGI application: what `mkdsl serve` runs, for whoever has an engine or an HTTP server of their own.
 
     Args:
       engine: answers; closing it is the caller's business.
@@ -39,8 +41,9 @@ def create_app(engine: Engine, *, model: str, api_key: str | None, max_open: int
     app.add_api_route("/v1/models", lambda: {"object": "list", "data": [_model(model, model)]}, dependencies=keyed)
     app.add_api_route("/v1/models/{name:path}", functools.partial(_model, model), dependencies=keyed)
     app.add_api_route("/metrics", lambda: Response(service.metrics.text(), media_type="text/plain; version=0.0.4"), dependencies=keyed)
-    app.add_api_route("/health", lambda: Response())
+    app.add_api_route("/health", lambda: Response(status_code=503 if engine.closed else 200))
     _handle_errors(app)
+    app.add_middleware(Hurried)
     app.add_middleware(Counted, metrics=service.metrics)
     return app
 
@@ -77,8 +80,36 @@ def _as_api_error(error: Exception) -> ApiError:
     if isinstance(error, RequestValidationError):
         return invalid(error)
     if isinstance(error, HTTPException):
+        if isinstance(error.__cause__, ApiError):
+            return error.__cause__
+        if error.status_code == 400:  # all that FastAPI says by itself
+            return ApiError(400, "the body is not JSON (it is not UTF-8, or nested too deeply)")
         return ApiError(error.status_code, f"{error.detail}; there are {', '.join(sorted(PATHS))}")
     return ApiError(500, f"the server failed ({type(error).__name__}: {error})")
+
+
+class Hurried:
+    """Waits for a body no longer than half a minute: else somebody who sends half of one would keep the server from ending."""
+
+    def __init__(self, app: ASGIApp) -> None:
+        self._app = app
+
+    async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
+        complete, end = scope["type"] != "http", asyncio.get_running_loop().time() + PATIENCE
+
+        async def hurried() -> Message:
+            nonlocal complete
+            if complete:  # what follows is that the client goes away; or the server ends, of a lifespan
+                return await receive()
+            try:
+                async with asyncio.timeout_at(end):
+                    message = await receive()
+            except TimeoutError:
+                raise ApiError(408, f"the body was not complete after {PATIENCE} s; send it again") from None
+            complete = not message.get("more_body", False)
+            return message
+
+        await self._app(scope, hurried, send)
 
 
 class Counted:

@@ -26,7 +26,11 @@ def serve(
     name: Annotated[str | None, typer.Option(help="The model's name in requests.", show_default="the directory's")] = None,
     max_batch: Annotated[int, typer.Option(help="Answers decoded together: 1, 2, 4, 8 or 16.")] = 16,
     context: Annotated[int | None, typer.Option(min=1, help="Tokens of a prompt and its answer.", show_default="2048")] = None,
+    deadline: Annotated[
+        float | None, typer.Option(min=0.01, help="Seconds until a kernel that hangs fails its answers.", show_default="none")
+    ] = None,
     max_queue: Annotated[int, typer.Option(min=0, help="Answers that may wait; who comes then is told to try again.")] = 64,
+    drain: Annotated[int, typer.Option(min=0, help="Seconds that answers have to be completed in when it is to end.")] = 600,
 ) -> None:
     """Serve a model by OpenAI's interface."""
     _check_host(host, api_key)
@@ -40,14 +44,15 @@ def serve(
     console = rich.console.Console(stderr=True)
     with _bound(host, port) as listening:
         with loading_bar(f"loading {directory}, and compiling") as progress:
-            engine = Engine.load(directory, max_batch=max_batch, context=context, ahead=True, progress=progress)
+            engine = Engine.load(directory, max_batch=max_batch, context=context, ahead=True, deadline=deadline, progress=progress)
         with engine:
-            listening.listen()  # whoever takes the announcement at its word is not refused
-            _announce(console, engine, f"{name}: up to {max_batch} answers at once", _curl(host, listening.getsockname()[1], name, api_key))
-            app = create_app(engine, model=name, api_key=api_key, max_open=max_batch + max_queue)
+            listening.listen()  # whoever takes the announcement at its word is not refused, and may end it
             for number in (signal.SIGINT, signal.SIGTERM):  # uvicorn raises them once more when all answers are complete
                 signal.signal(number, lambda *_: sys.exit(0))
-            uvicorn.Server(uvicorn.Config(app, log_level="warning")).run(sockets=[listening])
+            _announce(console, engine, f"{name}: up to {max_batch} answers at once", _curl(host, listening.getsockname()[1], name, api_key))
+            app = create_app(engine, model=name, api_key=api_key, max_open=max_batch + max_queue)
+            config = uvicorn.Config(app, lifespan="off", log_level="warning", timeout_graceful_shutdown=drain)
+            uvicorn.Server(config).run(sockets=[listening])
 
 
 def _announce(console: rich.console.Console, engine: Engine, what: str, curl: str) -> None:

@@ -35,13 +35,25 @@ def refusal(error: ValueError) -> ApiError:
     return ApiError(400, str(error), param=field[1] if field else None, code=code)
 
 
+UNIONS = {
+    "prompt": "it is text, a list of token ids, or a list of either",
+    "stop": "it is text, or a list of texts",
+    "content": 'it is text, or a list of parts {"type": "text", "text": ...}',
+}
+
+
 def invalid(error: RequestValidationError) -> ApiError:
     """A body that is no JSON, or not of the fields and types that it should be. The first thing wrong with it is what is said."""
     first = error.errors()[0]
+    path = [str(part) for part in first["loc"][1:]]
     if first["type"] == "json_invalid":
-        return ApiError(400, f"the body is not JSON ({first['ctx']['error']}, at character {first['loc'][-1]})")
-    where = ".".join(str(part) for part in first["loc"][1:])
-    name = first["loc"][1] if len(first["loc"]) > 1 else None
+        return ApiError(400, f"the body is not JSON ({first['ctx']['error']}, at character {path[-1]})")
+    if not path and isinstance(first["input"], bytes):
+        return ApiError(400, "the body was not sent as JSON; send it with Content-Type: application/json")
+    param = path[0] if path else None
     if first["type"] == "extra_forbidden":
-        return ApiError(400, f"{where} is not supported by this server; leave it out", param=str(name), code="unknown_parameter")
-    return ApiError(400, f"{where or 'the body'}: {first['msg'].lower()}", param=None if name is None else str(name))
+        return ApiError(400, f"{'.'.join(path)} is not supported by this server; leave it out", param=param, code="unknown_parameter")
+    for end, part in enumerate(path[:-1], 1):
+        if part in UNIONS:
+            return ApiError(400, f"{'.'.join(path[:end])}: {UNIONS[part]}", param=param)
+    return ApiError(400, f"{'.'.join(path) or 'the body'}: {first['msg'].lower()}", param=param)

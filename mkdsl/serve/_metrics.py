@@ -1,6 +1,10 @@
 """What /metrics says, in Prometheus's form."""
 
+from collections.abc import Iterable, Mapping
+
 from prometheus_client import CollectorRegistry, Counter, Gauge, Histogram, generate_latest
+from prometheus_client.metrics_core import Metric
+from prometheus_client.parser import text_string_to_metric_families
 
 from mkdsl.engine import Engine
 
@@ -33,3 +37,32 @@ class Metrics:
 
     def _times(self, name: str, what: str) -> Histogram:
         return Histogram(name, what, buckets=TIMES, registry=self._registry)
+
+
+def merged_metrics(pages: Mapping[str, str]) -> bytes:
+    """One page of several servers' /metrics.
+
+    Args:
+      pages: of each server, by its name.
+
+    Returns:
+      All samples, each with the label `replica`.
+    """
+    families: dict[str, Metric] = {}
+    for replica, page in pages.items():
+        for family in text_string_to_metric_families(page):
+            merged = families.setdefault(family.name, Metric(family.name, family.documentation, family.type))
+            merged.samples += [sample._replace(labels={**sample.labels, "replica": replica}) for sample in family.samples]
+    registry = CollectorRegistry()
+    registry.register(_Collected(families.values()))
+    return generate_latest(registry)
+
+
+class _Collected:
+    """Metrics that are known already, as a registry wants them."""
+
+    def __init__(self, families: Iterable[Metric]) -> None:
+        self._families = families
+
+    def collect(self) -> Iterable[Metric]:
+        return self._families

@@ -2,6 +2,7 @@
 
 import collections
 import dataclasses
+import json
 import time
 import uuid
 from collections.abc import Callable, Sequence
@@ -15,6 +16,11 @@ Spell = Callable[[int], str]  # a token's text by itself
 def usage(prompt: int, answer: int) -> dict[str, int]:
     """Tokens of the prompts and of all answers."""
     return {"prompt_tokens": prompt, "completion_tokens": answer, "total_tokens": prompt + answer}
+
+
+def event(data: dict) -> str:
+    """A server-sent one."""
+    return f"data: {json.dumps(data, ensure_ascii=False)}\n\n"
 
 
 @dataclasses.dataclass(kw_only=True)

@@ -2,7 +2,7 @@
 
 from typing import Annotated, Any, Literal
 
-from pydantic import BaseModel, ConfigDict, Field
+from pydantic import BaseModel, ConfigDict, Field, model_validator
 
 from mkdsl.engine import SamplingParams
 from mkdsl.serve._errors import ApiError
@@ -12,6 +12,16 @@ Tokens = list[int]
 
 class Strict(BaseModel):
     model_config = ConfigDict(extra="forbid", strict=True)
+
+    @model_validator(mode="before")
+    @classmethod
+    def _without_nulls(cls, data: Any) -> Any:
+        """Fields that there are not may be null, as clients have them that send all of a message back."""
+        return (
+            {name: value for name, value in data.items() if value is not None or name in cls.model_fields}
+            if isinstance(data, dict)
+            else data
+        )
 
 
 class StreamOptions(Strict):
@@ -43,6 +53,8 @@ class Common(Strict):
 
     def params(self, *, max_tokens: int | None, logprobs: int | None) -> SamplingParams:
         """What is asked for. Raises SamplingError for a value outside its range."""
+        if self.stream_options and not self.stream:
+            raise ApiError(400, "stream_options without a stream; set stream to true", param="stream_options")
         stop = [self.stop] if isinstance(self.stop, str) else self.stop or []
         asked = {
             "n": self.n,

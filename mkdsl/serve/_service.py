@@ -3,21 +3,22 @@
 import asyncio
 import collections
 import contextlib
-import json
 import math
 import time
-from collections.abc import AsyncGenerator, AsyncIterator, Iterator, Sequence
+from collections.abc import AsyncGenerator, Iterator, Sequence
 
 from fastapi import Request
 from fastapi.responses import JSONResponse, Response, StreamingResponse
+from starlette.types import Receive, Scope, Send
 
 from mkdsl.engine import Answer, Delta, Engine, EngineError, LogitsError, SamplingParams, answers
 from mkdsl.serve._errors import REFUSALS, ApiError, refusal
 from mkdsl.serve._metrics import Metrics
-from mkdsl.serve._replies import ChatReply, CompletionReply, Reply
+from mkdsl.serve._replies import ChatReply, CompletionReply, Reply, event
 from mkdsl.serve._requests import ChatRequest, Common, CompletionRequest
 
 FAILURES = (EngineError, LogitsError)
+MOST_CHARACTERS = 256  # that a token stands for: a long run of spaces, say
 CLIENT_GONE = 499  # nobody reads it; it stands in the metrics
 
 
@@ -47,7 +48,7 @@ class Service:
         self._check_model(body)
         with refusing():
             messages = [message.as_template_wants() for message in body.messages]
-            tokens = await asyncio.to_thread(self.engine.tokenizer.encode_chat, messages)
+            tokens = await asyncio.to_thread(self._chat_tokens, messages)
             return await self._answer(request, body, body.sampling, [tokens], ChatReply)
 
     def _check_model(self, body: Common) -> None:
@@ -59,21 +60,23 @@ class Service:
     async def _answer(
         self, request: Request, body: Common, params: SamplingParams, prompts: Sequence[list[int]], kind: type[Reply]
     ) -> Response:
-        self._check_room(len(prompts) * params.n)
-        deltas = self.engine.stream_all(prompts, params)
-        prompt_tokens = sum(map(len, prompts))
-        self.metrics.prompt_tokens.inc(prompt_tokens)
-        reply = kind(model=self.model, spell=self._spell, n=params.n)
-        said = self._measured(deltas, count=len(prompts) * params.n)
-        if body.stream:
-            usage = prompt_tokens if body.stream_options and body.stream_options.include_usage else None
-            return StreamingResponse(_events(said, reply, usage), media_type="text/event-stream", headers={"Cache-Control": "no-cache"})
-        whole = asyncio.ensure_future(_collected(said))
-        if not await _while_connected(request, whole):
-            return Response(status_code=CLIENT_GONE)
-        return JSONResponse(reply.body(whole.result(), prompt_tokens))
+        with contextlib.ExitStack() as room:
+            room.enter_context(self._room(len(prompts) * params.n))
+            said = self._measured(self.engine.stream_all(prompts, params))
+            prompt_tokens = sum(map(len, prompts))
+            self.metrics.prompt_tokens.inc(prompt_tokens)
+            reply = kind(model=self.model, spell=self._spell, n=params.n)
+            if body.stream:
+                usage = prompt_tokens if body.stream_options and body.stream_options.include_usage else None
+                return _Stream(_events(said, reply, usage), room.pop_all())
+            whole = asyncio.ensure_future(_collected(said))
+            if not await _while_connected(request, whole):
+                return Response(status_code=CLIENT_GONE)
+            return JSONResponse(reply.body(whole.result(), prompt_tokens))
 
-    def _check_room(self, count: int) -> None:
+    @contextlib.contextmanager
+    def _room(self, count: int) -> Iterator[None]:
+        """So many answers are open in here; or who asks is sent away."""
         if count > self._max_open:
             raise ApiError(400, f"{count} answers are asked for at once, and this server takes {self._max_open}; ask for fewer", param="n")
         if self._open + count > self._max_open:
@@ -82,33 +85,61 @@ class Service:
                 429, f"{self._open} answers are under way or wait, of at most {self._max_open}; try again in {wait} s",
                 code="rate_limit_exceeded", retry_after=wait,
             )  # fmt: skip
+        begun = time.perf_counter()
+        self._open += count
+        try:
+            yield
+        finally:
+            self._open -= count
+            self._seconds += 0.2 * (time.perf_counter() - begun - self._seconds)  # a moving mean: how soon room may be expected
 
     def _tokens(self, prompt: str | list[int]) -> list[int]:
         """Of a prompt; a long text takes a while, so this is called in a thread of its own."""
+        self._check_length(len(prompt))
         return self.engine.tokenizer.encode(prompt) if isinstance(prompt, str) else prompt
+
+    def _chat_tokens(self, messages: list[dict[str, str]]) -> list[int]:
+        self._check_length(sum(len(message["content"]) for message in messages))
+        return self.engine.tokenizer.encode_chat(messages)
+
+    def _check_length(self, length: int) -> None:
+        """Refuses what is far too long before it is made tokens of: that would take seconds, in which nobody else is served."""
+        if length > (most := MOST_CHARACTERS * self.engine.context):
+            raise ApiError(
+                400, f"the prompt has a length of {length}, and {self.engine.context} tokens hold at most {most} characters; shorten it",
+                code="context_length_exceeded",
+            )  # fmt: skip
 
     def _spell(self, token: int) -> str:
         return self.engine.tokenizer.model.decode([token], skip_special_tokens=False)
 
-    async def _measured(self, deltas: AsyncGenerator[Delta], *, count: int) -> AsyncGenerator[Delta]:
+    async def _measured(self, deltas: AsyncGenerator[Delta]) -> AsyncGenerator[Delta]:
         """The deltas, counted. However this ends, the engine's answers end with it."""
         begun, first, tokens = time.perf_counter(), {}, collections.Counter()
-        self._open += count
-        try:
-            async with contextlib.aclosing(deltas):
-                async for delta in deltas:
-                    now, answer = time.perf_counter(), (delta.prompt, delta.choice)
-                    if answer not in first:
-                        first[answer] = now, len(delta.tokens)
-                        self.metrics.first_token.observe(now - begun)
-                    tokens[answer] += len(delta.tokens)
-                    self.metrics.answer_tokens.inc(len(delta.tokens))
-                    if delta.finish and (later := tokens[answer] - first[answer][1]):
-                        self.metrics.per_token.observe((now - first[answer][0]) / later)
-                    yield delta
-        finally:
-            self._open -= count
-            self._seconds += 0.2 * (time.perf_counter() - begun - self._seconds)  # a moving mean: how soon room may be expected
+        async with contextlib.aclosing(deltas):
+            async for delta in deltas:
+                now, answer = time.perf_counter(), (delta.prompt, delta.choice)
+                if answer not in first:
+                    first[answer] = now, len(delta.tokens)
+                    self.metrics.first_token.observe(now - begun)
+                tokens[answer] += len(delta.tokens)
+                self.metrics.answer_tokens.inc(len(delta.tokens))
+                if delta.finish and (later := tokens[answer] - first[answer][1]):
+                    self.metrics.per_token.observe((now - first[answer][0]) / later)
+                yield delta
+
+
+class _Stream(StreamingResponse):
+    """Server-sent events; however they end, the generator does, and the room is given back."""
+
+    def __init__(self, events: AsyncGenerator[str], room: contextlib.ExitStack) -> None:
+        super().__init__(events, media_type="text/event-stream", headers={"Cache-Control": "no-cache"})
+        self._events, self._room = events, room
+
+    async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
+        with self._room:
+            async with contextlib.aclosing(self._events):
+                await super().__call__(scope, receive, send)
 
 
 @contextlib.contextmanager
@@ -143,22 +174,18 @@ async def _disconnected(request: Request) -> None:
         pass
 
 
-async def _events(deltas: AsyncGenerator[Delta], reply: Reply, usage: int | None) -> AsyncIterator[str]:
+async def _events(deltas: AsyncGenerator[Delta], reply: Reply, usage: int | None) -> AsyncGenerator[str]:
     """Server-sent events. The status is sent by now: an error is an event too, and the last one."""
     begun, tokens = set(), 0
     try:
         async with contextlib.aclosing(deltas):
             async for delta in deltas:
                 answer = delta.prompt, delta.choice
-                yield _event(reply.chunk(delta, first=answer not in begun))
+                yield event(reply.chunk(delta, first=answer not in begun))
                 begun.add(answer)
                 tokens += len(delta.tokens)
         if usage is not None:
-            yield _event(reply.last_chunk(usage, tokens))
+            yield event(reply.last_chunk(usage, tokens))
         yield "data: [DONE]\n\n"
     except FAILURES as error:
-        yield _event(ApiError(500, str(error)).body)
-
-
-def _event(data: dict) -> str:
-    return f"data: {json.dumps(data, ensure_ascii=False)}\n\n"
+        yield event(ApiError(500, str(error)).body)

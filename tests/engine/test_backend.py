@@ -7,7 +7,7 @@ import pytest
 
 from mkdsl import models
 from mkdsl.engine import _backend
-from mkdsl.engine._backend import Backend
+from mkdsl.engine._backend import Backend, Piece
 
 
 @pytest.fixture
@@ -25,8 +25,8 @@ def test_pieces_are_padded_to_powers_of_two(backend, monkeypatch, length, size, 
     monkeypatch.setattr(
         _backend, "_fill", lambda params, pages, table, tokens, positions, **_: seen.append((tokens, positions)) or (pages, None)
     )
-    backend.prefill(range(5, 5 + length), start=start, pages=[3, 1, 2])
-    ((tokens, positions),) = seen
+    backend.prefill([Piece(tokens=range(5, 5 + length), start=start, pages=[3, 1, 2])])
+    (((tokens,), (positions,)),) = seen
     assert len(tokens) == len(positions) == size
     assert tokens[:length].tolist() == list(range(5, 5 + length))
     assert positions.tolist() == [*range(start, start + length), *[256] * (size - length)]
@@ -34,7 +34,7 @@ def test_pieces_are_padded_to_powers_of_two(backend, monkeypatch, length, size, 
 
 @pytest.mark.medium
 def test_pads_write_nothing(backend):
-    backend.prefill(range(50), start=0, pages=[3])
+    backend.prefill([Piece(tokens=range(50), start=0, pages=[3])])
     for pages in jax.tree.leaves(backend._pages):
         written = np.asarray(jnp.abs(pages.astype(jnp.float32)).sum((0, 2, 4)) > 0)  # [pages, positions]
         assert written[3, :50].all() and not written[3, 50:].any()

@@ -26,10 +26,11 @@ from mkdsl.engine import (
     load_tokenizer,
 )
 from mkdsl.engine._backend import Backend, _decode
-from mkdsl.engine._decoder import Pool, decode_steps
+from mkdsl.engine._decoder import Pool, WatchedStep, decode_steps
 from mkdsl.engine._pages import PagePool
 from mkdsl.engine._sampler import Asked
 from mkdsl.engine._scheduler import Scheduler
+from mkdsl.gpu import HangError
 from mkdsl.models import CheckpointError
 
 pytestmark = pytest.mark.medium
@@ -382,13 +383,13 @@ def test_logits_that_are_no_numbers(make, params):
 
 def test_a_single_logit_that_is_no_number(make, config, params):
     """Whichever it is, and whenever: what is drawn says nothing then."""
-    plain = decode_steps(config, CONTEXT)(4)
+    plain = decode_steps(config, POOL)(4)
 
     def step(params, kv, tokens, positions):
         logits, kv = plain(params, kv, tokens, positions)
         return jnp.where((positions == params["bad"])[:, None] & (jnp.arange(config.vocab) == 17), params["value"], logits), kv
 
-    for value in (np.nan, np.inf, -np.inf):
+    for value in (np.nan, np.inf):
         for tokens in (0, 6):
             bad = {"bad": jnp.int32(len(PROMPTS[2]) - 1 + tokens), "value": jnp.float32(value)}
             engine = make(params=params | bad, step_of=lambda _: step)
@@ -397,11 +398,11 @@ def test_a_single_logit_that_is_no_number(make, config, params):
 
 
 def test_numbers_come_back_not_logits(make, monkeypatch):
-    """For each token one, and two for each sequence: neither sampling nor the search for NaN costs a copy of the logits to the host."""
+    """For each token one: neither sampling nor the search for NaN costs a copy of the logits to the host."""
     engine, sizes, get = make(), [], jax.device_get
     monkeypatch.setattr(jax, "device_get", lambda tree: sizes.append(sum(a.size for a in jax.tree.leaves(tree))) or get(tree))
     engine.generate(PROMPTS[:3], SamplingParams(seed=1, max_tokens=5))
-    assert set(sizes) == {batch * (STEPS + 2) for batch in (1, 2, 4)}
+    assert set(sizes) == {batch * STEPS for batch in (1, 2, 4)}
 
 
 @pytest.mark.parametrize("what", ["prefill", "decode"])
@@ -425,10 +426,35 @@ def test_a_step_that_fails_takes_its_own_with_it(make, alone, monkeypatch, what)
     assert tokens_of(engine.generate(PROMPTS[3:5], GREEDY)) == [alone(prompt, 10)[0] for prompt in PROMPTS[3:5]]
 
 
+class HangsAt(WatchedStep):
+    """The plain step as a kernel with a deadline that hangs where a sequence is at a position: it still ends, and its logits are numbers."""
+
+    def __init__(self, config, position):
+        object.__setattr__(self, "plain", decode_steps(config, POOL)(1))
+        object.__setattr__(self, "position", position)
+
+    def watched(self, params, kv, tokens, positions):
+        return *self.plain(params, kv, tokens, positions), jnp.any(positions == self.position)[None].astype(jnp.int32)
+
+    def check(self, counters):
+        if counters.any():
+            raise HangError("mk.jit: 131 of 132 workers gave up", ())
+
+
+def test_a_kernel_that_hangs_fails_its_answers(make, alone, config):
+    """In the middle of a flight of several steps; and the engine goes on."""
+    step = HangsAt(config, 22)
+    engine = make(step_of=lambda batch: step)
+    with pytest.raises(EngineError, match=r"a step failed on the device \(HangError: mk\.jit: 131 of 132 workers gave up\), and with it"):
+        engine.generate([PROMPTS[2]], GREEDY)
+    assert tokens_of(engine.generate([PROMPTS[1]], GREEDY)) == [alone(PROMPTS[1], 10)[0]]
+
+
 def test_closed(make):
     engine = make()
     engine.close()
     engine.close()
+    assert engine.closed
     with pytest.raises(EngineError, match="the engine is closed; load it again"):
         engine.generate([PROMPTS[0]])
 

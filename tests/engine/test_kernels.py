@@ -5,6 +5,7 @@ import functools
 
 import jax
 import jax.numpy as jnp
+import numpy as np
 import pytest
 
 from mkdsl import gpu, models
@@ -12,6 +13,7 @@ from mkdsl.engine import SamplingParams, _decoder
 from mkdsl.engine._backend import Backend, Lane, Piece
 from mkdsl.engine._decoder import Pool, decode_steps, kernel_step
 from mkdsl.engine._paged import empty_pages
+from mkdsl.gpu import HangError
 from mkdsl.graph import UnsupportedError
 from mkdsl.lower import lower
 from mkdsl.ops import Paged
@@ -75,3 +77,19 @@ def test_what_no_kernel_takes_is_refused_at_once(monkeypatch):
     monkeypatch.setattr(_decoder, "jax", OnGpu())
     with pytest.raises(UnsupportedError, match="head_dim=40"):
         decode_steps(dataclasses.replace(TINY, head_dim=40), POOL)
+
+
+def test_a_step_with_a_deadline_says_what_its_workers_noted(monkeypatch):
+    monkeypatch.setattr(_decoder, "jax", OnGpu())
+    monkeypatch.setattr(_decoder, "jit", functools.partial(gpu.jit, target="h200"))
+    step = decode_steps(TINY, POOL, 1.0)(2)
+    integers = jax.ShapeDtypeStruct((2,), jnp.int32)
+    kv = Paged(jax.eval_shape(lambda: empty_pages(TINY, count=6, size=64)), jax.ShapeDtypeStruct((2, 2), jnp.int32))
+    args = models.abstract_params(TINY), kv, integers, integers
+    *out, counters = jax.eval_shape(step.watched, *args)
+    assert tuple(out) == jax.eval_shape(step, *args)
+    left = np.full(counters.shape, -1, np.int32)
+    step.check(left)
+    left[-2:] = 0
+    with pytest.raises(HangError, match=r"1 of 132 workers gave up waiting for each other, 1\.0 s after the kernel began"):
+        step.check(left)

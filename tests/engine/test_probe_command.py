@@ -43,7 +43,7 @@ def test_a_measured_gpu_can_be_explained(tmp_path, monkeypatch):
     assert "device memory, TB/s" in result.stdout and "4.00" in result.stdout and "written to" in result.stdout
     assert profile(str(path)).bandwidth == 4e12
     explained = run("explain", "smollm2-135m", "--target", path)
-    assert explained.exit_code == 0 and "mine, batch 1" in explained.stdout
+    assert explained.exit_code == 0 and "on mine: batch 1" in explained.stdout
 
 
 def test_a_file_that_is_no_profile(tmp_path):

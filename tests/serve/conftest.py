@@ -16,7 +16,7 @@ from mkdsl.engine._backend import Backend
 from mkdsl.engine._decoder import Pool, decode_steps
 from mkdsl.engine._pages import PagePool
 from mkdsl.engine._scheduler import Scheduler
-from mkdsl.serve._app import create_app
+from mkdsl.serve import create_app
 
 KEY = "a key"
 MAX_OPEN = 6

@@ -1,5 +1,7 @@
 """OpenAI's own client against the server."""
 
+import asyncio
+import collections
 import concurrent.futures
 import json
 import socket
@@ -11,7 +13,8 @@ import openai
 import pytest
 from serve.conftest import KEY, MAX_OPEN
 
-from mkdsl.engine import EngineError, SamplingParams
+from mkdsl.engine import Engine, EngineError, SamplingParams
+from mkdsl.serve import _app, create_app, relayed
 
 pytestmark = pytest.mark.medium
 USER = [{"role": "user", "content": "hello"}]
@@ -61,8 +64,9 @@ def test_text_in_parts(client):
 def test_an_answer_goes_back_as_it_came(client):
     """As clients hold a conversation."""
     said = client.chat.completions.create(messages=USER, logit_bias=ON, **SEEDED).choices[0].message
-    reply = client.chat.completions.create(messages=[*USER, said, {**USER[0], "name": "somebody"}], **SEEDED)
-    assert reply.usage.prompt_tokens > 12
+    for back in (said, said.model_dump()):  # the latter with a null for each field that there might have been
+        reply = client.chat.completions.create(messages=[*USER, back, {**USER[0], "name": "somebody"}], **SEEDED)
+        assert reply.usage.prompt_tokens > 12
 
 
 @pytest.mark.parametrize("prompt", [["hello", "hé"], [[1, 2, 3], [4]], [1, 2, 3]])
@@ -149,6 +153,9 @@ def test_fields_that_are_not_openais(client):
         ({"logit_bias": {"260": 1}}, "logit_bias names token 260, past the vocabulary", None, None),
         ({"echo": True}, "echo: input should be false", "echo", None),
         ({"extra_body": {"guided": 1}}, "guided is not supported by this server; leave it out", "guided", "unknown_parameter"),
+        ({"extra_body": {"prompt": [1, "a"]}}, "prompt: it is text, a list of token ids, or a list of either", "prompt", None),
+        ({"extra_body": {"stop": [1]}}, "stop: it is text, or a list of texts", "stop", None),
+        ({"prompt": "x" * (256 * 256 + 1)}, "256 tokens hold at most 65536 characters; shorten it", None, "context_length_exceeded"),
         ({"extra_body": {"max_tokens": "12"}}, "max_tokens: input should be a valid integer", "max_tokens", None),
     ],
 )
@@ -167,7 +174,10 @@ def test_what_is_refused(client, ask, message, param, code, stream):
         ({"messages": []}, "messages: list should have at least 1 item"),
         ({"messages": [{"role": "system", "content": "be good"}]}, "its chat template refuses this conversation (no system prompt)"),
         ({"messages": [{"role": "user", "content": [{"type": "image_url", "image_url": {"url": "x"}}]}]}, "messages.0.content"),
+        ({"messages": [{"role": "user", "content": "x" * (256 * 256 + 1)}]}, "256 tokens hold at most 65536 characters; shorten it"),
+        ({"messages": [{"role": "user", "content": 3}]}, "messages.0.content: it is text, or a list of parts"),
         ({"top_logprobs": 2}, "top_logprobs=2 without logprobs"),
+        ({"stream_options": {"include_usage": True}}, "stream_options without a stream; set stream to true"),
         ({"tools": [{"type": "function", "function": {"name": "f"}}]}, "tools is not supported by this server"),
         ({"response_format": {"type": "json_object"}}, "response_format.type: input should be 'text'"),
     ],
@@ -196,9 +206,9 @@ def test_keys(client, address, key, message):
     assert caught.value.code == "invalid_api_key"
 
 
-def got(address, path, *, body=None, key=KEY):
+def got(address, path, *, body=None, key=KEY, kind="application/json"):
     """Status, headers and text."""
-    headers = {"Content-Type": "application/json"} | ({"Authorization": f"Bearer {key}"} if key else {})
+    headers = {"Content-Type": kind} | ({"Authorization": f"Bearer {key}"} if key else {})
     request = urllib.request.Request(address + path, data=body, headers=headers)
     try:
         with urllib.request.urlopen(request, timeout=60) as reply:
@@ -206,6 +216,11 @@ def got(address, path, *, body=None, key=KEY):
     except urllib.error.HTTPError as error:
         with error:
             return error.code, error.headers, error.read().decode()
+
+
+def test_health_of_an_engine_that_has_ended(address, monkeypatch):
+    monkeypatch.setattr(Engine, "closed", True)
+    assert got(address, "/health", key=None)[0] == 503
 
 
 def test_health_wants_no_key_and_all_else_does(address):
@@ -219,6 +234,8 @@ def test_health_wants_no_key_and_all_else_does(address):
     ("path", "body", "status", "message"),
     [
         ("/v1/completions", b"{", 400, "the body is not JSON ("),
+        ("/v1/completions", b'{"prompt": "\xff"}', 400, "the body is not JSON (it is not UTF-8, or nested too deeply)"),
+        ("/v1/completions", b"[" * 100_000, 400, "the body is not JSON (it is not UTF-8, or nested too deeply)"),
         ("/v1/completions", b"[]", 400, "the body: input should be a valid dictionary"),
         ("/v1/completions", b"{}", 400, "model: field required"),
         ("/v1/completions", None, 405, "Method Not Allowed"),
@@ -229,6 +246,24 @@ def test_errors_have_one_form(address, path, body, status, message):
     found, _, text = got(address, path, body=body)
     assert found == status
     assert message in json.loads(text)["error"]["message"]
+
+
+def test_a_body_that_does_not_say_what_it_is(address):
+    """As curl sends it unless told otherwise."""
+    found, _, text = got(address, "/v1/completions", body=b'{"model": "tiny", "prompt": "x"}', kind="application/x-www-form-urlencoded")
+    assert found == 400
+    assert json.loads(text)["error"]["message"] == "the body was not sent as JSON; send it with Content-Type: application/json"
+
+
+def test_half_a_body(address, monkeypatch):
+    """Else whoever sends one would keep the server from ending."""
+    monkeypatch.setattr(_app, "PATIENCE", 0.2)
+    host, port = address.removeprefix("http://").split(":")
+    head = f"POST /v1/completions HTTP/1.1\r\nHost: x\r\nAuthorization: Bearer {KEY}\r\nContent-Length: 100\r\nConnection: close\r\n\r\n{{"
+    with socket.create_connection((host, int(port)), timeout=60) as connection, connection.makefile() as reply:
+        connection.sendall(head.encode())
+        said = reply.read()  # until the server hangs up
+    assert said.startswith("HTTP/1.1 408") and "the body was not complete after 0.2 s" in said
 
 
 def value(address, name):
@@ -249,6 +284,42 @@ def test_too_many_are_told_to_try_again(client, engine):
     assert 1 <= int(caught.value.response.headers["Retry-After"]) <= 60
     for stream in streams:
         stream.close()
+
+
+@pytest.mark.parametrize("stream", [False, True])
+def test_too_many_at_the_same_moment(engine, monkeypatch, stream):
+    """Whoever is let in counts at once, not only when the answer begins."""
+    count, stream_all = 4 * MAX_OPEN, engine.stream_all
+    app, body = create_app(engine, model="tiny", max_open=MAX_OPEN), json.dumps({**SEEDED, "prompt": "hello", "stream": stream}).encode()
+    scope = {
+        "type": "http",
+        "method": "POST",
+        "path": "/v1/completions",
+        "headers": [(b"content-type", b"application/json")],
+        "query_string": b"",
+    }
+    decided = []
+
+    async def when_all_are(prompts, params):
+        decided.append(200)
+        while len(decided) < count:
+            await asyncio.sleep(0.01)
+        async for delta in stream_all(prompts, params):
+            yield delta
+
+    async def one():
+        start, *_ = [message async for messages in relayed(app, scope, body) for message in messages]
+        if start["status"] == 429:
+            decided.append(429)
+        return start["status"]
+
+    async def every():
+        return collections.Counter(await asyncio.gather(*(one() for _ in range(count))))
+
+    monkeypatch.setattr(engine, "stream_all", when_all_are)
+    assert asyncio.run(every()) == {200: MAX_OPEN, 429: count - MAX_OPEN}
+    decided.clear()
+    assert asyncio.run(every()) == {200: MAX_OPEN, 429: count - MAX_OPEN}  # the room was given back
 
 
 def test_a_client_that_goes_away_frees_its_place(client, address, engine):

@@ -121,6 +121,20 @@ def test_sigterm_drains(session_checkpoint):
 
 
 @pytest.mark.slow
+def test_sigterm_as_soon_as_it_announces_itself(session_checkpoint):
+    with process(session_checkpoint, "tiny", "--max-batch", "1", "--context", "256"):
+        pass
+
+
+@pytest.mark.slow
+def test_half_a_request_does_not_keep_it_from_ending(session_checkpoint):
+    with process(session_checkpoint, "tiny", "--max-batch", "1", "--context", "256", "--drain", "1") as (_, client):
+        connection = socket.create_connection((client.base_url.host, client.base_url.port))
+        connection.sendall(b"POST /v1/completions HTTP/1.1\r\nHost: x\r\nContent-Length: 100\r\n\r\n{")
+    connection.close()
+
+
+@pytest.mark.slow
 def test_smollm2():
     """A real model: it says what `mkdsl generate` says, alone and in company, whole and in a stream."""
     questions = [[{"role": "user", "content": f"What is the capital of {country}?"}] for country in ("France", "Italy", "Japan", "Spain")]

@@ -12,7 +12,7 @@ import pytest
 from serve.conftest import KEY, served
 
 from mkdsl.engine import SamplingParams
-from mkdsl.serve._app import create_app
+from mkdsl.serve import create_app
 
 CLIENTS, SECONDS = 64, 60
 ASK = {"model": "tiny", "max_tokens": 24, "logit_bias": {"257": -100}}

@@ -118,8 +118,9 @@ def fetch(wanted: Sequence[tuple[Evaluator, Sequence[int]]]) -> None:
     plan = [(piece, id, piece.requests(id)) for piece, ids in wanted for id in ids if id not in piece.values]
     if not plan:
         return
-    m = plan[0][0].m
-    loaded = m.load_handed_over([r for _, _, rs in plan for r in rs], [m.graph.tensor_of[id] for _, id, rs in plan for _ in rs])
+    m, phase, iteration = plan[0][0].m, plan[0][0].phase, plan[0][0].iteration
+    tensors = [m.graph.tensor_of[id] for _, id, rs in plan for _ in rs]
+    loaded = m.load_handed_over([r for _, _, rs in plan for r in rs], tensors, phase, iteration)
     at = 0
     for piece, id, rs in plan:
         piece.values[id] = piece.combine(id, loaded[at : at + len(rs)])

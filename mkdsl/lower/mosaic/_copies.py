@@ -8,9 +8,10 @@ import jax.experimental.pallas.mosaic_gpu as plgpu
 from jax.experimental.mosaic.gpu import fragmented_array as fa
 from jax.experimental.mosaic.gpu import utils as mu
 from jaxlib.mlir import ir
-from jaxlib.mlir.dialects import arith, llvm, nvvm, scf
+from jaxlib.mlir.dialects import arith, llvm, nvvm
 
 from mkdsl.lower._types import Context, Index, Ref
+from mkdsl.lower.mosaic._deadline import Poll, Watch
 from mkdsl.lower.mosaic._ptx import SCALAR, constant, is_missing
 
 BLOCKS = 8  # of a resident that one round of copies takes: 4 per thread
@@ -78,25 +79,27 @@ def stageable(rows: int, blocks: int, width: int) -> bool:
     return rows % 8 == 0 and run % 4 == 0 and run * width >= 128
 
 
-def stage(source: Ref, there: Ref, layout: tuple, *, self_validating: bool) -> None:
+def stage(source: Ref, there: Ref, layout: tuple, *, self_validating: bool, watch: Watch | None = None) -> None:
     """Copies bfloat16 [8 groups, columns] from global memory to a resident [groups, blocks, 8, width], everything in flight at once. With
     `self_validating`, copies again until no value has all its bits set. For the compute warpgroup; all of it may read the result."""
 
-    @plgpu.inline_mgpu(arg_types=(plgpu.RefType(), plgpu.RefType(layout)))
-    def go(ctx: Context, source: Ref, there: Ref) -> None:
+    poll = Poll(watch if self_validating else None)
+
+    @plgpu.inline_mgpu(arg_types=(plgpu.RefType(), plgpu.RefType(layout), *poll.types))
+    def go(ctx: Context, source: Ref, there: Ref, *watch: Any) -> None:
         copies = _Copies(source, there, layout)
-        mu.warpgroup_barrier()  # everybody is done with what was there
-        loop = scf.WhileOp([], [])
-        with ir.InsertionPoint.at_block_begin(loop.before.blocks.append()):
+
+        def look() -> tuple[ir.Value, list[ir.Value]]:
             copies.issue()
             nvvm.cp_async_commit_group()
             nvvm.cp_async_wait_group(0)
-            scf.condition(copies.missing() if self_validating else arith.constant(ir.IntegerType.get_signless(1), 0), [])
-        with ir.InsertionPoint.at_block_begin(loop.after.blocks.append()):
-            scf.yield_([])
+            return copies.missing() if self_validating else arith.constant(ir.IntegerType.get_signless(1), 0), []
+
+        mu.warpgroup_barrier()  # everybody is done with what was there
+        poll.until_there([], look, *watch)
         mu.warpgroup_barrier()
 
-    go(source, there)  # pyright: ignore[reportCallIssue]
+    go(source, there, *poll.values)  # pyright: ignore[reportCallIssue]
 
 
 class _Copies:

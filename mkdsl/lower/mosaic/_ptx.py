@@ -13,9 +13,10 @@ import numpy as np
 from jax.experimental.mosaic.gpu import fragmented_array as fa
 from jax.experimental.mosaic.gpu import utils as mu
 from jaxlib.mlir import ir
-from jaxlib.mlir.dialects import arith, scf, vector
+from jaxlib.mlir.dialects import arith, vector
 
 from mkdsl.lower._types import Context, Index, Layout, Ref
+from mkdsl.lower.mosaic._deadline import Poll, Watch
 from mkdsl.lower.mosaic._layouts import THREADS
 
 SCALAR = plgpu.Layout.WG_SPLAT(())
@@ -36,25 +37,37 @@ class Item(NamedTuple):
     layout: Layout  # does not matter for a scalar
 
 
-def load_relaxed(items: Sequence[Item], *, self_validating: bool) -> list[jax.Array]:
-    """Loads past the SM's own cache (`ld.relaxed.gpu`). With `self_validating`, looks again until every value is there: a 32-bit value
-    is missing while all its bits are ones, a 16-bit value likewise."""
-    returns = [plgpu.ShapeDtypeStruct(i.shape, i.dtype, layout=i.layout if i.shape else SCALAR) for i in items]
+def load_relaxed(items: Sequence[Item]) -> list[jax.Array]:
+    """Loads past the SM's own cache (`ld.relaxed.gpu`)."""
 
-    @plgpu.inline_mgpu(arg_types=tuple(plgpu.RefType() for _ in items), return_type=returns)
+    @plgpu.inline_mgpu(arg_types=tuple(plgpu.RefType() for _ in items), return_type=_loaded(items))
     def go(ctx: Context, *refs: Any) -> Any:
-        if not self_validating:
-            return _load_all(items, refs)[0]
+        return _load_all(items, refs)[0]
+
+    return list(go(*[i.ref for i in items]))
+
+
+def load_validated(items: Sequence[Item], watch: Watch | None = None) -> list[jax.Array]:
+    """The same, but looks again until every value is there: a 32-bit value is missing while all its bits are ones, a 16-bit value likewise."""
+    poll = Poll(watch)
+
+    @plgpu.inline_mgpu(arg_types=(*(plgpu.RefType() for _ in items), *poll.types), return_type=_loaded(items))
+    def go(ctx: Context, *args: Any) -> Any:
+        refs, watch = args[: len(items)], args[len(items) :]
         arrays: list[fa.FragmentedArray] = []
 
-        def again() -> tuple[ir.Value, list[ir.Value]]:
+        def look() -> tuple[ir.Value, list[ir.Value]]:
             arrays[:], missing = _load_all(items, refs)
             return missing, _registers(arrays)
 
         types = [t for i in items for t in _register_types(i)]
-        return _rebuild(arrays, _repeat(types, again))
+        return _rebuild(arrays, poll.until_there(types, look, *watch))
 
-    return list(go(*[i.ref for i in items]))
+    return list(go(*[i.ref for i in items], *poll.values))
+
+
+def _loaded(items: Sequence[Item]) -> list[plgpu.ShapeDtypeStruct]:
+    return [plgpu.ShapeDtypeStruct(i.shape, i.dtype, layout=i.layout if i.shape else SCALAR) for i in items]
 
 
 def _register_types(item: Item) -> list[ir.Type]:
@@ -76,16 +89,6 @@ def _rebuild(like: Sequence[fa.FragmentedArray], values: Sequence[ir.Value]) -> 
         at += registers.size
         out.append(fa.FragmentedArray(_registers=registers, _layout=a.layout, _is_signed=a.is_signed))
     return out
-
-
-def _repeat(types: Sequence[ir.Type], again: Callable[[], tuple[ir.Value, list[ir.Value]]]) -> list[ir.Value]:
-    """Evaluates `again` until its first result (an i1) is false; returns the others. One copy of the code."""
-    loop = scf.WhileOp(types, [])
-    with ir.InsertionPoint.at_block_begin(loop.before.blocks.append()):
-        scf.condition(*again())
-    with ir.InsertionPoint.at_block_begin(loop.after.blocks.append(*types)):
-        scf.yield_([])
-    return list(loop.results)
 
 
 def _load_all(items: Sequence[Item], refs: Sequence[ir.Value]) -> tuple[list[fa.FragmentedArray], ir.Value]:
@@ -169,33 +172,28 @@ def stamp(where: Any) -> None:
     go(where)  # pyright: ignore[reportCallIssue]
 
 
-def wait_for(counter: Any, target: Any, *, acquire: bool) -> None:
+def wait_for(counter: Any, target: Any, *, acquire: bool, watch: Watch | None = None) -> None:
     """One thread polls until the counter, which starts at -1, has been counted up `target` times; then the warpgroup goes on."""
+    poll, order = Poll(watch), "acquire" if acquire else "relaxed"
 
-    @plgpu.inline_mgpu(arg_types=(plgpu.RefType(), SCALAR))
-    def go(ctx: Context, ref: Ref, n: Index) -> None:
-        last = arith.subi(n.registers.item(), constant(1))
+    @plgpu.inline_mgpu(arg_types=(plgpu.RefType(), SCALAR, *poll.types))
+    def go(ctx: Context, ref: Ref, n: Index, *watch: Any) -> None:
+        word, last = ir.IntegerType.get_signless(32), arith.subi(n.registers.item(), constant(1))
+
+        def look() -> tuple[ir.Value, list[ir.Value]]:
+            seen = mu.inline_ptx(f"ld.{order}.gpu.global.b32 $0, [$1];", mu.memref_ptr(ref), result_types=word, has_side_effects=True)
+            return arith.cmpi(arith.CmpIPredicate.slt, seen, last), [seen]
+
         with mu.single_thread(scope=mu.ThreadSubset.WARPGROUP):
-            _poll(mu.memref_ptr(ref), last, acquire)
+            poll.until_there([word], look, *watch)
         mu.warpgroup_barrier()
 
-    go(counter, target)  # pyright: ignore[reportCallIssue]
+    go(counter, target, *poll.values)  # pyright: ignore[reportCallIssue]
 
 
 def thread_idx() -> ir.Value:
     """This thread's number in its warpgroup."""
     return arith.remui(mu.thread_idx(), constant(THREADS))
-
-
-def _poll(counter: ir.Value, last: ir.Value, acquire: bool) -> None:
-    """Looks at a counter until it is no less than `last`."""
-    order, word = "acquire" if acquire else "relaxed", ir.IntegerType.get_signless(32)
-    loop = scf.WhileOp([], [])
-    with ir.InsertionPoint.at_block_begin(loop.before.blocks.append()):
-        seen = mu.inline_ptx(f"ld.{order}.gpu.global.b32 $0, [$1];", counter, result_types=word, has_side_effects=True)
-        scf.condition(arith.cmpi(arith.CmpIPredicate.slt, seen, last), [])
-    with ir.InsertionPoint.at_block_begin(loop.after.blocks.append()):
-        scf.yield_([])
 
 
 def fence() -> None:

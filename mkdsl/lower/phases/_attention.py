@@ -135,7 +135,7 @@ def _shared(m: Machine, phase: AttentionPhase, plan: AttentionPlan, e: Epilogue,
         return lax.fori_loop(0, count, one, i)
 
     i = over_peers(m, phase, folded, i)
-    _exchange.receive(m, number)
+    _exchange.receive(m, phase, iteration, number)
 
     @pl.when(mine > 0)
     def _() -> None:

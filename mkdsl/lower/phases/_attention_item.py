@@ -198,10 +198,9 @@ class Item:
         pos = m.address(positions(m, self.phase).appended, self.sequence)
         turn = lax.rem(lax.div(pos, plan.block), plan.splits * plan.cluster) == self.share
 
-        inside = (pos >= 0) & (pos < self.phase.context)
-        here = place(m, self.phase, self.sequence, jnp.clip(pos, 0, self.phase.context - 1))
+        here = place(m, self.phase, self.sequence, pos)
 
-        @pl.when(turn & inside & here.exists)
+        @pl.when(turn & (pos >= 0) & (pos < self.phase.context) & here.exists)
         def _() -> None:
             for row, cache in enumerate(cache_of(m, self.phase)[:2]):
                 there, (*at, _) = cache_at(m, cache, self.iteration, self.head, here)

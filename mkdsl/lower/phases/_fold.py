@@ -164,7 +164,7 @@ def _fold_all(m: Machine, phase: FoldPhase, prologue: Prologue, e: Epilogue, i: 
         return _fold_slots(m, phase, prologue, count(peer), send, i)
 
     i = over_peers(m, phase, folded, i)
-    _exchange.receive(m, number)
+    _exchange.receive(m, phase, prologue.iteration, number)
     return [_exchange.buffer(m, phase, number, source) for source in range(plan.cluster)], i
 
 

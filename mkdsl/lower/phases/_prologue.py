@@ -13,6 +13,7 @@ from mkdsl.graph import Code, Phase, depth
 from mkdsl.lower._machine import Machine, Request, bf16, f32, i32, spread
 from mkdsl.lower._tile import Tile
 from mkdsl.lower._types import Carry, Index
+from mkdsl.lower._waits import Wanted
 from mkdsl.lower.evaluate._evaluator import COMBINE, fetch
 from mkdsl.lower.evaluate._frames import Cell
 from mkdsl.lower.mosaic import _copies
@@ -130,7 +131,8 @@ class Prologue:
         whole = m.refs[name].reshape(m.refs[name].shape[0], m.batch * tile.split_k, tile.k // tile.split_k)
         source = whole.at[inc, :, pl.ds(first, tile.stage_k)]
         checked = m.concurrent and m.schedule.tensor(name).handoff.self_validating
-        _copies.stage(source, m.refs[f"resident.{self.phase.name}"], tile.swizzle(8, tile.width), self_validating=checked)
+        watch = m.watch(self.phase, self.iteration, Wanted.DATA, tensors=[name])
+        _copies.stage(source, m.refs[f"resident.{self.phase.name}"], tile.swizzle(8, tile.width), self_validating=checked, watch=watch)
 
     def _width(self, reduction: int) -> int:
         """Of what is reduced, as it is laid out."""
