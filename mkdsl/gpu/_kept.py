@@ -65,7 +65,7 @@ def content(value: Any) -> str:
         case tuple() if type(value) is tuple:
             return f"({', '.join(map(content, value))},)"
     if not dataclasses.is_dataclass(value) or isinstance(value, type) or not _ours(value):
-        raise NoContentError(f"{value!r} of {type(value)} has no content that another process could know")
+        raise NoContentError(f"a {type(value).__module__}.{type(value).__qualname__} has no content that another process could know")
     fields = (f"{f.name}={content(getattr(value, f.name))}" for f in dataclasses.fields(value) if f.compare)
     return f"{type(value).__module__}.{type(value).__qualname__}({', '.join(fields)})"
 
