@@ -3,6 +3,7 @@
 from collections.abc import Sequence
 
 from mkdsl.engine._decoder import check_context
+from mkdsl.engine._tokenizer import PromptError
 from mkdsl.gpu import ContextError
 from mkdsl.models import CheckpointError, DecoderConfig
 
@@ -26,11 +27,12 @@ def check_prompt(config: DecoderConfig, context: int, prompt: Sequence[int], max
     """Refuses a prompt that a context has no room for. Nothing else of the model is needed for it than its shape.
 
     Raises:
-      ContextError: the prompt is empty, or it and max_tokens exceed the context.
+      PromptError: the prompt is empty.
+      ContextError: it and max_tokens exceed the context.
       CheckpointError: a token lies past the model's vocabulary.
     """
     if not prompt:
-        raise ContextError("the prompt has no tokens; give at least one")
+        raise PromptError("the prompt has no tokens; give at least one")
     if max(prompt) >= config.vocab:
         raise CheckpointError(f"token {max(prompt)} lies past the vocabulary of {config.vocab}; the tokenizer is another model's")
     room = context - len(prompt)

@@ -264,8 +264,8 @@ class Engine:
 
     def _jobs_of(self, number: int, prompt: Prompt, params: SamplingParams) -> list[Job]:
         tokens = tuple(self.tokenizer.encode(prompt) if isinstance(prompt, str) else prompt)
-        if negative := [token for token in tokens if token < 0]:
-            raise PromptError(f"the prompt has the token {negative[0]}; token ids are 0 to {self.config.vocab - 1}")
+        if not isinstance(prompt, str) and (outside := [token for token in tokens if not 0 <= token < self.config.vocab]):
+            raise PromptError(f"the prompt has the token {outside[0]}; token ids are 0 to {self.config.vocab - 1}")
         check_prompt(self.config, self.context, tokens, params.max_tokens)
         self._check_vocabulary(params)
         max_tokens = params.max_tokens or self.context - len(tokens)

@@ -7,6 +7,7 @@ from typing import Any
 
 MOST_LOGPROBS = 20  # alternatives a token may come with: as many as OpenAI's interface knows
 SEEDS = 1 << 64
+LARGEST = 1e6  # a temperature, penalty or bias at most: float32 holds a logit beside it
 
 
 class SamplingError(ValueError):
@@ -60,7 +61,7 @@ class SamplingParams:
 
 
 def _number(value: Any) -> bool:
-    return isinstance(value, int | float) and not isinstance(value, bool) and math.isfinite(value)
+    return isinstance(value, int | float) and not isinstance(value, bool) and abs(value) <= LARGEST
 
 
 def _integer(value: Any, least: int, most: float = math.inf) -> bool:
@@ -72,16 +73,16 @@ def _several(value: Any, allowed: Callable[[Any], bool]) -> bool:
 
 
 RANGES: dict[str, tuple[Callable[[Any], bool], str]] = {
-    "temperature": (lambda v: _number(v) and v >= 0, "0, which takes the most likely token, or a positive number"),
+    "temperature": (lambda v: _number(v) and v >= 0, "0, which takes the most likely token, or a positive number up to 1e6"),
     "top_k": (lambda v: v is None or _integer(v, 1), "None, or an integer of at least 1"),
     "top_p": (lambda v: _number(v) and 0 < v <= 1, "more than 0 and at most 1"),
     "min_p": (lambda v: _number(v) and 0 <= v <= 1, "between 0 and 1"),
-    "repetition_penalty": (lambda v: _number(v) and v > 0, "a positive number, 1 for no penalty"),
-    "presence_penalty": (_number, "a finite number, 0 for no penalty"),
-    "frequency_penalty": (_number, "a finite number, 0 for no penalty"),
+    "repetition_penalty": (lambda v: _number(v) and v >= 1 / LARGEST, "a number from 1e-6 to 1e6, 1 for no penalty"),
+    "presence_penalty": (_number, "a number from -1e6 to 1e6, 0 for no penalty"),
+    "frequency_penalty": (_number, "a number from -1e6 to 1e6, 0 for no penalty"),
     "logit_bias": (
         lambda v: isinstance(v, Mapping) and all(_integer(token, 0) and _number(bias) for token, bias in v.items()),
-        "a mapping of token ids to finite numbers",
+        "a mapping of token ids to numbers from -1e6 to 1e6",
     ),
     "seed": (lambda v: v is None or _integer(v, 0, SEEDS - 1), "None, or an integer from 0 to 2**64 - 1"),
     "max_tokens": (lambda v: v is None or _integer(v, 1), "None, or an integer of at least 1"),

@@ -16,6 +16,8 @@ import numpy as np
 from mkdsl.engine._sampling import SEEDS, SamplingParams
 from mkdsl.gpu import record
 
+TINY = float(np.finfo(np.float32).tiny)  # a smaller top_p is this one
+
 
 @record
 @dataclasses.dataclass(frozen=True, kw_only=True)
@@ -117,7 +119,7 @@ def _knobs(params: SamplingParams, seed: int, vocab: int) -> Knobs:
         "key": np.array([seed >> 32, seed & 0xFFFFFFFF], np.uint32),
         "temperature": np.float32(params.temperature),
         "top_k": np.int32(min(params.top_k or vocab, vocab)),
-        "top_p": np.float32(params.top_p),
+        "top_p": np.float32(max(params.top_p, TINY)),
         "min_p": np.float32(params.min_p),
         "repetition": np.float32(params.repetition_penalty),
         "presence": np.float32(params.presence_penalty),

@@ -4,7 +4,7 @@ import dataclasses
 
 import pytest
 
-from mkdsl.engine import ContextError, Engine
+from mkdsl.engine import ContextError, Engine, PromptError
 from mkdsl.engine._context import check_prompt, positions
 from mkdsl.models import CheckpointError
 
@@ -27,12 +27,16 @@ def test_context_the_model_was_not_made_for(checkpoint, context):
         (60, 5, "takes 60 tokens of a context of 64, and 5 more are asked for; ask for at most 4 or give a longer context .*256 positions"),
         (64, None, "takes 64 tokens of a context of 64, and nothing is left for an answer; shorten the prompt or give a longer"),
         (300, 1, "takes 300 tokens of a context of 64"),
-        (0, None, "the prompt has no tokens"),
     ],
 )
 def test_prompts_that_it_has_no_room_for(shape, length, max_tokens, message):
     with pytest.raises(ContextError, match=message):
         check_prompt(shape, 64, [1] * length, max_tokens)
+
+
+def test_no_prompt(shape):
+    with pytest.raises(PromptError, match="the prompt has no tokens; give at least one"):
+        check_prompt(shape, 64, [], None)
 
 
 @pytest.mark.parametrize(("length", "max_tokens"), [(63, 1), (63, None), (1, 63)])

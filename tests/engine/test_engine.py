@@ -31,7 +31,6 @@ from mkdsl.engine._pages import PagePool
 from mkdsl.engine._sampler import Asked
 from mkdsl.engine._scheduler import Scheduler
 from mkdsl.gpu import HangError
-from mkdsl.models import CheckpointError
 
 pytestmark = pytest.mark.medium
 CONTEXT, SIZE, PIECE, STEPS = 96, 16, 32, 4
@@ -493,9 +492,9 @@ def test_nobody_has_it_any_more(checkpoint):
 @pytest.mark.parametrize(
     ("prompt", "params", "error", "message"),
     [
-        ((), {"max_tokens": 1}, ContextError, "the prompt has no tokens"),
+        ((), {"max_tokens": 1}, PromptError, "the prompt has no tokens"),
         ((1,) * 90, {"max_tokens": 7}, ContextError, "takes 90 tokens of a context of 96, and 7 more are asked for; ask for at most 6"),
-        ((260,), {"max_tokens": 1}, CheckpointError, "token 260 lies past the vocabulary of 260"),
+        ((260,), {"max_tokens": 1}, PromptError, "the prompt has the token 260; token ids are 0 to 259"),
         ((1, -1), {"max_tokens": 1}, PromptError, "the prompt has the token -1; token ids are 0 to 259"),
         ((1,), {"logit_bias": {260: 1.0}}, SamplingError, "logit_bias names token 260, past the vocabulary of 260"),
         ((1,), {"stop_tokens": (999,)}, SamplingError, "stop_tokens names token 999, past the vocabulary of 260"),

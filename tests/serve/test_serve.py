@@ -141,7 +141,8 @@ def test_fields_that_are_not_openais(client):
     [
         ({"max_tokens": 300}, "the prompt takes 6 tokens of a context of 256, and 300 more are asked for", None, "context_length_exceeded"),
         ({"prompt": "x" * 300}, "takes 301 tokens of a context of 256", None, "context_length_exceeded"),
-        ({"prompt": [999]}, "token 999 lies past the vocabulary of 260", None, None),
+        ({"prompt": [999]}, "the prompt has the token 999; token ids are 0 to 259", None, None),
+        ({"extra_body": {"prompt": []}}, "prompt is empty; give some text or tokens", "prompt", None),
         ({"prompt": []}, "prompt is empty", "prompt", None),
         ({"temperature": -1.0}, "temperature=-1.0; it is 0", "temperature", None),
         ({"top_p": 0.0}, "top_p=0.0; it is more than 0", "top_p", None),
