@@ -124,7 +124,7 @@ def compile_here(order: Order, free: int | None) -> None:
 
 def _options(order: Order, free: int | None = None) -> dict[str, Any]:
     pieces = pieces_of(order.config, order.target)
-    return backend_options(order.config, pieces, context=order.context, max_batch=max(order.batches), free=free, host=False)
+    return backend_options(order.config, pieces, context=order.context, max_batch=max(order.batches), free=free, gpu=order.target)
 
 
 def _paper(order: Order, steps: dict[int, Kept]) -> OnPaper:

@@ -26,14 +26,13 @@ from mkdsl.engine._sampling import SamplingError, SamplingParams
 from mkdsl.engine._scheduler import BATCHES, Scheduler
 from mkdsl.engine._tokenizer import PromptError, Tokenizer, load_tokenizer
 from mkdsl.gpu import detect, has_gpu, keep_executables
-from mkdsl.models import DecoderConfig, Progress, load, read_config
+from mkdsl.models import DecoderConfig, Progress, abstract_params, load, read_config
 from mkdsl.schedule import Profile, profile
 
 PAGE = 64  # positions: a block of the kernel's attention
 PIECE = 512  # positions of a prompt written at once, where there is no GPU, or where it must be the same whoever else is there
-STEPS = (
-    4  # decode steps in one dispatch on a GPU, which last longer than the host needs for it; on a CPU, where it needs next to nothing, one
-)
+STEPS = 4  # decode steps in one dispatch at most
+HOST = 0.002  # seconds: longer than the host needs to begin a dispatch, so that as many steps as last so long keep the device busy
 Prompt = str | Sequence[int]
 
 log = logging.getLogger("mkdsl")
@@ -132,8 +131,9 @@ class Engine:
     ) -> Self:  # fmt: skip
         """An engine of a model that is there already. Arguments, and what is raised, as for `load`; params in bfloat16, on the device."""
         keep_executables()
-        pieces = pieces_of(config, profile(detect()) if has_gpu() else None, batch_invariant=batch_invariant)
-        options = backend_options(config, pieces, context=context, max_batch=max_batch, free=free_bytes(), host=not has_gpu())
+        gpu = profile(detect()) if has_gpu() else None
+        pieces = pieces_of(config, gpu, batch_invariant=batch_invariant)
+        options = backend_options(config, pieces, context=context, max_batch=max_batch, free=free_bytes(), gpu=gpu)
         pool = pool_of(options)
         log.info("%d pages of %d positions: %.1f sequences of %d", pool.count, PAGE, pool.count * PAGE / context, context)
         scheduler = Scheduler(
@@ -294,10 +294,18 @@ def pieces_of(config: DecoderConfig, gpu: Profile | None, *, batch_invariant: bo
     return pieces_for(config, gpu) if gpu else Pieces(smallest=SMALLEST, beside=PIECE, alone=PIECE)
 
 
-def backend_options(config: DecoderConfig, pieces: Pieces, *, context: int, max_batch: int, free: int | None, host: bool) -> dict[str, Any]:
-    """What an engine's backend is made with: `free` bytes on the device, if it says so; `host` if there is no GPU."""
+def steps_of(config: DecoderConfig, gpu: Profile | None) -> int:
+    """Decode steps in one dispatch: one without a GPU, and of a model that takes long for it; else they would keep those waiting who arrive."""
+    seconds = HOST if gpu is None else sum(2 * leaf.size for leaf in jax.tree.leaves(abstract_params(config))) / gpu.bandwidth
+    return next((n for n in (1, 2) if n * seconds >= HOST), STEPS)
+
+
+def backend_options(
+    config: DecoderConfig, pieces: Pieces, *, context: int, max_batch: int, free: int | None, gpu: Profile | None
+) -> dict[str, Any]:
+    """What an engine's backend is made with: `free` bytes on the device, if it says so; the GPU, if there is one."""
     pages = pages_that_fit(config, size=PAGE, context=context, max_batch=max_batch, free=free)
-    sizes = {"pages": pages, "page_size": PAGE, "context": context, "max_batch": max_batch, "steps": 1 if host else STEPS}
+    sizes = {"pages": pages, "page_size": PAGE, "context": context, "max_batch": max_batch, "steps": steps_of(config, gpu)}
     return sizes | {"smallest": pieces.smallest, "packed": pieces.packed}
 
 

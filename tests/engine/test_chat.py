@@ -5,6 +5,7 @@ import os
 import pathlib
 import pty
 import re
+import select
 import subprocess
 import sys
 import types
@@ -253,8 +254,9 @@ class Terminal:
         self.file, self.shown, self.at = ours, "", 0
 
     def until(self, pattern):
-        """Reads until this is shown, behind what was found before."""
+        """Reads until this is shown, behind what was found before. Whoever waits for minutes waits for ever."""
         while not (found := re.compile(pattern, re.DOTALL).search(self.shown, self.at)):
+            assert select.select([self.file], [], [], 300)[0], f"{pattern} is not in {self.shown[self.at :]!r}"
             try:
                 more = os.read(self.file, 4096)
             except OSError:  # the process has ended
@@ -271,7 +273,10 @@ class Terminal:
             self.until(pattern)
 
     def types(self, text):
-        os.write(self.file, text.encode())
+        """A terminal takes no more than its reader leaves room for."""
+        rest = text.encode()
+        while rest:
+            rest = rest[os.write(self.file, rest[:256]) :]
 
 
 @pytest.mark.medium
