@@ -101,7 +101,7 @@ def paged_fill(config: DecoderConfig) -> PagedFill:
 
 
 def _put_back(pages: Any, tables: jax.Array, own: Any, positions: jax.Array) -> Any:
-    """The pages with those of them replaced that hold the positions: in place, one after another, where a scatter of all would make XLA turn the pool around."""
+    """The pages with those of them replaced that hold the positions: one after another and in place, as XLA's scatter would want their axis first."""
     size, n = pages["k"].shape[3], positions.shape[1]
     most, inside = min(-(-n // size) + 1, tables.shape[1]), positions < tables.shape[1] * size
     first, stop = positions[:, 0] // size, jnp.where(inside, positions // size + 1, 0).max(1)
