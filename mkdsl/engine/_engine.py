@@ -29,7 +29,7 @@ from mkdsl.gpu import detect, has_gpu, keep_executables
 from mkdsl.models import DecoderConfig, Progress, abstract_params, load, read_config
 from mkdsl.schedule import Profile, profile
 
-PAGE = 64  # positions: a block of the kernel's attention
+PAGE = 128  # positions: half the longest block that attention is fastest with
 PIECE = 512  # positions of a prompt written at once, where there is no GPU, or where it must be the same whoever else is there
 STEPS = 4  # decode steps in one dispatch at most
 HOST = 0.002  # seconds: longer than the host needs to begin a dispatch, so that as many steps as last so long keep the device busy

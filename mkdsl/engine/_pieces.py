@@ -65,7 +65,7 @@ def powers(first: int, last: int) -> Iterator[int]:
 
 def covering(pages: int, width: int) -> int:
     """The pages that a piece is compiled for, where so many are filled of a table that has `width`: few numbers, so that little is compiled."""
-    covered = 2
+    covered = 1
     while covered < pages:
         covered *= GROWTH
     return min(covered, width)

@@ -15,6 +15,7 @@ from typer.testing import CliRunner
 
 from mkdsl.engine import Delta, Engine, SamplingParams, _cli_chat, load_tokenizer
 from mkdsl.engine._cli import app
+from mkdsl.engine._engine import PAGE
 
 ROOT = pathlib.Path(__file__).parents[2]
 TEMPLATE = "{% for m in messages %}<{{ m.role }}>{{ m.content }}{% endfor %}<assistant>"  # each token is a byte
@@ -53,10 +54,10 @@ def test_a_conversation_is_kept(directory, scripted, prompts):
 
 def test_the_next_turn_finds_the_one_before(directory, scripted):
     """Whole pages of it; only what is new is prefilled."""
-    script = scripted("x" * 50 + "</s>", "y</s>")
+    script = scripted("x" * 100 + "</s>", "y</s>")
     run(directory, "a" * 40 + "\nb")
     first, second = (len(prompt) for prompt, _ in script.asked)
-    assert script.prefilled == [(0, first - 1), (64, second - 1 - 64)]
+    assert script.prefilled == [(0, first - 1), (PAGE, second - 1 - PAGE)]
 
 
 def test_commands(directory, scripted, prompts):
