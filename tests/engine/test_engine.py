@@ -25,7 +25,7 @@ from mkdsl.engine import (
     _engine,
     load_tokenizer,
 )
-from mkdsl.engine._backend import Backend, _decode, _fill
+from mkdsl.engine._backend import Backend, _decode
 from mkdsl.engine._decoder import Pool, WatchedStep, decode_steps
 from mkdsl.engine._pages import PagePool
 from mkdsl.engine._sampler import Asked
@@ -567,13 +567,18 @@ def test_one_executable_for_each_batch_and_what_it_asks_for(make):
 
 
 @pytest.mark.slow
-def test_compiled_ahead(checkpoint, monkeypatch):
+def test_compiled_ahead(checkpoint, monkeypatch, caplog):
     monkeypatch.setattr(_engine, "PIECE", 32)
     with Engine.load(checkpoint, max_batch=2, context=80, ahead=True) as engine:
-        before = _decode._cache_size(), _fill._cache_size()
-        engine.generate([PROMPTS[1], PROMPTS[2], PROMPTS[3]], GREEDY)
-        engine.generate([PROMPTS[1], PROMPTS[2], PROMPTS[3]], SamplingParams(temperature=0.7, max_tokens=3))
-        assert (_decode._cache_size(), _fill._cache_size()) == before
+        jax.config.update("jax_log_compiles", True)
+        try:
+            engine.generate([PROMPTS[1], PROMPTS[2], PROMPTS[3]], GREEDY)
+            engine.generate([PROMPTS[1], PROMPTS[2], PROMPTS[3]], SamplingParams(temperature=0.7, max_tokens=3))
+            assert not [what for what in ("jit(_decode)", "jit(_fill)", "jit(_clear)") if what in caplog.text]
+            engine.generate([PROMPTS[1]], SamplingParams(top_p=0.7, max_tokens=3))
+            assert "Compiling jit(_decode)" in caplog.text  # which nobody has asked for before
+        finally:
+            jax.config.update("jax_log_compiles", False)
 
 
 def test_a_checkpoint_is_loaded(checkpoint):
