@@ -2,6 +2,7 @@
 
 import os
 import pathlib
+import tempfile
 import time
 from typing import Annotated
 
@@ -33,12 +34,12 @@ def build_command(
         ),
     ] = None,
 ) -> None:
-    """Search, prove, emit and assemble the kernels of a model ahead of its deployment; without a GPU, or with one compile them too."""
+    """Search, prove, emit and assemble the kernels of a model ahead of its deployment. It needs no GPU; where there is one, it compiles them for it too."""
     order = Order(
         config=(config := config_of(model)), target=profile_of(target), context=positions(config, context), batches=batches(batch)
     )
     if out is not None:
-        os.environ["MKDSL_CACHE"] = str(out.resolve())
+        keep_in(out)
     start, console, rows = time.perf_counter(), rich.console.Console(stderr=True), []
     with console.status("building") as status:
         for built in build(order):
@@ -56,6 +57,16 @@ def build_command(
         )
     said = "all was there already" if all(row.there for row in rows) else "built"
     typer.echo(f"{said} in {time.perf_counter() - start:.1f} s: {directory('exported').parent}")
+
+
+def keep_in(out: pathlib.Path) -> None:
+    """Has everything kept in a directory. That it cannot be written to would else only cost time: here it is said, before anything is built."""
+    try:
+        out.mkdir(parents=True, exist_ok=True)
+        tempfile.TemporaryFile(dir=out).close()
+    except OSError as error:
+        raise typer.BadParameter(f"{out} cannot be written ({error.strerror})", param_hint="--out") from None
+    os.environ["MKDSL_CACHE"] = str(out.resolve())
 
 
 def batches(text: str) -> tuple[int, ...]:

@@ -143,3 +143,11 @@ def test_a_second_process_neither_traces_nor_compiles(checkpoint, tmp_path):
     assert (traced, nothing) == (3, 0)  # pages cleared, a piece of the prompt, and decode steps
     assert compiled == hits > 0 == misses
     assert fresh == found  # tokens, and log-probabilities to the bit
+
+
+def test_a_directory_that_cannot_be_written(tmp_path):
+    """Is refused before anything is built: it would be for nothing."""
+    (tmp_path / "file").touch()
+    done = CliRunner().invoke(app, ["build", "smollm2-135m", "--batch", "1", "--out", str(tmp_path / "file" / "kept")])
+    assert done.exit_code == 2
+    assert "--out" in done.stderr and "cannot be written" in done.stderr
