@@ -27,7 +27,7 @@ def serve(
     max_batch: Annotated[int, typer.Option(help="Answers decoded together: 1, 2, 4, 8 or 16.")] = 16,
     context: Annotated[int | None, typer.Option(min=1, help="Tokens of a prompt and its answer.", show_default="2048")] = None,
     deadline: Annotated[
-        float | None, typer.Option(min=0.01, help="Seconds until a kernel that hangs fails its answers.", show_default="none")
+        float | None, typer.Option(min=0.01, max=86400, help="Seconds until a kernel that hangs fails its answers.", show_default="none")
     ] = None,
     max_queue: Annotated[int, typer.Option(min=0, help="Answers that may wait; who comes then is told to try again.")] = 64,
     drain: Annotated[int, typer.Option(min=0, help="Seconds that answers have to be completed in when it is to end.")] = 600,

@@ -63,6 +63,13 @@ def test_batches_that_there_are_not(monkeypatch, capsys, batch):
     assert f"{batch} is none of 1, 2, 4, 8, 16" in said
 
 
+@pytest.mark.parametrize("deadline", ["0", "1e6", "inf", "nan"])
+def test_deadlines_that_no_kernel_has(monkeypatch, capsys, deadline):
+    code, said = run(monkeypatch, capsys, "serve", "nowhere", "--deadline", deadline)
+    assert code == 2
+    assert "Invalid value for '--deadline'" in said
+
+
 def test_without_the_extra(monkeypatch, capsys):
     for name in [name for name in sys.modules if name.startswith(("mkdsl.serve._", "uvicorn"))]:
         monkeypatch.delitem(sys.modules, name)
