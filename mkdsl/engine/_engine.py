@@ -1,7 +1,6 @@
 """The engine: a model that answers many requests at once, each as if it were alone."""
 
 import asyncio
-import contextlib
 import dataclasses
 import logging
 import pathlib
@@ -238,8 +237,10 @@ class Engine:
         loop, said = asyncio.get_running_loop(), asyncio.Queue()
 
         def emit(delta: Delta | Exception) -> None:
-            with contextlib.suppress(RuntimeError):  # the event loop is closed, and nobody listens
+            try:
                 loop.call_soon_threadsafe(said.put_nowait, delta)
+            except RuntimeError:  # the event loop is closed, and nobody listens
+                self._loop.cancel(jobs)
 
         try:
             self._loop.submit(jobs, emit)

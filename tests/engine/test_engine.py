@@ -358,6 +358,25 @@ def test_who_stops_listening_frees_their_place(make, alone):
     assert tuple(token for delta in deltas for token in delta.tokens) == alone(PROMPTS[2], 10)[0]
 
 
+def test_an_event_loop_that_is_closed_ends_its_answers(make, monkeypatch):
+    engine, begun, closed, loop = make(), [], threading.Event(), asyncio.new_event_loop()
+    decode = engine.backend.decode
+
+    def watched(*args, **kwargs):
+        begun.append(args)
+        assert len(begun) < 3 or closed.wait(60)
+        return decode(*args, **kwargs)
+
+    monkeypatch.setattr(engine.backend, "decode", watched)
+    stream = engine.stream(PROMPTS[0], dataclasses.replace(GREEDY, max_tokens=90))
+    loop.run_until_complete(anext(stream))
+    loop.close()
+    closed.set()
+    while engine.stats().running:
+        settle(engine)
+    assert len(begun) < 90 / STEPS / 2
+
+
 def test_a_cancelled_task_frees_its_place(make):
     engine = make(max_batch=1)
 
