@@ -230,9 +230,8 @@ class Jitted:
         if token.shape:
             for (path, leaf), shared in zip(jax.tree_util.tree_flatten_with_path(kv)[0], shared_leaves(kv), strict=True):
                 if not shared and (leaf.ndim == 0 or leaf.shape[0] != batch):
-                    raise TypeError(
-                        f"mk.jit: kv{jax.tree_util.keystr(path)} has shape {leaf.shape} with {batch=}; it is [batch, layers, kv_heads, context, head_dim]"
-                    )
+                    layout = "a cache is [batch, layers, kv_heads, context, head_dim], a table [batch, width]"
+                    raise TypeError(f"mk.jit: kv{jax.tree_util.keystr(path)} has shape {leaf.shape} with {batch=}; {layout}")
         return bool(token.shape)
 
 

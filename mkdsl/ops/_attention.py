@@ -192,6 +192,11 @@ def cache_leaves(kv: Any, where: str) -> tuple[tuple[jax.Array, jax.Array], tupl
     if not paged:
         return (k, v), ()
     table = kv.table
-    one = table.ndim == 1 and jnp.issubdtype(table.dtype, jnp.integer)
-    require(one, where, f"{table.shape=} {table.dtype=}", "a sequence's table is int32 [width]; batch with jax.vmap or mk.jit(batch=)")
+    one = table.ndim == 1 and table.size > 0 and jnp.issubdtype(table.dtype, jnp.integer)
+    require(
+        one,
+        where,
+        f"{table.shape=} {table.dtype=}",
+        "a sequence's table is int32 [width], of a page at least; batch with jax.vmap or mk.jit(batch=)",
+    )
     return (k, v), (table.astype(jnp.int32),)

@@ -195,6 +195,9 @@ def test_wrong_batch_axis():
         mk.jit(step, batch=3).trace(params, kv, token, pos)
     with pytest.raises(TypeError, match=r"kv\['k'\] has shape \(1, 64, 64\) with batch=3"):
         mk.jit(step, batch=3).trace(params, kv, np.zeros(3, int), np.zeros(3, int))
+    paged = mk.Paged(kv, np.zeros((2, 1), np.int32))
+    with pytest.raises(TypeError, match=r"kv\.table has shape \(2, 1\) with batch=3; .* a table \[batch, width\]"):
+        mk.jit(step, batch=3).trace(params, paged, np.zeros(3, int), np.zeros(3, int))
 
 
 @pytest.mark.medium

@@ -94,6 +94,7 @@ def test_which_leaves_are_shared():
         (mk.Paged(jnp.zeros((3, 2, 4, 8)), np.zeros(2, np.int32)), "the cache has 1 leaves; kv is a pytree of two arrays, keys then values, or mk.Paged"),
         (mk.Paged((jnp.zeros((2, 4, 8)),) * 2, np.zeros(2, np.int32)), r"cache leaves \(2, 4, 8\) .*they are \[pages, kv_heads, size, head_dim\]"),
         (mk.Paged((jnp.zeros((3, 2, 4, 8)),) * 2, np.zeros((1, 2), np.int32)), r"table.shape=\(1, 2\) .*a sequence's table is int32 \[width\]"),
+        (mk.Paged((jnp.zeros((3, 2, 4, 8)),) * 2, np.zeros(0, np.int32)), r"table.shape=\(0,\) .*a sequence's table is int32 \[width\], of a page at least"),
         (mk.Paged((jnp.zeros((3, 2, 4, 8)),) * 2, np.zeros(2, np.float32)), r"table.dtype=dtype\('float32'\); a sequence's table is int32"),
     ],
 )  # fmt: skip
