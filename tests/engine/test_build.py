@@ -50,7 +50,7 @@ def test_an_engine_finds_what_was_built(cache, monkeypatch, caplog):
     caplog.clear()
     monkeypatch.setattr(_decoder, "jax", OnGpu())
     pieces = pieces_of(TINY, ORDER.target)
-    options = backend_options(TINY, pieces, context=100, max_batch=1, free=None, host=False)
+    options = backend_options(TINY, pieces, context=100, max_batch=1, free=None, gpu=ORDER.target)
     params = models.random_params(TINY, jax.random.key(0))
     backend = Backend(TINY, params, step_of=decode_steps(TINY, pool_of(options)), **options)
     for call in backend.calls([1], 0):

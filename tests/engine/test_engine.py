@@ -616,7 +616,7 @@ def test_a_tokenizer_that_is_there_is_not_loaded_again(checkpoint):
     assert seen[0][0] == 0 and seen[-1][0] == seen[-1][1] > 0
 
 
-@pytest.mark.parametrize(("stats", "pages"), [(None, 8), ({"bytes_limit": 10 << 30, "bytes_in_use": 1 << 30}, 8)])
+@pytest.mark.parametrize(("stats", "pages"), [(None, 4), ({"bytes_limit": 10 << 30, "bytes_in_use": 1 << 30}, 4)])
 def test_pages_of_a_device(checkpoint, monkeypatch, stats, pages):
     device = type("Device", (), {"memory_stats": lambda self: stats})()
     monkeypatch.setattr(_engine.jax, "local_devices", lambda: [device])
