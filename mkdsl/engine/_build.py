@@ -17,7 +17,7 @@ import jax
 from mkdsl.engine._ahead import Call, side_by_side
 from mkdsl.engine._backend import Backend
 from mkdsl.engine._decoder import Pool, kernel_step, paged_shapes, require_kernel
-from mkdsl.engine._engine import backend_options, pieces_of, pool_of
+from mkdsl.engine._sizes import backend_options, pieces_of, pool_of
 from mkdsl.gpu import Assembled, Kept, assemble, assemble_module, here, identity, jit, keep_executables
 from mkdsl.models import DecoderConfig, abstract_params, decode_step
 from mkdsl.schedule import Profile

@@ -14,8 +14,8 @@ import typer
 from mkdsl.engine._build import Built, Order, build, compile_here
 from mkdsl.engine._cli_explain import config_of, profile_of
 from mkdsl.engine._context import positions
-from mkdsl.engine._engine import free_bytes
 from mkdsl.engine._scheduler import BATCHES
+from mkdsl.engine._sizes import free_bytes
 from mkdsl.gpu import is_at_hand
 from mkdsl.models import SHAPES
 from mkdsl.search import directory

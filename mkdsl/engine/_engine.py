@@ -10,28 +10,21 @@ import weakref
 from collections.abc import AsyncGenerator, Sequence
 from typing import Any, Self
 
-import jax
-
 from mkdsl.engine._answers import Answer, Delta, Writer, answers
-from mkdsl.engine._backend import SMALLEST, Backend
+from mkdsl.engine._backend import Backend
 from mkdsl.engine._context import check_prompt, positions, token_ids
 from mkdsl.engine._decoder import Path, Pool, decode_path, decode_steps
 from mkdsl.engine._loop import Job, Loop
-from mkdsl.engine._paged import pages_that_fit
 from mkdsl.engine._pages import PagePool
-from mkdsl.engine._pieces import Pieces, pieces_for
 from mkdsl.engine._sampler import Asked
 from mkdsl.engine._sampling import SamplingError, SamplingParams
 from mkdsl.engine._scheduler import BATCHES, Scheduler
+from mkdsl.engine._sizes import PAGE, backend_options, free_bytes, pieces_of, pool_of
 from mkdsl.engine._tokenizer import PromptError, Tokenizer, load_tokenizer
 from mkdsl.gpu import detect, has_gpu, keep_executables
-from mkdsl.models import DecoderConfig, Progress, abstract_params, load, read_config
-from mkdsl.schedule import Profile, profile
+from mkdsl.models import DecoderConfig, Progress, load, read_config
+from mkdsl.schedule import profile
 
-PAGE = 128  # positions: half the longest block that attention is fastest with
-PIECE = 512  # positions of a prompt written at once, where there is no GPU, or where it must be the same whoever else is there
-STEPS = 4  # decode steps in one dispatch at most
-HOST = 0.002  # seconds: longer than the host needs to begin a dispatch, so that as many steps as last so long keep the device busy
 Prompt = str | Sequence[int]
 
 log = logging.getLogger("mkdsl")
@@ -284,36 +277,3 @@ class Engine:
                 raise SamplingError(
                     f"{name} names token {past[0]}, past the vocabulary of {self.config.vocab}; the token is another model's"
                 )
-
-
-def pieces_of(config: DecoderConfig, gpu: Profile | None, *, batch_invariant: bool = False) -> Pieces:
-    """How prompts are cut, on a GPU or without one."""
-    if batch_invariant:
-        return Pieces(smallest=PIECE, beside=PIECE, alone=PIECE)
-    return pieces_for(config, gpu) if gpu else Pieces(smallest=SMALLEST, beside=PIECE, alone=PIECE)
-
-
-def steps_of(config: DecoderConfig, gpu: Profile | None) -> int:
-    """Decode steps in one dispatch: one without a GPU, and of a model that takes long for it; else they would keep those waiting who arrive."""
-    seconds = HOST if gpu is None else sum(2 * leaf.size for leaf in jax.tree.leaves(abstract_params(config))) / gpu.bandwidth
-    return next((n for n in (1, 2) if n * seconds >= HOST), STEPS)
-
-
-def backend_options(
-    config: DecoderConfig, pieces: Pieces, *, context: int, max_batch: int, free: int | None, gpu: Profile | None
-) -> dict[str, Any]:
-    """What an engine's backend is made with: `free` bytes on the device, if it says so; the GPU, if there is one."""
-    pages = pages_that_fit(config, size=PAGE, context=context, max_batch=max_batch, free=free)
-    sizes = {"pages": pages, "page_size": PAGE, "context": context, "max_batch": max_batch, "steps": steps_of(config, gpu)}
-    return sizes | {"smallest": pieces.smallest, "packed": pieces.packed}
-
-
-def pool_of(options: dict[str, Any]) -> Pool:
-    """The pages of `backend_options`."""
-    return Pool(count=options["pages"], size=PAGE, width=-(-options["context"] // PAGE))
-
-
-def free_bytes() -> int | None:
-    """Of the device's memory; None where it does not say, as a CPU."""
-    stats = jax.local_devices()[0].memory_stats()
-    return stats["bytes_limit"] - stats["bytes_in_use"] if stats else None

@@ -18,7 +18,7 @@ from mkdsl.engine._backend import Backend
 from mkdsl.engine._build import Order, build
 from mkdsl.engine._cli import app
 from mkdsl.engine._decoder import decode_steps
-from mkdsl.engine._engine import backend_options, pieces_of, pool_of
+from mkdsl.engine._sizes import backend_options, pieces_of, pool_of
 from mkdsl.proof import Rule, ScheduleError
 from mkdsl.schedule import profile
 

@@ -15,7 +15,7 @@ from typer.testing import CliRunner
 
 from mkdsl.engine import Delta, Engine, SamplingParams, _cli_chat, load_tokenizer
 from mkdsl.engine._cli import app
-from mkdsl.engine._engine import PAGE
+from mkdsl.engine._sizes import PAGE
 
 ROOT = pathlib.Path(__file__).parents[2]
 TEMPLATE = "{% for m in messages %}<{{ m.role }}>{{ m.content }}{% endfor %}<assistant>"  # each token is a byte

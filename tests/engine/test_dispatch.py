@@ -2,7 +2,7 @@
 
 import pytest
 
-from mkdsl.engine._engine import steps_of
+from mkdsl.engine._sizes import steps_of
 from mkdsl.models import SHAPES
 from mkdsl.schedule import profile
 

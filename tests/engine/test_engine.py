@@ -22,7 +22,7 @@ from mkdsl.engine import (
     PromptError,
     SamplingError,
     SamplingParams,
-    _engine,
+    _sizes,
     load_tokenizer,
 )
 from mkdsl.engine._backend import Backend, _decode
@@ -587,7 +587,7 @@ def test_one_executable_for_each_batch_and_what_it_asks_for(make):
 
 @pytest.mark.slow
 def test_compiled_ahead(checkpoint, monkeypatch, caplog):
-    monkeypatch.setattr(_engine, "PIECE", 32)
+    monkeypatch.setattr(_sizes, "PIECE", 32)
     with Engine.load(checkpoint, max_batch=2, context=80, ahead=True) as engine:
         jax.config.update("jax_log_compiles", True)
         try:
@@ -619,6 +619,6 @@ def test_a_tokenizer_that_is_there_is_not_loaded_again(checkpoint):
 @pytest.mark.parametrize(("stats", "pages"), [(None, 4), ({"bytes_limit": 10 << 30, "bytes_in_use": 1 << 30}, 4)])
 def test_pages_of_a_device(checkpoint, monkeypatch, stats, pages):
     device = type("Device", (), {"memory_stats": lambda self: stats})()
-    monkeypatch.setattr(_engine.jax, "local_devices", lambda: [device])
+    monkeypatch.setattr(_sizes.jax, "local_devices", lambda: [device])
     with Engine.load(checkpoint, max_batch=2) as engine:
         assert engine._scheduler.pool.count == pages
