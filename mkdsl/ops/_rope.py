@@ -38,19 +38,24 @@ class Rope(Operator):
         each feature is multiplied with, and what its partner is, where those that pass have 1 and 0."""
         return self._rotation(jnp, pos.astype(jnp.float32), head_dim)
 
-    def partners(self, head_dim: int) -> tuple[np.ndarray, np.ndarray]:
-        """[head_dim] each: the feature that each is rotated against, itself if it passes, and whether it is the second of its pair."""
-        at, half = np.arange(head_dim), self.dims // 2
-        second = at % 2 == 1 if self.interleaved else at >= half
-        return np.where(at < self.dims, at + np.where(second, -1, 1) * (1 if self.interleaved else half), at), second
+    def partners(self, x: jax.Array) -> jax.Array:
+        """For each feature of x [heads, head_dim] the one that it is rotated against; 0 for those that pass."""
+        swapped = jnp.flip(self._pairs(x), self._axis).reshape(len(x), self.dims)
+        return jnp.pad(swapped, ((0, 0), (0, x.shape[1] - self.dims)))
 
     def reference(self, x: jax.Array, pos: jax.Array) -> tuple[jax.Array, ...]:
         cos, sin = self._cos_sin(jnp, pos.astype(jnp.float32))
-        axis = 2 if self.interleaved else 1
-        pairs = x[:, : self.dims].reshape(len(x), *((-1, 2) if self.interleaved else (2, -1)))
-        lo, hi = jnp.moveaxis(pairs, axis, 0)
-        rotated = jnp.stack([lo * cos - hi * sin, hi * cos + lo * sin], axis).reshape(len(x), self.dims)
+        lo, hi = jnp.moveaxis(self._pairs(x), self._axis, 0)
+        rotated = jnp.stack([lo * cos - hi * sin, hi * cos + lo * sin], self._axis).reshape(len(x), self.dims)
         return (jnp.concatenate([rotated, x[:, self.dims :]], axis=1),)
+
+    @property
+    def _axis(self) -> int:
+        """Of `_pairs`: along which the two of a pair lie."""
+        return 2 if self.interleaved else 1
+
+    def _pairs(self, x: jax.Array) -> jax.Array:
+        return x[:, : self.dims].reshape(len(x), *((-1, 2) if self.interleaved else (2, -1)))
 
     def _cos_sin(self, xp: Any, pos: Any) -> tuple[Any, Any]:
         """[.., dims / 2] each of positions [.., 1], by NumPy or JAX."""
@@ -61,10 +66,10 @@ class Rope(Operator):
     def _rotation(self, xp: Any, pos: Any, head_dim: int) -> Any:
         cos, sin = self._cos_sin(xp, pos)
         if not self.by_halves(head_dim):
-            at, (_, second) = np.arange(head_dim), self.partners(head_dim)
-            pair = (at // 2 if self.interleaved else at) % (self.dims // 2)
+            at, half = np.arange(head_dim), self.dims // 2
+            pair, sign = (at // 2 % half, at % 2 * 2 - 1) if self.interleaved else (at % half, np.where(at < half, -1, 1))
             cos = xp.where(at < self.dims, cos[..., pair], np.float32(1))
-            sin = xp.where(at < self.dims, sin[..., pair] * np.where(second, 1, -1).astype(np.float32), np.float32(0))
+            sin = xp.where(at < self.dims, sin[..., pair] * sign.astype(np.float32), np.float32(0))
         return xp.stack([cos, sin], -2)
 
 
@@ -88,7 +93,7 @@ def rope(
       interleaved: feature 2 i is paired with 2 i + 1 (GPT-J, Cohere), not i with i + dims / 2.
 
     Returns:
-      [heads, head_dim], of x's type.
+      [heads, head_dim], float32.
 
     Raises:
       ValueError: x is not [heads, even head_dim], or dims is no even number up to head_dim.

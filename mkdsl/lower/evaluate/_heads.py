@@ -11,7 +11,6 @@ from typing import Any, ClassVar, NamedTuple
 
 import jax
 import jax.numpy as jnp
-import numpy as np
 from jax.experimental import pallas as pl
 
 from mkdsl.graph import AttentionPhase, Node
@@ -128,11 +127,10 @@ class Heads(Evaluator):
 
     def _partners(self, op: Rope, x: Halves) -> Sequence[jax.Array]:
         """What each feature is rotated against, 0 for those that pass."""
-        if not self.m.interpret:
-            scratch = self.m.refs[f"out.{self.phase.name}"]  # nothing is kept there yet
-            return partners(x, scratch, dims=op.dims, interleaved=op.interleaved, layout=self.layout)
-        at, _ = op.partners(self.phase.head_dim)
-        return jnp.split(jnp.where(np.arange(len(at)) < op.dims, jnp.concatenate(x, axis=1)[:, at], 0.0), 2, axis=1)
+        if self.m.interpret:
+            return jnp.split(op.partners(jnp.concatenate(x, axis=1)), 2, axis=1)
+        scratch = self.m.refs[f"out.{self.phase.name}"]  # nothing is kept there yet
+        return partners(x, scratch, dims=op.dims, interleaved=op.interleaved, layout=self.layout)
 
     def _table(self, table: Ref, lead: tuple[Any, ...], half: int) -> jax.Array:
         row = self.m.load(Request(table, lead, None, (pl.ds(half * self.half, self.half),), self.layout.reduce(0)))
