@@ -55,7 +55,7 @@ def partners(halves: Sequence[jax.Array], scratch: Ref, *, dims: int, interleave
     return list(go(scratch, *arrays))
 
 
-def _places(layout: Any, shape: tuple[int, int], half: int) -> Iterator[tuple[ir.Value, ir.Value]]:
+def _places(layout: Any, shape: tuple[int, ...], half: int) -> Iterator[tuple[ir.Value, ir.Value]]:
     """Of each register of a half: where its head begins, and which feature of it that is."""
     word = ir.IntegerType.get_signless(32)
     for head, column in layout.thread_idxs(shape):
