@@ -10,10 +10,15 @@ import tiny_decoders as tiny
 from interpreted import SMALL, arguments, check
 
 import mkdsl as mk
+from mkdsl.gpu import assemble
 
 pytestmark = [pytest.mark.medium, pytest.mark.usefixtures("race_detector")]
 YARN = mk.YarnScaling(factor=4.0, original_max_position_embeddings=32)
 DYNAMIC = mk.DynamicScaling(factor=4.0, max_position_embeddings=32)
+
+
+def has_gpu() -> bool:
+    return jax.default_backend() == "gpu"
 
 
 @functools.cache
@@ -67,21 +72,44 @@ def test_interleaved_pairs_of_part_of_a_head():
     run(decoder(heads=2, kv_heads=1, head_dim=64, dims=24, interleaved=True))
 
 
+ROTATIONS: list[dict[str, Any]] = [
+    {"dims": 16},
+    {"dims": 48, "scaling": YARN},
+    {"interleaved": True},
+    {"scaling": DYNAMIC},
+    {"dims": 32, "scaling": DYNAMIC, "slower": 2},
+    {"dims": 32, "interleaved": True, "head_dim": 96, "heads": 3, "kv_heads": 1},
+    {"dims": 128, "head_dim": 256, "heads": 2, "kv_heads": 2},
+    {"layers": 3, "by_layer": True},
+    {"layers": 2, "by_layer": True, "dims": 32},
+]
+
+
+def rotating(of: dict[str, Any]) -> tiny.Decoder:
+    return decoder(**{"heads": 6, "kv_heads": 2, "head_dim": 64} | of)
+
+
 @pytest.mark.slow
-@pytest.mark.parametrize(
-    "of",
-    [
-        {"dims": 16},
-        {"dims": 48, "scaling": YARN},
-        {"interleaved": True},
-        {"scaling": DYNAMIC},
-        {"dims": 32, "scaling": DYNAMIC, "slower": 2},
-        {"dims": 32, "interleaved": True, "head_dim": 96, "heads": 3, "kv_heads": 1},
-        {"dims": 128, "head_dim": 256, "heads": 2, "kv_heads": 2},
-        {"layers": 3, "by_layer": True},
-        {"layers": 2, "by_layer": True, "dims": 32},
-    ],
-    ids=str,
-)
+@pytest.mark.parametrize("of", ROTATIONS, ids=str)
 def test_rotations(of):
-    run(decoder(**{"heads": 6, "kv_heads": 2, "head_dim": 64} | of), 3)
+    run(rotating(of), 3)
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("of", [r for r in ROTATIONS if "dims" in r or "interleaved" in r], ids=str)
+def test_features_are_exchanged_in_registers_that_there_are(of):
+    d = rotating(of)
+    found = mk.jit(d.step, batch=3, target="h200").trace(*arguments(d, 3))
+    lowered = found.lower()
+    (kernel,) = assemble(lowered.program, *lowered.signature, capability=found.target.capability)
+    assert kernel.spill_bytes == 0
+
+
+@pytest.mark.gpu
+@pytest.mark.skipif(not has_gpu(), reason="needs a GPU")
+@pytest.mark.parametrize("batch", [1, 3])
+@pytest.mark.parametrize("of", ROTATIONS, ids=str)
+def test_rotations_on_a_gpu(of, batch):
+    d = rotating(of)
+    args = arguments(d, batch)
+    check(d, args, mk.jit(d.step, batch=batch)(*args))
