@@ -7,6 +7,7 @@ import jax
 import jax.numpy as jnp
 import pytest
 import tiny_decoders as tiny
+from by_hand import FORMS
 from interpreted import SMALL, arguments, check
 
 import mkdsl as mk
@@ -23,12 +24,21 @@ def has_gpu() -> bool:
 
 @functools.cache
 def decoder(
-    *, heads: int, kv_heads: int, head_dim: int, slower: int = 1, layers: int = 0, by_layer: bool = False, **rotation: Any
+    *,
+    heads: int,
+    kv_heads: int,
+    head_dim: int,
+    slower: int = 1,
+    layers: int = 0,
+    by_layer: bool = False,
+    by_hand: str = "",
+    **rotation: Any,
 ) -> tiny.Decoder:
     """Attention with a norm and a bias of each head before the rotation, which nothing of this may disturb."""
 
     def turn(x: jax.Array, p: Any, pos: jax.Array) -> jax.Array:
-        rotated = mk.rope(x, pos // slower if slower > 1 else pos, **rotation)
+        at = pos // slower if slower > 1 else pos
+        rotated = FORMS[by_hand][0](x, at) if by_hand else mk.rope(x, at, **rotation)
         return jnp.where(p["rotates"] > 0, rotated, x) if by_layer else rotated
 
     def layer(x: jax.Array, p: Any, kv: Any, pos: jax.Array) -> Any:
@@ -82,6 +92,8 @@ ROTATIONS: list[dict[str, Any]] = [
     {"dims": 128, "head_dim": 256, "heads": 2, "kv_heads": 2},
     {"layers": 3, "by_layer": True},
     {"layers": 2, "by_layer": True, "dims": 32},
+    *({"by_hand": name} for name in FORMS),
+    {"by_hand": "cohere", "layers": 2, "slower": 2},
 ]
 
 

@@ -127,6 +127,8 @@ class Heads(Evaluator):
 
     def _partners(self, op: Rope, x: Halves) -> Sequence[jax.Array]:
         """What each feature is rotated against, 0 for those that pass."""
+        if op.dims == self.phase.head_dim and not op.interleaved:
+            return x[::-1]
         if self.m.interpret:
             return jnp.split(op.partners(jnp.concatenate(x, axis=1)), 2, axis=1)
         scratch = self.m.refs[f"out.{self.phase.name}"]  # nothing is kept there yet
