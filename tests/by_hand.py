@@ -51,6 +51,12 @@ def rolled(x, pos):
     return x * jnp.cos(angle) + jnp.roll(x, 32, axis=-1) * sign * jnp.sin(angle)
 
 
+def spread(x, pos):
+    """Cosines and sines as large as the heads."""
+    cos, sin = (jnp.broadcast_to(jnp.concatenate([f(angles(pos))] * 2), x.shape) for f in (jnp.cos, jnp.sin))
+    return x * (cos + 0.0) + rotate_half(x) * sin
+
+
 FORMS = {
     "rotate_half": (twice, 64, False),
     "a part, as in GPT-NeoX": (neox, 16, False),
@@ -58,4 +64,5 @@ FORMS = {
     "cohere": (cohere, 64, True),
     "pairs": (pairs, 64, True),
     "rolled": (rolled, 64, False),
+    "spread": (spread, 64, False),
 }

@@ -7,6 +7,8 @@ of the same equations, applied to ones and zeros in place of the heads.
 """
 
 import dataclasses
+import functools
+from collections.abc import Callable
 from typing import TYPE_CHECKING, Any
 
 import jax
@@ -38,8 +40,7 @@ class ByHand(Rope):
 @dataclasses.dataclass(frozen=True)
 class Piece:
     """Features [heads, ..] of the node `of`, moved and scaled. eqn: what makes it, its output `which` of the inputs, where pieces are negative
-    numbers; None of the node itself. refusal: what is wrong with its
-    first equation that moves features, if this is no rotation."""
+    numbers; None of the node itself. refusal: what is wrong with its first equation that moves features, if this is no rotation."""
 
     of: int
     shape: tuple[int, ...]
@@ -61,16 +62,17 @@ class Pieces:
     def follow(self, eqn: Any, inputs: list[int], where: str) -> list[int] | None:
         """The pieces that an equation makes; None if it makes none."""
         moving = [self._piece(eqn.primitive.name, i, inputs) for i in inputs]
-        of = {self.found[-p - 1].of for p in moving if p is not None}
-        if len(of) != 1 or not self._is_linear(eqn, inputs, moving):
+        pieces = [self.found[-p - 1] for p in moving if p is not None]
+        if len({p.of for p in pieces}) != 1 or not self._is_linear(eqn, inputs, moving):
             return None
-        heads = self.tracer.node(of := of.pop()).shape[0]
-        if any(v.aval.shape[:1] != (heads,) or v.aval.dtype != jnp.float32 for v in eqn.outvars):
+        heads = pieces[0].shape[:1]
+        if any(v.aval.shape[:1] != heads or v.aval.dtype != jnp.float32 for v in eqn.outvars):
             return None
-        earlier = (self.found[-p - 1].refusal for p in moving if p is not None)
-        refusal = next(filter(None, earlier), "") or (self.tracer.refusal(eqn, where) if eqn.primitive.name in STARTS else "")
+        refusal = next((p.refusal for p in pieces if p.refusal), "")
+        if not refusal and eqn.primitive.name in STARTS:
+            refusal = self.tracer.refusal(eqn, where)
         ids = tuple(i if p is None else p for i, p in zip(inputs, moving, strict=True))
-        return [self._add(Piece(of, v.aval.shape, eqn, ids, n, where, refusal)) for n, v in enumerate(eqn.outvars)]
+        return [self._add(Piece(pieces[0].of, v.aval.shape, eqn, ids, n, where, refusal)) for n, v in enumerate(eqn.outvars)]
 
     def settled(self, id: int) -> int:
         """A node; the rotation that a piece is.
@@ -94,7 +96,9 @@ class Pieces:
             return id
         node = self.tracer.node(id)
         of = self.tracer.node(node.inputs[0]) if node.kind == "reshape" and len(node.shape) == 3 else node
-        if node.kind in ("literal", "param", "cache") or id in self.tracer.known or len(of.shape) != 2 or of.shape[0] != node.shape[0]:
+        if node.kind in ("literal", "param", "cache") or id in self.tracer.known:
+            return None
+        if len(of.shape) != 2 or of.shape[0] != node.shape[0] or of.shape[1] % 2:
             return None
         begun = any(i < 0 for i in inputs) or name in STARTS or (name == "mul" and any(self._is_known_vector(i) for i in inputs))
         return self._add(Piece(of.id, node.shape)) if begun else None
@@ -123,6 +127,8 @@ class Pieces:
             return np.ndim(node.op) == 0 or bool((node.op == node.op[:1]).all())
         if id not in self.tracer.known or node.is_scalar or node.shape[0] == 1:
             return id in self.tracer.known
+        if node.kind == "map":
+            return all(map(self._is_the_same_for_heads, node.inputs))
         before = self.tracer.node(node.inputs[0])
         if node.kind == "broadcast":
             return before.is_scalar or (before.shape[-1] == node.shape[-1] and before.width == node.shape[-1])
@@ -163,27 +169,36 @@ class Pieces:
     def _made_of(self, id: int, shape: tuple[int, ...]) -> np.ndarray:
         """[head_dim, head_dim]: whether the second is made of the first, which a NaN shows whatever it is multiplied with."""
 
-        def value(id: int, x: jax.Array) -> jax.Array:
-            piece = self.found[-id - 1]
-            if piece.eqn is None:
-                return x.reshape(piece.shape)
-            inputs = [
-                value(i, x) if i < 0 else jnp.ones(v.aval.shape, v.aval.dtype) for i, v in zip(piece.inputs, piece.eqn.invars, strict=True)
-            ]
-            out = piece.eqn.primitive.bind(*inputs, **piece.eqn.params)
+        def equation(piece: Piece, inputs: list[Any]) -> Any:
+            avals = [v.aval for v in piece.eqn.invars]
+            arrays = [jnp.ones(v.shape, v.dtype) if isinstance(i, int) else i for i, v in zip(inputs, avals, strict=True)]
+            out = piece.eqn.primitive.bind(*arrays, **piece.eqn.params)
             return out[piece.which] if piece.eqn.primitive.multiple_results else out
+
+        def made(x: jax.Array) -> jax.Array:
+            return self._replayed(id, x.reshape, equation)
 
         with jax.ensure_compile_time_eval():
             probes = jnp.where(jnp.eye(shape[1], dtype=bool)[:, None], jnp.nan, jnp.zeros(shape, jnp.float32))
-            return np.isnan(jax.vmap(lambda x: value(id, x))(probes))[:, 0]
+            return np.isnan(jax.jit(jax.vmap(made))(probes))[:, 0]
 
     def _applied(self, id: int, heads: np.ndarray) -> int:
         """The node of what a piece is where its heads are these."""
-        piece, tracer = self.found[-id - 1], self.tracer
-        if piece.eqn is None:
-            return tracer.constant(jax.ShapeDtypeStruct(piece.shape, jnp.float32), heads.reshape(piece.shape))
-        inputs = [self._applied(i, heads) if i < 0 else i for i in piece.inputs]
-        return tracer.equation(piece.eqn, inputs, piece.where)[piece.which]
+
+        def source(shape: tuple[int, ...]) -> int:
+            return self.tracer.constant(jax.ShapeDtypeStruct(shape, jnp.float32), heads.reshape(shape))
+
+        return self._replayed(id, source, lambda piece, inputs: self.tracer.equation(piece.eqn, inputs, piece.where)[piece.which])
+
+    def _replayed(self, id: int, source: Callable[[tuple[int, ...]], Any], equation: Callable[[Piece, list[Any]], Any]) -> Any:
+        """A piece by its equations, of what stands for its heads; nodes are handed to `equation` as the numbers that they are."""
+
+        @functools.cache
+        def value(id: int) -> Any:
+            piece = self.found[-id - 1]
+            return source(piece.shape) if piece.eqn is None else equation(piece, [value(i) if i < 0 else i for i in piece.inputs])
+
+        return value(id)
 
 
 def partners(head_dim: int, dims: int, interleaved: bool) -> np.ndarray:

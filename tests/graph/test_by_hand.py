@@ -46,6 +46,11 @@ def test_a_vector_of_numbers_that_are_known_scales_heads():
     assert [n.op.dims for n in map(graph.node, graph.dag) if n.kind == "rope" and n.op.theta != 1e4] == [2]
 
 
+def test_a_number_of_each_head_is_no_rotation():
+    graph = build(lambda q, pos: q * (q.sum(1, keepdims=True) * jnp.cos(jnp.zeros((2, 1)) + pos)))
+    assert not any(n.kind == "rope" and n.op.theta != 1e4 for n in map(graph.node, graph.dag))
+
+
 COS = lambda pos: jnp.cos(jnp.tile(angles(pos), 2))  # noqa: E731
 REFUSED = {
     "other pairs": (
