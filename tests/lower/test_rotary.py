@@ -108,7 +108,7 @@ def test_rotations(of):
 
 
 @pytest.mark.slow
-@pytest.mark.parametrize("of", [r for r in ROTATIONS if "dims" in r or "interleaved" in r], ids=str)
+@pytest.mark.parametrize("of", [r for r in ROTATIONS if {"dims", "interleaved", "by_hand"} & set(r)], ids=str)
 def test_features_are_exchanged_in_registers_that_there_are(of):
     d = rotating(of)
     found = mk.jit(d.step, batch=3, target="h200").trace(*arguments(d, 3))
