@@ -6,11 +6,13 @@ import jax
 import pytest
 
 jax.config.update("jax_disable_most_optimizations", True)  # tests compile much and compute little: a third of their time
+jax.config.update("jax_enable_compilation_cache", False)  # an engine has JAX keep what it compiles; tests start with nothing
 
 
 @pytest.fixture(scope="session", autouse=True)
 def own_cache(tmp_path_factory):
     with pytest.MonkeyPatch.context() as patch:
+        patch.delenv("MKDSL_CACHE", raising=False)
         patch.setenv("XDG_CACHE_HOME", str(tmp_path_factory.mktemp("cache")))
         yield
 

@@ -15,12 +15,14 @@ import numpy as np
 from jax import lax
 from jax.typing import DTypeLike
 
+from mkdsl.engine._ahead import Call, side_by_side
 from mkdsl.engine._decoder import WatchedStep
 from mkdsl.engine._paged import Step, empty_pages, paged_fill
 from mkdsl.engine._pieces import covering, powers, row
 from mkdsl.engine._sampler import NOT_FINITE, Asked, Logprobs, Sampled, sample
 from mkdsl.engine._sampling import SamplingParams
 from mkdsl.engine._slots import Slots, State, count, empty_slots, occupy
+from mkdsl.gpu import committed, kept, record
 from mkdsl.models import DecoderConfig
 from mkdsl.ops import Paged
 
@@ -117,7 +119,7 @@ class Backend:
           cache_dtype: of the pages.
         """
         self._step_of, self._asked = step_of, asked
-        self.config, self._params = config, params
+        self.config, self._params = config, self._placed(params)
         self._width, self._page_size, self._steps, self._smallest = -(-context // page_size), page_size, steps, smallest
         self._count, self._max_batch, self._packed = pages, max_batch, packed
         self._empty_pages = functools.partial(empty_pages, config, count=pages, size=page_size, dtype=cache_dtype)
@@ -126,21 +128,24 @@ class Backend:
 
     def reset(self) -> None:
         """Begins anew, with empty pages and slots: after a step that failed, nothing is known of the old ones."""
-        self._pages, self._slots = self._empty_pages(), self._empty_slots()
+        self._pages, self._slots = self._placed((self._empty_pages(), self._empty_slots()))
 
-    def compile(self, batches: Iterable[int], piece: int) -> None:
-        """Compiles decode steps of these batches, greedy and drawn from all tokens, and prefill of pieces of up to so many tokens. What else is asked of the
-        sampler is compiled when it is first asked for, as all is that was not compiled here."""
-        for batch in batches:
-            for params in (GREEDY, SamplingParams()):
-                self.decode([Lane(slot=self._max_batch, pages=(), params=params)], batch=batch).land()
+    def calls(self, batches: Iterable[int], piece: int) -> list[Call]:
+        """Decode steps of these batches, greedy and drawn from all tokens; and if `piece` is more than 0 prefill of pieces of up to so many tokens."""
+        nobody = [Lane(slot=self._max_batch, pages=(), params=params) for params in (GREEDY, SamplingParams())]
+        calls = [self._decoding([lane], batch) for batch in batches for lane in nobody]
         for length in powers(self._smallest, piece):
             least = covering(-(-length // self._page_size), self._width)
-            for width in {covering(pages, self._width) for pages in range(least, self._width + 1)}:
-                self._write([], rows=1, length=length, width=width)
-        for length in powers(row(1, self._packed, self._max_batch), self._packed // 2):
-            self._write([], rows=self._packed // length, length=length, width=covering(-(-length // self._page_size), self._width))
-        self.clear([self._count])
+            for width in sorted({covering(pages, self._width) for pages in range(least, self._width + 1)}):
+                calls.append(self._writing([], rows=1, length=length, width=width))
+        for length in powers(row(1, self._packed, self._max_batch), self._packed // 2) if piece else ():
+            width = covering(-(-length // self._page_size), self._width)
+            calls.append(self._writing([], rows=self._packed // length, length=length, width=width))
+        return [*calls, self._clearing([])]
+
+    def compile(self, batches: Iterable[int], piece: int) -> None:
+        """Compiles the `calls`, side by side. What else is asked of the sampler is compiled when it is first asked for, as all is that was not compiled here."""
+        side_by_side(Call.compile, self.calls(batches, piece))
 
     def occupy(self, slot: int, *, params: SamplingParams, seed: int, prompt: Sequence[int], ends: Iterable[int], max_tokens: int) -> None:
         """A new sequence has this slot: see `occupy` of the slots."""
@@ -149,19 +154,21 @@ class Backend:
     def clear(self, pages: Sequence[int]) -> None:
         """Pages that have a new holder: what they held was another's, and nothing times NaN is NaN."""
         for first in range(0, len(pages), CLEARED):
-            some = pages[first : first + CLEARED]
-            self._pages = _clear(self._pages, np.pad(np.asarray(some, np.int32), (0, CLEARED - len(some)), constant_values=self._count))
+            self._pages = self._clearing(pages[first : first + CLEARED])()
 
     def prefill(self, pieces: Sequence[Piece]) -> jax.Array:
         """Writes a piece of a prompt, or several short prompts. Returns something that is ready when they are written."""
         longest, stop = max(len(piece.tokens) for piece in pieces), max(piece.start + len(piece.tokens) for piece in pieces)
         width = covering(-(-stop // self._page_size), self._width)
         if len(pieces) == 1:
-            return self._write(pieces, rows=1, length=max(row(longest), self._smallest), width=width)
-        length = row(longest, self._packed, self._max_batch)
-        return self._write(pieces, rows=self._packed // length, length=length, width=width)
+            call = self._writing(pieces, rows=1, length=max(row(longest), self._smallest), width=width)
+        else:
+            length = row(longest, self._packed, self._max_batch)
+            call = self._writing(pieces, rows=self._packed // length, length=length, width=width)
+        self._pages, done = call()
+        return done
 
-    def _write(self, pieces: Sequence[Piece], *, rows: int, length: int, width: int) -> jax.Array:
+    def _writing(self, pieces: Sequence[Piece], *, rows: int, length: int, width: int) -> Call:
         """Pads are tokens past the table."""
         tokens, positions = np.zeros((rows, length), np.int32), np.full((rows, length), self._width * self._page_size, np.int32)
         tables = np.zeros((rows, width), np.int32)
@@ -169,8 +176,11 @@ class Backend:
             count = len(piece.tokens)
             tokens[i, :count], positions[i, :count] = piece.tokens, np.arange(piece.start, piece.start + count)
             tables[i] = self._table(piece.pages)[:width]
-        self._pages, done = _fill(self._params, self._pages, tables, tokens, positions, config=self.config)
-        return done
+        return Call(_fill, (self._params, self._pages, tables, tokens, positions), {"config": self.config})
+
+    def _clearing(self, pages: Sequence[int]) -> Call:
+        which = np.pad(np.asarray(pages, np.int32), (0, CLEARED - len(pages)), constant_values=self._count)
+        return Call(_clear, (self._pages, which), {})
 
     def decode(self, lanes: Sequence[Lane], *, batch: int) -> Flight:
         """Begins decode steps, each sequence until it ends.
@@ -179,16 +189,21 @@ class Backend:
           lanes: the sequences.
           batch: as many sequences are compiled for; what lies past the lanes does nothing.
         """
+        call = self._decoding(lanes, batch)
+        self._pages, self._slots, said, counters = call()
+        for array in jax.tree.leaves((said.token, counters)):
+            array.copy_to_host_async()
+        return Flight(lanes=lanes, said=said, step=call.static["step"], counters=counters)
+
+    def _decoding(self, lanes: Sequence[Lane], batch: int) -> Call:
         nobody = [self._lane(self._max_batch, ())] * (batch - len(lanes))
         rows = np.stack([*(self._lane(lane.slot, lane.pages) for lane in lanes), *nobody])
         asked = self._asked or Asked.of(lane.params for lane in lanes)
-        step = self._step_of(batch)
-        self._pages, self._slots, said, counters = _decode(
-            self._params, self._pages, self._slots, rows, step=step, steps=self._steps, asked=asked
-        )
-        for array in jax.tree.leaves((said.token, counters)):
-            array.copy_to_host_async()
-        return Flight(lanes=lanes, said=said, step=step, counters=counters)
+        args = self._params, self._pages, self._slots, rows
+        return Call(_decode, args, {"step": self._step_of(batch), "steps": self._steps, "asked": asked})
+
+    def _placed(self, tree: Any) -> Any:
+        return committed(tree)
 
     def _lane(self, slot: int, pages: Sequence[int]) -> np.ndarray:
         """Its slot and its table in one: each array that goes to the device takes its time."""
@@ -200,16 +215,18 @@ class Backend:
 
 
 @functools.partial(jax.jit, donate_argnums=0)
+@kept
 def _clear(pages: Any, which: jax.Array) -> Any:
     return jax.tree.map(lambda leaf: leaf.at[:, which].set(0, mode="drop"), pages)
 
 
 @functools.partial(jax.jit, static_argnames="config", donate_argnames="pages")
+@functools.partial(kept, local=True)
 def _fill(params: Any, pages: Any, tables: jax.Array, tokens: jax.Array, positions: jax.Array, *, config: DecoderConfig) -> Any:
     return paged_fill(config)(params, Paged(pages, tables), tokens, positions).pages, tokens[0, 0]
 
 
-@jax.tree_util.register_dataclass
+@record
 @dataclasses.dataclass(frozen=True, kw_only=True)
 class _Run:
     """Decode steps under way: where each lane stands, how often it has said each token [slots, vocab], what was said [steps, b], and the counters
@@ -222,6 +239,7 @@ class _Run:
 
 
 @functools.partial(jax.jit, static_argnames=("step", "steps", "asked"), donate_argnames=("pages", "slots"))
+@kept
 def _decode(
     params: Any, pages: Any, slots: Slots, lanes: jax.Array, *, step: Step, steps: int, asked: Asked
 ) -> tuple[Any, Slots, Sampled, jax.Array | None]:

@@ -6,6 +6,7 @@ import typer
 import typer.core
 
 from mkdsl.engine._answers import LogitsError
+from mkdsl.engine._cli_build import build_command
 from mkdsl.engine._cli_chat import chat
 from mkdsl.engine._cli_explain import explain
 from mkdsl.engine._cli_generate import generate
@@ -67,5 +68,6 @@ def commands() -> None:
 app.command()(generate)
 app.command()(chat)
 app.command()(explain)
+app.command("build")(build_command)
 app.command()(demo)
 app.command("probe")(probe_command)

@@ -61,7 +61,7 @@ def chat(
     positions(read_config(directory), context)
     tokenizer = load_tokenizer(directory)
     conversation = Conversation(tokenizer, system=system)
-    with loading_bar(f"loading {directory}") as progress:
+    with loading_bar(f"loading {directory.resolve().name}") as progress:
         engine = Engine.load(directory, max_batch=1, context=context, tokenizer=tokenizer, progress=progress)
     with engine:
         Chat(engine, conversation, params).run()

@@ -52,7 +52,7 @@ def generate(
         frequency_penalty=frequency_penalty, stop=stop, max_tokens=max_tokens, **chance,
     )  # fmt: skip
     tokenizer, tokens = _prepared(directory, prompt, chat, max_tokens, context)
-    with loading_bar(f"loading {directory}") as progress:
+    with loading_bar(f"loading {directory.resolve().name}") as progress:
         engine = Engine.load(directory, max_batch=1, context=context, tokenizer=tokenizer, progress=progress)
     with engine:
         show(rich.console.Console(stderr=True), engine, tokens, params)

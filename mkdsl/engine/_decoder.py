@@ -8,11 +8,13 @@ from typing import Any, Literal
 import jax
 import jax.numpy as jnp
 
-from mkdsl.engine._paged import Step, empty_pages, plain_step
-from mkdsl.gpu import ContextError, jit, raise_if_hung
+from mkdsl.engine._paged import PlainStep, Step, empty_pages
+from mkdsl.gpu import ContextError, Kept, content, detect, identity, jit, kept, raise_if_hung
 from mkdsl.lower import Program, lower
 from mkdsl.models import DecoderConfig, abstract_params, decode_step, init_cache
 from mkdsl.ops import Paged
+from mkdsl.schedule import Profile, profile
+from mkdsl.search import directory, read, write
 
 LONGEST = 1 << 20  # positions: more than a family's models are made for; the rotary table in a kernel takes 4 * head_dim bytes for each
 
@@ -39,17 +41,17 @@ class WatchedStep:
     """A `Step` that is a kernel with a deadline. `watched` has counters as a third result, for which `check` waits, and raises HangError if workers
     gave up."""
 
-    program: Program
+    kernel: Kept
+    program: Callable[[], Program] = dataclasses.field(compare=False)  # what the kernel was made from; searched anew where that is kept
 
     def __call__(self, params: Any, kv: Paged, tokens: jax.Array, positions: jax.Array) -> tuple[jax.Array, Paged]:
-        return self.program(params, kv, tokens, positions)[1:]
+        return self.watched(params, kv, tokens, positions)[:2]
 
     def watched(self, params: Any, kv: Paged, tokens: jax.Array, positions: jax.Array) -> tuple[jax.Array, Paged, jax.Array]:
-        (_, logits, kv), counters = self.program.watched(params, kv, tokens, positions)
-        return logits, kv, counters
+        return self.kernel(params, kv, tokens, positions)
 
     def check(self, counters: Any) -> None:
-        raise_if_hung(self.program, counters)
+        raise_if_hung(self.program(), counters)
 
 
 def decode_steps(config: DecoderConfig, pool: Pool, deadline: float | None = None) -> Callable[[int], Step]:
@@ -72,27 +74,50 @@ def decode_steps(config: DecoderConfig, pool: Pool, deadline: float | None = Non
       ScheduleError: no schedule fits the GPU.
     """
     if decode_path() == "reference":
-        plain = plain_step(config)
+        plain = PlainStep(config)
         return lambda batch: plain
-    step_of = functools.cache(functools.partial(_kernel_step, config, pool, deadline))
-    step_of(1)  # what a kernel does not take is refused before there are weights
-    return step_of
+    gpu = detect()
+    require_kernel(config, pool, gpu, deadline)
+    return functools.cache(functools.partial(kernel_step, config, pool, target=gpu, deadline=deadline))
 
 
-def _kernel_step(config: DecoderConfig, pool: Pool, deadline: float | None, batch: int) -> Step:
-    """Searched and proven here, compiled with what calls it."""
-    integers = jax.ShapeDtypeStruct((batch,), jnp.int32)
-    pages = jax.eval_shape(lambda: empty_pages(config, count=pool.count, size=pool.size))
-    kv = Paged(pages, jax.ShapeDtypeStruct((batch, pool.width), jnp.int32))
-    traced = jit(decode_step(config), batch=batch, deadline=deadline).trace(abstract_params(config), kv, integers, integers)
-    program = lower(traced.graph, traced.schedule(), traced.target, traced.tree, deadline=deadline)
-    if deadline is not None:
-        return WatchedStep(program)
+def require_kernel(config: DecoderConfig, pool: Pool, target: str | Profile, deadline: float | None = None) -> None:
+    """Refuses what no kernel takes, before there are weights. That one does is kept on disk: the next process need not trace the model for it."""
+    gpu = profile(target) if isinstance(target, str) else target
+    path = directory("accepted") / identity(content((config, pool.size, pool.width, gpu, deadline)))
+    if read(path) is None:
+        _program(config, pool, 1, gpu, deadline)
+        write(path, b"")
+
+
+def kernel_step(config: DecoderConfig, pool: Pool, batch: int, *, target: str | Profile, deadline: float | None = None) -> Any:
+    """The kernel of a batch: searched, proven and emitted when JAX first traces it, unless it is kept; compiled with what calls it."""
+    gpu = profile(target) if isinstance(target, str) else target
+    program = functools.partial(_program, config, pool, batch, gpu, deadline)
+
+    def watched(params: Any, kv: Paged, tokens: jax.Array, positions: jax.Array) -> tuple[jax.Array, Paged, jax.Array]:
+        (_, logits, kv), counters = program().watched(params, kv, tokens, positions)
+        return logits, kv, counters
 
     def step(params: Any, kv: Paged, tokens: jax.Array, positions: jax.Array) -> tuple[jax.Array, Paged]:
-        return program(params, kv, tokens, positions)[1:]
+        return program()(params, kv, tokens, positions)[1:]
 
-    return step
+    about = "decode", config, pool, batch, gpu, deadline
+    kernel = kept(step if deadline is None else watched, of=about, capability=gpu.capability)
+    return kernel if deadline is None else WatchedStep(kernel, program)
+
+
+@functools.cache
+def _program(config: DecoderConfig, pool: Pool, batch: int, gpu: Profile, deadline: float | None) -> Program:
+    traced = jit(decode_step(config), batch=batch, target=gpu, deadline=deadline).trace(*paged_shapes(config, pool, batch))
+    return lower(traced.graph, traced.schedule(), traced.target, traced.tree, deadline=deadline)
+
+
+def paged_shapes(config: DecoderConfig, pool: Pool, batch: int) -> tuple[Any, Paged, jax.ShapeDtypeStruct, jax.ShapeDtypeStruct]:
+    """The arguments of the decode step of a batch on pages."""
+    integers = jax.ShapeDtypeStruct((batch,), jnp.int32)
+    pages = jax.eval_shape(lambda: empty_pages(config, count=pool.count, size=pool.size))
+    return abstract_params(config), Paged(pages, jax.ShapeDtypeStruct((batch, pool.width), jnp.int32)), integers, integers
 
 
 def shapes(config: DecoderConfig, context: int) -> tuple[Any, Any, jax.ShapeDtypeStruct, jax.ShapeDtypeStruct]:

@@ -63,7 +63,7 @@ def demo() -> None:
 
 def _load(directory: pathlib.Path) -> Model:
     tokenizer = load_tokenizer(directory)
-    with loading_bar(f"loading {directory}") as progress:
+    with loading_bar(f"loading {directory.resolve().name}") as progress:
         config, params = load(directory, progress=progress)
     return Model(config=config, params=params, tokenizer=tokenizer, prompt=tokenizer.encode_chat([{"role": "user", "content": QUESTION}]))
 

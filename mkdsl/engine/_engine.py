@@ -25,15 +25,14 @@ from mkdsl.engine._sampler import Asked
 from mkdsl.engine._sampling import SamplingError, SamplingParams
 from mkdsl.engine._scheduler import BATCHES, Scheduler
 from mkdsl.engine._tokenizer import PromptError, Tokenizer, load_tokenizer
-from mkdsl.gpu import detect, has_gpu
-from mkdsl.models import DecoderConfig, Progress, load, read_config
-from mkdsl.schedule import profile
+from mkdsl.gpu import detect, has_gpu, keep_executables
+from mkdsl.models import DecoderConfig, Progress, abstract_params, load, read_config
+from mkdsl.schedule import Profile, profile
 
-PAGE = 64  # positions: a block of the kernel's attention
+PAGE = 128  # positions: half the longest block that attention is fastest with
 PIECE = 512  # positions of a prompt written at once, where there is no GPU, or where it must be the same whoever else is there
-STEPS = (
-    4  # decode steps in one dispatch on a GPU, which last longer than the host needs for it; on a CPU, where it needs next to nothing, one
-)
+STEPS = 4  # decode steps in one dispatch at most
+HOST = 0.002  # seconds: longer than the host needs to begin a dispatch, so that as many steps as last so long keep the device busy
 Prompt = str | Sequence[int]
 
 log = logging.getLogger("mkdsl")
@@ -113,6 +112,7 @@ class Engine:
           ValueError: max_batch is another number, or deadline none for the kernel, on a GPU.
           MissingExtra: safetensors or tokenizers is not installed.
         """
+        keep_executables()
         config = read_config(directory)
         context = positions(config, context)
         width = -(-context // PAGE)
@@ -130,25 +130,23 @@ class Engine:
         batch_invariant: bool = False, deadline: float | None = None,
     ) -> Self:  # fmt: skip
         """An engine of a model that is there already. Arguments, and what is raised, as for `load`; params in bfloat16, on the device."""
-        pages = pages_that_fit(config, size=PAGE, context=context, max_batch=max_batch, free=_free_bytes())
-        log.info("%d pages of %d positions: %.1f sequences of %d", pages, PAGE, pages * PAGE / context, context)
-        steps = 1 if jax.default_backend() == "cpu" else STEPS
-        step_of = decode_steps(config, Pool(count=pages, size=PAGE, width=-(-context // PAGE)), deadline)
-        pool = PagePool(count=pages, size=PAGE)
-        pieces = _pieces(config, batch_invariant=batch_invariant)
+        keep_executables()
+        gpu = profile(detect()) if has_gpu() else None
+        pieces = pieces_of(config, gpu, batch_invariant=batch_invariant)
+        options = backend_options(config, pieces, context=context, max_batch=max_batch, free=free_bytes(), gpu=gpu)
+        pool = pool_of(options)
+        log.info("%d pages of %d positions: %.1f sequences of %d", pool.count, PAGE, pool.count * PAGE / context, context)
         scheduler = Scheduler(
-            pool,
+            PagePool(count=pool.count, size=PAGE),
             max_batch=max_batch,
             piece=pieces.alone,
             beside=pieces.beside,
             packed=pieces.packed,
-            steps=steps,
+            steps=options["steps"],
             batch_invariant=batch_invariant,
         )
-        backend = Backend(
-            config, params, pages=pages, page_size=PAGE, context=context, max_batch=max_batch, steps=steps, step_of=step_of,
-            smallest=pieces.smallest, packed=pieces.packed, asked=Asked.everything() if batch_invariant else None,
-        )  # fmt: skip
+        asked = Asked.everything() if batch_invariant else None
+        backend = Backend(config, params, step_of=decode_steps(config, pool, deadline), asked=asked, **options)
         if ahead:
             backend.compile([max_batch] if batch_invariant else [size for size in BATCHES if size <= max_batch], pieces.alone)
         return cls(config=config, tokenizer=tokenizer, context=context, scheduler=scheduler, backend=backend)
@@ -289,13 +287,34 @@ class Engine:
                 )
 
 
-def _pieces(config: DecoderConfig, *, batch_invariant: bool) -> Pieces:
+def pieces_of(config: DecoderConfig, gpu: Profile | None, *, batch_invariant: bool = False) -> Pieces:
+    """How prompts are cut, on a GPU or without one."""
     if batch_invariant:
         return Pieces(smallest=PIECE, beside=PIECE, alone=PIECE)
-    return pieces_for(config, profile(detect())) if has_gpu() else Pieces(smallest=SMALLEST, beside=PIECE, alone=PIECE)
+    return pieces_for(config, gpu) if gpu else Pieces(smallest=SMALLEST, beside=PIECE, alone=PIECE)
 
 
-def _free_bytes() -> int | None:
+def steps_of(config: DecoderConfig, gpu: Profile | None) -> int:
+    """Decode steps in one dispatch: one without a GPU, and of a model that takes long for it; else they would keep those waiting who arrive."""
+    seconds = HOST if gpu is None else sum(2 * leaf.size for leaf in jax.tree.leaves(abstract_params(config))) / gpu.bandwidth
+    return next((n for n in (1, 2) if n * seconds >= HOST), STEPS)
+
+
+def backend_options(
+    config: DecoderConfig, pieces: Pieces, *, context: int, max_batch: int, free: int | None, gpu: Profile | None
+) -> dict[str, Any]:
+    """What an engine's backend is made with: `free` bytes on the device, if it says so; the GPU, if there is one."""
+    pages = pages_that_fit(config, size=PAGE, context=context, max_batch=max_batch, free=free)
+    sizes = {"pages": pages, "page_size": PAGE, "context": context, "max_batch": max_batch, "steps": steps_of(config, gpu)}
+    return sizes | {"smallest": pieces.smallest, "packed": pieces.packed}
+
+
+def pool_of(options: dict[str, Any]) -> Pool:
+    """The pages of `backend_options`."""
+    return Pool(count=options["pages"], size=PAGE, width=-(-options["context"] // PAGE))
+
+
+def free_bytes() -> int | None:
     """Of the device's memory; None where it does not say, as a CPU."""
     stats = jax.local_devices()[0].memory_stats()
     return stats["bytes_limit"] - stats["bytes_in_use"] if stats else None

@@ -4,6 +4,7 @@
 are gathered, the step runs on those, and only what is new is scattered.
 """
 
+import dataclasses
 import functools
 from collections.abc import Callable
 from typing import Any
@@ -66,17 +67,17 @@ def pages_that_fit(config: DecoderConfig, *, size: int, context: int, max_batch:
     return fit
 
 
-@functools.cache  # so that what is compiled for one engine serves the next
-def plain_step(config: DecoderConfig) -> Step:
+@dataclasses.dataclass(frozen=True)  # equal for equal shapes: what is compiled for one engine serves the next
+class PlainStep:
     """The decode step of several sequences in plain JAX. At position -1 it appends nothing."""
 
-    def step(params: Any, kv: Paged, tokens: jax.Array, positions: jax.Array) -> tuple[jax.Array, Paged]:
+    config: DecoderConfig
+
+    def __call__(self, params: Any, kv: Paged, tokens: jax.Array, positions: jax.Array) -> tuple[jax.Array, Paged]:
         own = jax.vmap(lambda table: _gather(kv.pages, table))(kv.table)
-        _, logits, own = jax.vmap(decode_step(config), (None, 0, 0, 0))(params, own, tokens, positions)
+        _, logits, own = jax.vmap(decode_step(self.config), (None, 0, 0, 0))(params, own, tokens, positions)
         new = jax.tree.map(lambda leaf: jax.vmap(lambda a, at: a.at[:, :, at].get(mode="clip"))(leaf, positions), own)
         return logits, Paged(_scatter(kv.pages, jax.vmap(functools.partial(_place, kv.pages))(kv.table, positions), new), kv.table)
-
-    return step
 
 
 def paged_fill(config: DecoderConfig) -> PagedFill:
@@ -100,7 +101,7 @@ def paged_fill(config: DecoderConfig) -> PagedFill:
 
 
 def _put_back(pages: Any, tables: jax.Array, own: Any, positions: jax.Array) -> Any:
-    """The pages with those of them replaced that hold the positions: in place, one after another, where a scatter of all would make XLA turn the pool around."""
+    """The pages with those of them replaced that hold the positions: one after another and in place, as XLA's scatter would want their axis first."""
     size, n = pages["k"].shape[3], positions.shape[1]
     most, inside = min(-(-n // size) + 1, tables.shape[1]), positions < tables.shape[1] * size
     first, stop = positions[:, 0] // size, jnp.where(inside, positions // size + 1, 0).max(1)

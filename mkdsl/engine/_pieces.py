@@ -9,7 +9,7 @@ from mkdsl.models import DecoderConfig, abstract_params
 from mkdsl.schedule import Profile
 
 STALL = 0.025  # seconds that a running answer may wait for a piece of another's prompt
-LARGEST = 2048  # tokens: more are no faster, and what a layer computes of them takes memory
+LARGEST = 2048  # tokens: more would gain little, and what a layer computes of them takes memory
 SMALLEST = 128  # tokens: fewer take as long, as all weights are read for them
 PACKED = 256  # tokens: what several short prompts take together, pads and all, while one would be padded to the half
 LONG = 1024  # tokens: two pieces of half as many are hardly slower
@@ -65,7 +65,7 @@ def powers(first: int, last: int) -> Iterator[int]:
 
 def covering(pages: int, width: int) -> int:
     """The pages that a piece is compiled for, where so many are filled of a table that has `width`: few numbers, so that little is compiled."""
-    covered = 2
+    covered = 1
     while covered < pages:
         covered *= GROWTH
     return min(covered, width)

@@ -11,7 +11,7 @@ def loading_bar(what: str) -> Iterator[Progress]:
     """Shows on stderr, if that is a terminal, how much has been read: bytes, of how many, and how fast.
 
     Args:
-      what: what is shown beside it.
+      what: what is shown beside it, in few words: the numbers need room too.
 
     Yields:
       The `progress` of `Engine.load`.

@@ -13,12 +13,13 @@ from jax import lax
 
 from mkdsl.engine._sampling import MOST_LOGPROBS, SamplingParams
 from mkdsl.engine._slots import Knobs, Slots
+from mkdsl.gpu import record
 
 NOT_FINITE = -1  # no token: what stands for one whose logits are not numbers
 COLDEST = 1e-6  # a lower temperature is this one: on a GPU much smaller numbers are zero
 
 
-@jax.tree_util.register_dataclass
+@record
 @dataclasses.dataclass(frozen=True, kw_only=True)
 class Logprobs:
     """Log-probabilities of the model itself: before penalties, bias and temperature.
@@ -34,7 +35,7 @@ class Logprobs:
     top_logprobs: jax.Array
 
 
-@jax.tree_util.register_dataclass
+@record
 @dataclasses.dataclass(frozen=True, kw_only=True)
 class Sampled:
     """A token of each sequence.

@@ -14,11 +14,12 @@ import jax.numpy as jnp
 import numpy as np
 
 from mkdsl.engine._sampling import SEEDS, SamplingParams
+from mkdsl.gpu import record
 
 TINY = float(np.finfo(np.float32).tiny)  # a smaller top_p is this one
 
 
-@jax.tree_util.register_dataclass
+@record
 @dataclasses.dataclass(frozen=True, kw_only=True)
 class Knobs:
     """The numbers of `SamplingParams`, as arrays over slots; key [slots, 2] uint32 is the seed, and thereby a threefry key."""
@@ -33,7 +34,7 @@ class Knobs:
     frequency: jax.Array
 
 
-@jax.tree_util.register_dataclass
+@record
 @dataclasses.dataclass(frozen=True, kw_only=True)
 class State:
     """Where sequences stand, int32 each.
@@ -51,7 +52,7 @@ class State:
     left: jax.Array
 
 
-@jax.tree_util.register_dataclass
+@record
 @dataclasses.dataclass(frozen=True, kw_only=True)
 class Slots:
     """The rows of all slots.

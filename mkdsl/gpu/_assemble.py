@@ -56,7 +56,7 @@ def assemble(fn: Callable[..., Any], *avals: Any, capability: tuple[int, int] = 
         jax.jit(lambda *args: fn(*args)).trace(*avals).lower(lowering_platforms=("cuda",))  # a function that JAX has not lowered yet
     if not kernels:
         raise ValueError(f"{fn} calls no Mosaic GPU kernel: nothing to assemble")
-    return tuple(_assemble(module, capability) for module in kernels.values())
+    return tuple(assemble_module(module, capability) for module in kernels.values())
 
 
 @contextlib.contextmanager
@@ -71,7 +71,8 @@ def lowering_for(capability: tuple[int, int]) -> Iterator[dict[bytes, bytes]]:
         core.KNOWN_KERNELS, utils._infer_arch = before
 
 
-def _assemble(module: bytes, capability: tuple[int, int]) -> Assembled:
+def assemble_module(module: bytes, capability: tuple[int, int]) -> Assembled:
+    """One of the modules that `lowering_for` has collected; arguments, and what is raised, as for `assemble`."""
     with tempfile.TemporaryDirectory(prefix="mkdsl-") as folder:
         text, numbers = compile_module(module, capability, pathlib.Path(folder))
     ptx, *report = re.split(r"(?m)^(?=ptxas )", text, maxsplit=1)

@@ -36,6 +36,11 @@ def detect() -> str:
     return name
 
 
+def is_at_hand(name: str) -> bool:
+    """Whether there is a GPU, and it is the one that the built-in profile of this name is of."""
+    return has_gpu() and (built_in(jax.devices()[0].device_kind) or "").lower() == name.lower()
+
+
 def built_in(kind: str) -> str | None:
     """The name of the built-in profile of a device kind such as "NVIDIA H200"."""
     words = kind.lower().replace("-", " ").split()

@@ -15,6 +15,7 @@ from mkdsl.gpu._assemble import lowering_for
 from mkdsl.gpu._device import detect, has_gpu, require_gpu
 from mkdsl.gpu._hang import check_deadline, run_in_time
 from mkdsl.gpu._interpret import require_room
+from mkdsl.gpu._kept import kept
 from mkdsl.gpu._races import run_watched
 from mkdsl.graph import OpGraph, build_graph
 from mkdsl.lower import Program, lower
@@ -114,26 +115,31 @@ class Traced:
         """The best schedule found for the target, proven safe; from the disk cache where it is known."""
         return self._schedule
 
-    def lower(self, *, form: str | None = None, schedule: Schedule | None = None) -> Lowered:
+    def lower(self, *, form: str | None = None, schedule: Schedule | None = None, of: Any = None) -> Lowered:
         """The kernel, from the searched schedule or another (which is proven first).
 
         Args:
           form: "mega", one launch, or "phased", one launch per phase; mega unless interpreting.
           schedule: instead of the searched one.
+          of: what says the same as the decode step in another process, such as its name and version, or mkdsl's own description of a model. With it, what is
+            emitted is kept on disk (docs/startup.md); it must change when the decode step does.
         """
         chosen = schedule or self.schedule()
         program: Any = lower(self.graph, chosen, self.target, self.tree, interpret=self.interpret, form=form, deadline=self.deadline)
         program = program if self.batched else _Unbatched(program)
-        return Lowered(program, self.signature, self._emitted(program))
+        called: Any = program if self.deadline is None else program.watched
+        if of is not None and not self.interpret:
+            about = "mk.jit", of, chosen, self.target, program.form, self.batched, self.deadline
+            called = kept(called, of=about, capability=self.target.capability)
+        return Lowered(program, self.signature, self._emitted(called))
 
-    def _emitted(self, program: Program) -> jax.stages.Lowered:
+    def _emitted(self, program: Callable[..., Any]) -> jax.stages.Lowered:
         """The kernels, emitted for the GPU at hand, or where there is none for the target."""
-        called = program if program.deadline is None else program.watched
-        traced = jax.jit(called, donate_argnums=() if self.interpret else (1,)).trace(*self.signature)
+        jitted = jax.jit(program, donate_argnums=() if self.interpret else (1,))
         if self.interpret or has_gpu():
-            return traced.lower()
+            return jitted.trace(*self.signature).lower()
         with lowering_for(self.target.capability):
-            return traced.lower(lowering_platforms=("cuda",))
+            return jitted.trace(*self.signature).lower(lowering_platforms=("cuda",))
 
 
 @dataclasses.dataclass(frozen=True, eq=False)

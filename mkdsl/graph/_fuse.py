@@ -8,8 +8,7 @@ order, and the one that comes last absorbs what joins them. `_orders` has the ch
 import math
 from collections.abc import Iterable, Sequence
 
-import networkx as nx
-
+from mkdsl.graph import _networkx as nx
 from mkdsl.graph._phases import AttentionPhase, FoldPhase, MapPhase, Part, Phase, Tensor, tiled
 from mkdsl.graph._types import Code, DecodeStep, Node, UnsupportedError, depth, head_dims
 from mkdsl.ops import LINEAR

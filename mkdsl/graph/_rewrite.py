@@ -5,9 +5,9 @@ linear(w, r * h) = r * linear(w, h) for a per-token r such as RMS norm's 1/rms, 
 
 import dataclasses
 
-import networkx as nx
 from jax import lax
 
+from mkdsl.graph import _networkx as nx
 from mkdsl.graph._trace import Tracer
 from mkdsl.graph._types import Node
 from mkdsl.ops import LINEAR

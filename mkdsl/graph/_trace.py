@@ -7,13 +7,13 @@ from typing import Any
 
 import jax
 import jax.numpy as jnp
-import networkx as nx
 import numpy as np
 from jax import lax
 from jax._src import source_info_util
 from jax.extend.core import ClosedJaxpr, Literal
 from jax.interpreters.partial_eval import dce_jaxpr
 
+from mkdsl.graph import _networkx as nx
 from mkdsl.graph._by_hand import Pieces
 from mkdsl.graph._elementwise import IDENTITIES, KNOWN, composed
 from mkdsl.graph._types import Leaf, Node, UnsupportedError

@@ -3,11 +3,12 @@
 import dataclasses
 import functools
 from collections.abc import Callable, Container, Iterable, Sequence
-from typing import Any
-
-import networkx as nx
+from typing import TYPE_CHECKING, Any
 
 from mkdsl.graph._phases import AttentionPhase, Phase, Segment, Tensor, tiled
+
+if TYPE_CHECKING:
+    import networkx as nx
 
 
 class UnsupportedError(TypeError):
@@ -73,7 +74,7 @@ class DecodeStep:
     after an iteration), `outputs` what the caller gets, `constants` are parameters of its own, `where` it is written.
     """
 
-    dag: nx.DiGraph
+    dag: "nx.DiGraph"
     repeats: tuple[int, ...]
     carries: tuple[tuple[int, int, int], ...]
     outputs: tuple[int, ...]
@@ -106,7 +107,7 @@ class OpGraph:
     with its phases in other orders.
     """
 
-    dag: nx.DiGraph
+    dag: "nx.DiGraph"
     phases: tuple[Phase, ...]
     segments: tuple[Segment, ...]
     tensors: dict[str, Tensor]

@@ -129,9 +129,7 @@ class Append(Operator):
             return super().batched(args, axes)
         cache, new, pos = args[0], *in_front(args[1:], axes[1:])  # prefill: the tokens of one sequence share its cache
         at = jnp.where(pos < 0, cache.shape[1], pos)
-        token = (
-            jnp.full(cache.shape[1], -1).at[at].set(jnp.arange(at.size), mode="drop")
-        )  # of each position; XLA turns a scatter of rows around
+        token = jnp.full(cache.shape[1], -1).at[at].set(jnp.arange(at.size), mode="drop")  # of each position
         rows = jnp.moveaxis(new, 0, 1).at[:, token].get(mode="clip").astype(cache.dtype)
         return (jnp.where(token[:, None] >= 0, rows, cache),), (None,)
 

@@ -13,7 +13,7 @@ from typing import Any
 import jax
 import jax.numpy as jnp
 import numpy as np
-from jax._src import source_info_util
+from jax._src import dispatch, source_info_util
 from jax.core import ShapedArray, Tracer
 from jax.extend.core import Primitive
 from jax.interpreters import batching, mlir
@@ -48,6 +48,9 @@ class Operator:
 
 operator_p = Primitive("mkdsl")
 operator_p.multiple_results = True
+dispatch.prim_requires_devices_during_lowering.add(
+    operator_p
+)  # as cuDNN's attention, which `on_cuda` may call; JAX has no public word for it
 
 
 @operator_p.def_impl

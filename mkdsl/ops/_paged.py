@@ -31,6 +31,11 @@ class Paged:
     table: Any
 
 
+jax.export.register_pytree_node_serialization(
+    Paged, serialized_name="mkdsl.ops.Paged", serialize_auxdata=lambda _: b"", deserialize_auxdata=lambda _: ()
+)
+
+
 def is_paged(x: Any) -> bool:
     return isinstance(x, Paged)
 

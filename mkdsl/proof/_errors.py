@@ -39,6 +39,10 @@ class ScheduleError(ValueError):
         super().__init__(message)
         self.rule = rule
 
+    def __reduce__(self) -> tuple[type["ScheduleError"], tuple[Rule, str]]:
+        """It may cross from one process to another."""
+        return type(self), (self.rule, str(self))
+
 
 def require(condition: bool, rule: Rule, message: str) -> None:
     """Raises ScheduleError where a condition does not hold."""

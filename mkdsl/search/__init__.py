@@ -6,15 +6,15 @@ model, the shortest path through all candidates for each ring, drafts that the s
 
 from mkdsl.search._account import BOUNDS, Account, Summary, accounts, summary
 from mkdsl.search._alternatives import Alternative, runners_up
-from mkdsl.search._cache import directory
 from mkdsl.search._cost import floor_us
 from mkdsl.search._draft import draft, timed
+from mkdsl.search._files import digest, directory, discard, read, source_digest, write
 from mkdsl.search._handoffs import with_handoffs
 from mkdsl.search._report import explain
 from mkdsl.search._rings import RINGS, cheapest, rings
 from mkdsl.search._search import search, without_k_split
 
 __all__ = [
-    "BOUNDS", "RINGS", "Account", "Alternative", "Summary", "accounts", "cheapest", "directory", "draft", "explain", "floor_us", "rings", "runners_up", "search",
-    "summary", "timed", "with_handoffs", "without_k_split",
+    "BOUNDS", "RINGS", "Account", "Alternative", "Summary", "accounts", "cheapest", "digest", "directory", "discard", "draft", "explain",
+    "floor_us", "read", "rings", "runners_up", "search", "source_digest", "summary", "timed", "with_handoffs", "without_k_split", "write",
 ]  # fmt: skip

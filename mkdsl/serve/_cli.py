@@ -43,7 +43,7 @@ def serve(
     name = name or directory.resolve().name
     console = rich.console.Console(stderr=True)
     with _bound(host, port) as listening:
-        with loading_bar(f"loading {directory}, and compiling") as progress:
+        with loading_bar(f"loading {directory.resolve().name}, and compiling") as progress:
             engine = Engine.load(directory, max_batch=max_batch, context=context, ahead=True, deadline=deadline, progress=progress)
         with engine:
             listening.listen()  # whoever takes the announcement at its word is not refused, and may end it

@@ -5,6 +5,7 @@ import os
 import pathlib
 import pty
 import re
+import select
 import subprocess
 import sys
 import types
@@ -14,6 +15,7 @@ from typer.testing import CliRunner
 
 from mkdsl.engine import Delta, Engine, SamplingParams, _cli_chat, load_tokenizer
 from mkdsl.engine._cli import app
+from mkdsl.engine._engine import PAGE
 
 ROOT = pathlib.Path(__file__).parents[2]
 TEMPLATE = "{% for m in messages %}<{{ m.role }}>{{ m.content }}{% endfor %}<assistant>"  # each token is a byte
@@ -52,10 +54,10 @@ def test_a_conversation_is_kept(directory, scripted, prompts):
 
 def test_the_next_turn_finds_the_one_before(directory, scripted):
     """Whole pages of it; only what is new is prefilled."""
-    script = scripted("x" * 50 + "</s>", "y</s>")
+    script = scripted("x" * 100 + "</s>", "y</s>")
     run(directory, "a" * 40 + "\nb")
     first, second = (len(prompt) for prompt, _ in script.asked)
-    assert script.prefilled == [(0, first - 1), (64, second - 1 - 64)]
+    assert script.prefilled == [(0, first - 1), (PAGE, second - 1 - PAGE)]
 
 
 def test_commands(directory, scripted, prompts):
@@ -253,8 +255,9 @@ class Terminal:
         self.file, self.shown, self.at = ours, "", 0
 
     def until(self, pattern):
-        """Reads until this is shown, behind what was found before."""
+        """Reads until this is shown, behind what was found before. Whoever waits for minutes waits for ever."""
         while not (found := re.compile(pattern, re.DOTALL).search(self.shown, self.at)):
+            assert select.select([self.file], [], [], 300)[0], f"{pattern} is not in {self.shown[self.at :]!r}"
             try:
                 more = os.read(self.file, 4096)
             except OSError:  # the process has ended
@@ -271,7 +274,10 @@ class Terminal:
             self.until(pattern)
 
     def types(self, text):
-        os.write(self.file, text.encode())
+        """A terminal takes no more than its reader leaves room for."""
+        rest = text.encode()
+        while rest:
+            rest = rest[os.write(self.file, rest[:256]) :]
 
 
 @pytest.mark.medium

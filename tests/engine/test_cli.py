@@ -125,7 +125,7 @@ def test_standard_input_that_is_not_utf_8(checkpoint):
         (["--temperature", 1, "--top-p", 1.5], "mkdsl: top_p=1.5; it is more than 0 and at most 1"),
         (["--temperature", 1, "--n", 0], "mkdsl: n=0; it is an integer of at least 1"),
         (["--max-tokens", 0], "mkdsl: max_tokens=0; it is None, or an integer of at least 1"),
-        (["--repetition-penalty", 0], "mkdsl: repetition_penalty=0.0; it is a positive number"),
+        (["--repetition-penalty", 0], "mkdsl: repetition_penalty=0.0; it is a number from 1e-6 to 1e6"),
         (["--stop", ""], "mkdsl: stop=('',); it is a tuple of strings, none of them empty"),
         *(
             (

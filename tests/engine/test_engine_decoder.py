@@ -1,12 +1,10 @@
 """Which of the two ways a decode step runs, and what is refused before there are weights."""
 
 import dataclasses
-import functools
 import types
 
 import pytest
 
-from mkdsl import gpu
 from mkdsl.engine import ContextError, Engine, _decoder
 from mkdsl.engine._decoder import LONGEST, Pool, check_context, decode_path, decode_steps
 from mkdsl.graph import UnsupportedError
@@ -19,11 +17,11 @@ SMOLLM2 = SHAPES["smollm2-135m"]
 
 @pytest.fixture
 def with_a_gpu(monkeypatch):
-    """Pretends that there is a GPU, and that this compiles for it."""
+    """Pretends that there is a GPU, and that it is this one."""
 
-    def pretend(jit):
+    def pretend(target):
         monkeypatch.setattr(_decoder, "jax", types.SimpleNamespace(**vars(_decoder.jax) | {"default_backend": lambda: "gpu"}))
-        monkeypatch.setattr(_decoder, "jit", jit)
+        monkeypatch.setattr(_decoder, "detect", lambda: target)
 
     return pretend
 
@@ -36,13 +34,13 @@ def test_which_of_the_two(with_a_gpu):
 
 @pytest.mark.parametrize(("changed", "pages", "message"), [({"head_dim": 40}, 64, "head_dim=40"), ({}, 100, "size=100")])
 def test_what_a_kernel_does_not_take(with_a_gpu, changed, pages, message):
-    with_a_gpu(functools.partial(gpu.jit, target="h200"))
+    with_a_gpu("h200")
     with pytest.raises(UnsupportedError, match=message):
         decode_steps(dataclasses.replace(SMOLLM2, **changed), Pool(count=8, size=pages, width=8))
 
 
 def test_what_does_not_fit(with_a_gpu):
-    with_a_gpu(functools.partial(gpu.jit, target=dataclasses.replace(PROFILES["h200"], smem_bytes=16 << 10)))
+    with_a_gpu(dataclasses.replace(PROFILES["h200"], smem_bytes=16 << 10))
     with pytest.raises(ScheduleError, match="does not fit"):
         decode_steps(SMOLLM2, Pool(count=8, size=64, width=8))
 
@@ -50,7 +48,7 @@ def test_what_does_not_fit(with_a_gpu):
 @pytest.mark.medium
 def test_it_is_refused_before_a_weight_is_read(checkpoint, with_a_gpu):
     (checkpoint / "model.safetensors").write_bytes(b"")
-    with_a_gpu(functools.partial(gpu.jit, target="h200"))
+    with_a_gpu("h200")
     with pytest.raises(UnsupportedError, match="head_dim=8; kernels have heads of 64 to 256"):
         Engine.load(checkpoint, max_batch=1)
 

@@ -67,12 +67,12 @@ def test_pieces_of_a_card(model, target):
 def test_pages_that_a_piece_is_compiled_for(pages, width):
     covered = covering(pages, width)
     assert min(pages, width) <= covered <= width
-    assert covered <= max(2, 4 * pages)
+    assert covered <= max(1, 4 * pages)
 
 
 def test_few_numbers_of_pages():
-    assert sorted({covering(pages, 128) for pages in range(129)}) == [2, 8, 32, 128]
-    assert sorted({covering(pages, 47) for pages in range(48)}) == [2, 8, 32, 47]
+    assert sorted({covering(pages, 128) for pages in range(129)}) == [1, 4, 16, 64, 128]
+    assert sorted({covering(pages, 47) for pages in range(48)}) == [1, 4, 16, 47]
 
 
 def test_pieces_are_shorter_while_somebody_runs():

@@ -7,7 +7,7 @@ import pytest
 
 from mkdsl import models
 from mkdsl.engine import PagesError
-from mkdsl.engine._paged import empty_pages, paged_fill, pages_that_fit, plain_step
+from mkdsl.engine._paged import PlainStep, empty_pages, paged_fill, pages_that_fit
 from mkdsl.ops import Paged, batch_axes, prefill
 
 COUNT, SIZE, WIDTH = 9, 8, 3
@@ -75,7 +75,7 @@ def test_a_step_is_what_the_operators_say(shape, params):
     for i in range(5):
         positions = np.array([12 + i, 5 + i if i < 3 else -1], np.int32)
         tokens = TOKENS[[0, 1], positions]
-        logits, ours = jax.jit(plain_step(shape))(params, ours, tokens, positions)
+        logits, ours = jax.jit(PlainStep(shape))(params, ours, tokens, positions)
         _, expected, theirs = meant(params, theirs, tokens, positions)
         seen = positions >= 0
         np.testing.assert_allclose(logits[seen], expected[seen], atol=1e-4)

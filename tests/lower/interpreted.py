@@ -51,16 +51,17 @@ def check_schedule(decoder: Decoder, args: tuple[Any, ...], schedule: Schedule, 
 
 
 def with_tiles(graph: OpGraph, batch: int, gpu: Profile = SMALL, **wanted: dict[str, Any]) -> Schedule:
-    """The best schedule in which phases have the fields that are asked for: wo={"split_k": 4}."""
-    ring = rings(graph)[0]
-    choices = {
-        name: [(i, c) for i, c in found if all(getattr(c.plan, k) == v for k, v in wanted.get(name, {}).items())]
-        for name, found in numbered(graph, batch, gpu, ring).items()
-    }
-    price = Prices(graph, Model(graph, batch, gpu, ring, released=False, padded_batch=padded(batch)))
-    best = shortest_path(graph, choices, price, ring.capacity(gpu, ring.max_in_flight))
-    assert best is not None, "no schedule has these fields"
-    return safe(graph, draft(graph, batch, Handoff.SENTINEL, Choice(gpu, ring, ring.max_in_flight, best)), gpu)
+    """The best schedule in which phases have the fields that are asked for: wo={"split_k": 4}. Of the first ring that has any."""
+    for ring in rings(graph):
+        choices = {
+            name: [(i, c) for i, c in found if all(getattr(c.plan, k) == v for k, v in wanted.get(name, {}).items())]
+            for name, found in numbered(graph, batch, gpu, ring).items()
+        }
+        price = Prices(graph, Model(graph, batch, gpu, ring, released=False, padded_batch=padded(batch)))
+        best = shortest_path(graph, choices, price, ring.capacity(gpu, ring.max_in_flight)) if all(choices.values()) else None
+        if best is not None:
+            return safe(graph, draft(graph, batch, Handoff.SENTINEL, Choice(gpu, ring, ring.max_in_flight, best)), gpu)
+    raise AssertionError("no schedule has these fields")
 
 
 def changed(graph: OpGraph, schedule: Schedule, gpu: Profile = SMALL, **fields: Any) -> Schedule:

@@ -7,7 +7,7 @@ import jax.numpy as jnp
 import numpy as np
 import pytest
 import tiny_decoders as tiny
-from interpreted import SMALL, TOLERANCE, changed
+from interpreted import SMALL, TOLERANCE, changed, with_tiles
 
 import mkdsl as mk
 from mkdsl.proof import ScheduleError, verify_schedule
@@ -33,7 +33,8 @@ def check(decoder, cache, tokens, positions, got):
     assert (got[2].table == cache.table).all()
     for ours, theirs, before in zip(*map(jax.tree.leaves, (got[2].pages, after.pages, cache.pages)), strict=True):
         np.testing.assert_allclose(np.asarray(ours, np.float32), theirs, atol=0.1, rtol=0.05)
-        written = {(cache.table[i, p // SIZE], p % SIZE) for i, p in enumerate(positions) if p >= 0}
+        size = before.shape[3]
+        written = {(cache.table[i, p // size], p % size) for i, p in enumerate(positions) if p >= 0}
         assert {tuple(at) for at in np.argwhere(np.asarray(ours != before).any((0, 2, 4)))} == written
 
 
@@ -63,6 +64,18 @@ def test_who_is_nowhere_writes_nothing():
 
 def of_sequence(got, i):
     return got[0][i : i + 1], got[1][i : i + 1], dataclasses.replace(got[2], table=got[2].table[i : i + 1])
+
+
+@pytest.mark.slow
+@pytest.mark.usefixtures("race_detector")
+def test_blocks_of_two_pages():
+    """Each half of them in a page of its own, behind or before the other's."""
+    decoder = tiny.of(dataclasses.replace(tiny.SMOL, layers=1))
+    cache = dataclasses.replace(paged(decoder, 2, 128), table=np.array([[3, 1], [2, 7]], np.int32))
+    tokens, positions = TOKENS[:2], np.array([255, 130], np.int32)
+    found = mk.jit(decoder.step, batch=2, target=SMALL, interpret=True).trace(decoder.params, cache, tokens, positions)
+    schedule = with_tiles(found.graph, 2, attention={"block": 256})
+    check(decoder, cache, tokens, positions, found.lower(schedule=schedule).compile()(decoder.params, cache, tokens, positions))
 
 
 @pytest.mark.slow

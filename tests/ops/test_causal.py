@@ -9,6 +9,7 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 from jax._src.cudnn.fused_attention_stablehlo import MaskType
+from jax.experimental.custom_partitioning import custom_partitioning
 from laws import LAW
 
 import mkdsl as mk
@@ -207,3 +208,17 @@ def test_a_cache_in_pages():
         close(found[i], expected)
         for leaf, cache in zip(after.pages, kv, strict=True):
             close(jnp.moveaxis(leaf[tables[i]], 0, 1).reshape(cache.shape), cache)
+
+
+def test_what_may_be_partitioned_is_lowered_for_a_gpu(monkeypatch):
+    """As cuDNN's attention is: it asks for the devices, which JAX hands to those alone that say that they want them."""
+
+    @custom_partitioning
+    def partitioned(x):
+        return x + 1
+
+    partitioned.def_partition(infer_sharding_from_operands=lambda *_: None, partition=lambda *_: None, sharding_rule="i -> i")
+    monkeypatch.setattr(Attention, "on_cuda", lambda self, *args: (partitioned(Attention.reference(self, *args)[0]),))
+    (q,), k, v = drawn(0, 1, 6)
+    lowered = jax.jit(lambda *args: Attention(0.125).bind(*args)[0]).trace(q, k, v, jnp.int32(3)).lower(lowering_platforms=("cuda",))
+    assert "stablehlo.add" in lowered.as_text()
