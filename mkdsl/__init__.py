@@ -3,8 +3,12 @@
 from mkdsl.gpu import jit
 from mkdsl.graph import UnsupportedError
 from mkdsl.ops import (
+    DynamicScaling,
+    LinearScaling,
     Llama3Scaling,
+    LongRopeScaling,
     Paged,
+    YarnScaling,
     append,
     argmax,
     attention,
@@ -23,6 +27,6 @@ from mkdsl.ops import (
 )
 
 __all__ = [
-    "Llama3Scaling", "Paged", "UnsupportedError", "append", "argmax", "attention", "batch_axes", "dot", "embed", "fold", "heads", "jit", "layer_norm",
-    "layers", "linear", "prefill", "rms_norm", "rope", "tile",
+    "DynamicScaling", "LinearScaling", "Llama3Scaling", "LongRopeScaling", "Paged", "UnsupportedError", "YarnScaling", "append", "argmax",
+    "attention", "batch_axes", "dot", "embed", "fold", "heads", "jit", "layer_norm", "layers", "linear", "prefill", "rms_norm", "rope", "tile",
 ]  # fmt: skip

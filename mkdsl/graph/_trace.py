@@ -8,11 +8,13 @@ from typing import Any
 import jax
 import jax.numpy as jnp
 import numpy as np
+from jax import lax
 from jax._src import source_info_util
 from jax.extend.core import ClosedJaxpr, Literal
 from jax.interpreters.partial_eval import dce_jaxpr
 
 from mkdsl.graph import _networkx as nx
+from mkdsl.graph._by_hand import Pieces
 from mkdsl.graph._elementwise import IDENTITIES, KNOWN, composed
 from mkdsl.graph._types import Leaf, Node, UnsupportedError
 from mkdsl.ops import Append, AppendToPage, Argmax, Attention, Embed, Fold, Operator, Rope, operator_p
@@ -66,6 +68,7 @@ class Tracer:
         self.carries: list[tuple[int, int, int]] = []  # (carry node, initial node, final node)
         self.replaced: dict[int, int] = {}  # by rewrites: node -> the node that stands for its value now
         self.known: set[int] = set()  # what is known before the kernel starts
+        self.pieces = Pieces(self)  # of rotations, as negative numbers where nodes are expected
 
     @property
     def segment(self) -> int:
@@ -105,13 +108,6 @@ class Tracer:
 
     def equation(self, eqn: Any, inputs: list[int], where: str) -> list[int]:
         name, params = eqn.primitive.name, eqn.params
-        if folded := self.folded(eqn, inputs):
-            return folded
-        if eqn.primitive is operator_p:
-            kind = KINDS.get(type(params["op"]))
-            if kind is None:
-                raise UnsupportedError(f"{where}: the operator {params['op'].name} has no lowering; build it with mk.fold")
-            return [self.add(kind, v.aval, inputs, params["op"], where) for v in eqn.outvars]
         if inner := callee(eqn):
             outer, self.where = self.where, where
             outs = self.call(*inner, inputs)
@@ -119,6 +115,16 @@ class Tracer:
             return outs
         if name in IDENTITIES:
             return inputs
+        if pieces := self.pieces.follow(eqn, inputs, where):
+            return pieces
+        inputs = [self.pieces.settled(i) for i in inputs]
+        if folded := self.folded(eqn, inputs):
+            return folded
+        if eqn.primitive is operator_p:
+            kind = KINDS.get(type(params["op"]))
+            if kind is None:
+                raise UnsupportedError(f"{where}: the operator {params['op'].name} has no lowering; build it with mk.fold")
+            return [self.add(kind, v.aval, inputs, params["op"], where) for v in eqn.outvars]
         if closed := composed(name, params, [v.aval for v in eqn.invars]):
             return self.call(closed.jaxpr, closed.consts, inputs)
         simple = self.simple(eqn, inputs, where)
@@ -129,9 +135,14 @@ class Tracer:
             return [self.add("given", v.aval, inputs, (eqn.primitive, params, *w), where) for v, w in zip(eqn.outvars, which, strict=True)]
         if name == "scan":
             return self.scan(eqn, inputs, where)
-        shapes = ", ".join(f"{self.node(i).dtype}{list(self.node(i).shape)}" for i in inputs)
+        raise UnsupportedError(self.refusal(eqn, where))
+
+    def refusal(self, eqn: Any, where: str) -> str:
+        """What is wrong with an equation that no tile has a form of, and what to write instead."""
+        name = eqn.primitive.name
+        shapes = ", ".join(f"{v.aval.dtype}{list(v.aval.shape)}" for v in eqn.invars)
         makes = ", ".join(str(list(v.aval.shape)) for v in eqn.outvars)
-        raise UnsupportedError(f"{where}: {name}({shapes}) -> {makes} has no tile lowering; {_remedy(name)}")
+        return f"{where}: {name}({shapes}) -> {makes} has no tile lowering; {_remedy(name)}"
 
     def is_given(self, eqn: Any, inputs: list[int]) -> bool:
         """Whether an equation is of what is known before the kernel starts, so that XLA may compute it whatever it is. Numbers may come out of
@@ -145,14 +156,16 @@ class Tracer:
     def folded(self, eqn: Any, inputs: list[int]) -> list[int]:
         """The constants that an equation computes from constants alone; nothing of any other."""
         nodes = [self.node(i) for i in inputs]
-        computable = not eqn.primitive.multiple_results and all(_is_numeric(v.aval) for v in (*eqn.invars, *eqn.outvars))
+        several = eqn.primitive.multiple_results
+        computable = (not several or eqn.primitive is lax.split_p) and all(_is_numeric(v.aval) for v in (*eqn.invars, *eqn.outvars))
         if not computable or any(n.kind != "literal" for n in nodes):
             return []
         with jax.ensure_compile_time_eval():
             constants = (jnp.broadcast_to(jnp.asarray(n.op, n.dtype), n.shape) for n in nodes)
-            value = np.asarray(eqn.primitive.bind(*constants, **eqn.params))
-        same = value.size == 1 or (value.size and _are_all_the_same(value))
-        return [self.constant(eqn.outvars[0].aval, value.flat[0] if same else value)]
+            found = eqn.primitive.bind(*constants, **eqn.params)
+        values = list(map(np.asarray, found if several else [found]))
+        same = [value.size == 1 or (value.size and _are_all_the_same(value)) for value in values]
+        return [self.constant(v.aval, value.flat[0] if s else value) for v, value, s in zip(eqn.outvars, values, same, strict=True)]
 
     def call(self, jaxpr: Any, consts: Sequence[Any], inputs: list[int]) -> list[int]:
         env = dict(zip(jaxpr.invars, inputs, strict=True))
@@ -193,7 +206,7 @@ class Tracer:
         body = list(consts)
         body += [self.carry(v.aval, where) for v in jaxpr.invars[n_consts : n_consts + n_carry]]
         body += [self.slice_of(x, v.aval, where) for x, v in zip(xs, jaxpr.invars[n_consts + n_carry :], strict=True)]
-        outs = self.walk(jaxpr, dict(zip(jaxpr.invars, body, strict=True)))
+        outs = list(map(self.pieces.settled, self.walk(jaxpr, dict(zip(jaxpr.invars, body, strict=True)))))
         carries = body[n_consts : n_consts + n_carry]
         self.carries += list(zip(carries, init, outs[:n_carry], strict=True))
         for i, out in enumerate(outs[n_carry:]):
@@ -256,7 +269,7 @@ def trace(f: Callable[..., Any], params: Any, kv: Any, token: Any, pos: Any) -> 
     ids += [tracer.add("token", token), tracer.add("pos", pos)]
     env = dict(zip(jaxpr.invars, ids, strict=True))
     env |= {v: tracer.constant(v.aval, c) for v, c in zip(jaxpr.constvars, closed.consts, strict=True)}
-    return tracer, tracer.walk(jaxpr, env), jax.tree.structure(out_shape)
+    return tracer, list(map(tracer.pieces.settled, tracer.walk(jaxpr, env))), jax.tree.structure(out_shape)
 
 
 def _place(f: Callable[..., Any]) -> str:

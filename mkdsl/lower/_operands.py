@@ -59,7 +59,7 @@ def task_table(graph: OpGraph, schedule: Schedule, *, watched: bool = False) -> 
 
 def _given(graph: OpGraph, schedule: Schedule) -> list[Operand]:
     """What is known of each sequence before the kernel starts, [batch]: token, position, numbers computed from them. Sequences that pad the
-    batch have zeros. Rotations [batch, 2, head_dim / 2]; or of every position, where these are few and need no kernel of XLA's."""
+    batch have zeros. Rotations (`Rope.rotation`) [batch, 2, ..]; or of every position, where these are few and need no kernel of XLA's."""
     pad = schedule.padded_batch - schedule.batch
 
     def padded(x: jax.Array) -> jax.Array:

@@ -7,7 +7,8 @@ from typing import Any
 
 from mkdsl.models._errors import CheckpointError
 from mkdsl.models._fields import Fields, read_json
-from mkdsl.ops import Llama3Scaling
+from mkdsl.models._rotary import read_rotary
+from mkdsl.ops import Scaling
 
 
 @dataclasses.dataclass(frozen=True)
@@ -25,8 +26,6 @@ FAMILIES = {
     "Qwen3ForCausalLM": Family(qk_norm=True, head_dim=128, bos=(), eos=()),
 }
 NULLABLE = ("head_dim", "num_key_value_heads")  # null says what absence says; of all else it is refused, as transformers does
-SCALING_KEYS = tuple(f.name for f in dataclasses.fields(Llama3Scaling))
-ROPE_KEYS = {"rope_type", "type", "rope_theta", "partial_rotary_factor", *SCALING_KEYS}
 
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
@@ -42,7 +41,7 @@ class DecoderConfig:
     vocab: int
     eps: float
     theta: float
-    scaling: Llama3Scaling | None = None
+    scaling: Scaling | None = None
     tied: bool
     qk_norm: bool = False
     max_context: int
@@ -68,14 +67,15 @@ def read_config(directory: str | pathlib.Path) -> DecoderConfig:
     fields = Fields(directory / "config.json", {key: v for key, v in raw.items() if v is not None or key not in NULLABLE})
     family = _family(fields)
     hidden, heads = fields.integer("hidden_size"), fields.integer("num_attention_heads")
-    theta, scaling = _rope(fields)
+    head_dim = _head_dim(fields, family.head_dim or hidden // heads)
+    theta, scaling = read_rotary(fields, head_dim)
     bos = fields.tokens("bos_token_id", family.bos)
     return DecoderConfig(
         hidden=hidden,
         layers=fields.integer("num_hidden_layers"),
         heads=heads,
         kv_heads=_kv_heads(fields, heads),
-        head_dim=_head_dim(fields, family.head_dim or hidden // heads),
+        head_dim=head_dim,
         intermediate=fields.integer("intermediate_size"),
         vocab=fields.integer("vocab_size"),
         eps=fields.number("rms_norm_eps", 1e-6),
@@ -138,33 +138,6 @@ def _head_dim(fields: Fields, default: int) -> int:
     if head_dim % 2:
         raise CheckpointError(f"{fields.path}: {head_dim=} is odd; rotary embedding pairs the two halves of a head")
     return head_dim
-
-
-def _rope(fields: Fields) -> tuple[float, Llama3Scaling | None]:
-    """theta and scaling, from `rope_theta` and `rope_scaling`, or from `rope_parameters` as transformers 5 writes them."""
-    rope = fields.section("rope_scaling" if fields.values.get("rope_scaling") else "rope_parameters")  # the older one first, as there
-    theta = (rope if "rope_theta" in rope.values else fields).number("rope_theta", 10_000.0)
-    if unknown := sorted(set(rope.values) - ROPE_KEYS):
-        rope.refuse(unknown[0], f"supported rotary parameters are {', '.join(sorted(ROPE_KEYS))}")
-    if rope.values.get("partial_rotary_factor") not in (None, 1.0):
-        rope.refuse("partial_rotary_factor", "only rotary embedding of whole heads is supported")
-    key = "rope_type" if "rope_type" in rope.values else "type"
-    kind = rope.values.get(key, "default")
-    if kind not in ("default", "llama3"):
-        rope.refuse(key, "supported are default and llama3")
-    return theta, _llama3(rope) if kind == "llama3" else None
-
-
-def _llama3(rope: Fields) -> Llama3Scaling:
-    scaling = Llama3Scaling(
-        factor=rope.number("factor"),
-        low_freq_factor=rope.number("low_freq_factor"),
-        high_freq_factor=rope.number("high_freq_factor"),
-        original_max_position_embeddings=rope.integer("original_max_position_embeddings"),
-    )
-    if scaling.high_freq_factor <= scaling.low_freq_factor:
-        rope.refuse("high_freq_factor", f"it should be above low_freq_factor={scaling.low_freq_factor}")
-    return scaling
 
 
 def _end_tokens(directory: pathlib.Path, default: tuple[int, ...]) -> tuple[int, ...]:

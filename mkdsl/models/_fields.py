@@ -59,8 +59,13 @@ class Fields:
         return self._read(key, default, "a positive integer below 2**31", lambda v: type(v) is int and 0 < v < 1 << 31)
 
     def number(self, key: str, default: float | None = None) -> float:
-        largest = sys.float_info.max  # JSON as Python reads it may say NaN and Infinity
-        return float(self._read(key, default, "a positive number", lambda v: type(v) in (int, float) and 0 < v <= largest))
+        return float(self._read(key, default, "a positive number", _is_positive))
+
+    def numbers(self, key: str, count: int) -> tuple[float, ...]:
+        def accepts(value: Any) -> bool:
+            return isinstance(value, list) and len(value) == count and all(_is_positive(v) for v in value)
+
+        return tuple(map(float, self._read(key, None, f"a list of {count} positive numbers", accepts)))
 
     def flag(self, key: str, default: bool) -> bool:
         return self._read(key, default, "true or false", lambda v: type(v) is bool)
@@ -91,3 +96,8 @@ class Fields:
         if not accepts(value):
             self.refuse(key, f"it should be {accepted}")
         return value
+
+
+def _is_positive(value: Any) -> bool:
+    """JSON as Python reads it may say NaN and Infinity."""
+    return type(value) in (int, float) and 0 < value <= sys.float_info.max

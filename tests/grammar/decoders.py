@@ -99,7 +99,8 @@ class Layers:
     def turn(self, x: jax.Array) -> jax.Array:
         if self.spec.turned == "halves":
             return mk.rope(x.reshape(-1, self.spec.head_dim // 2), self.at(self.spec.rope)).reshape(x.shape)
-        return mk.rope(x, self.at(self.spec.rope))
+        dims = self.spec.head_dim // 4 if "part" in self.spec.turned else None
+        return mk.rope(x, self.at(self.spec.rope), dims=dims, interleaved="pairs" in self.spec.turned)
 
     def attention(self, x: jax.Array, p: Any, kv: Any) -> tuple[jax.Array, Any]:
         spec, scope = self.spec, self.scope(p)

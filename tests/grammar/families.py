@@ -46,7 +46,7 @@ HEADS: Fields = {
     "head_dim": st.sampled_from([64, 64, 128]),
     "head_norm": st.sampled_from(sorted(NORMS)),
     "bias": st.sampled_from(["none", "none", "vector", "vector", "matrix", "heads", "heads", "numbers"]),
-    "turned": st.sampled_from(["heads"] * 7 + ["halves"]),
+    "turned": st.sampled_from(["heads"] * 4 + ["part", "pairs", "pairs of part", "halves"]),
     "again": st.sampled_from(["none"] * 4 + ["attended"] * 3 + ["appended"]),
     "window": st.sampled_from([None, 1, 5, 64, 100]),
     "softcap": st.sampled_from([None, 0.5, 20.0]),

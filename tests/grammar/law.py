@@ -19,7 +19,7 @@ def is_within_the_language(spec: Spec) -> bool:
     sized = (
         spec.head_dim % 16 == 0 and 64 <= spec.head_dim <= 256 and spec.context % 8 == 0 and (spec.fold == "none" or spec.hidden % 16 == 0)
     )
-    usual = spec.turned == "heads" and spec.again != "appended" and spec.bias != "numbers" and not {"sum", "signs"} & set(spec.extra)
+    usual = spec.turned != "halves" and spec.again != "appended" and spec.bias != "numbers" and not {"sum", "signs"} & set(spec.extra)
     return usual and sized and spec.forbidden is None
 
 

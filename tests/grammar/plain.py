@@ -149,10 +149,12 @@ def _finished(op: Fold, rows: int) -> Any:
 
 def rotated(op: Rope, x: Array, pos: Array) -> Array:
     """x [heads, head_dim] rotated by a position."""
-    half = x.shape[1] // 2
-    angle = pos.astype(x.dtype) * op.frequencies(x.shape[1]).astype(x.dtype)
-    lo, hi = x[:, :half], x[:, half:]
-    return np.concatenate([lo * np.cos(angle) - hi * np.sin(angle), hi * np.cos(angle) + lo * np.sin(angle)], 1)
+    angle = pos.astype(x.dtype) * op.frequencies(pos + 1).astype(x.dtype)
+    first, step = np.arange(op.dims // 2), 1 if op.interleaved else op.dims // 2
+    first = 2 * first if op.interleaved else first
+    lo, hi, out = x[:, first], x[:, first + step], x.copy()
+    out[:, first], out[:, first + step] = lo * np.cos(angle) - hi * np.sin(angle), hi * np.cos(angle) + lo * np.sin(angle)
+    return out
 
 
 def attended(op: Attention, context: int, pos: Array) -> Array:

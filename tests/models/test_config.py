@@ -61,6 +61,60 @@ def test_rotary_parameters_old_and_new(tmp_path, changed, theta, scaling):
     assert (config.theta, config.scaling) == (theta, scaling)
 
 
+LONGROPE = {"rope_type": "longrope", "short_factor": [1, 1.5, 2, 3], "long_factor": [2, 3, 4, 5]}
+FACTORS = {"short_factor": (1.0, 1.5, 2.0, 3.0), "long_factor": (2.0, 3.0, 4.0, 5.0)}
+
+
+@pytest.mark.parametrize(
+    ("rope", "beside", "scaling"),
+    [
+        ({"type": "linear", "factor": 2}, {}, ops.LinearScaling(factor=2.0)),
+        ({"rope_type": "dynamic", "factor": 4.0}, {}, ops.DynamicScaling(factor=4.0, max_position_embeddings=128)),
+        ({"rope_type": "yarn", "factor": 4.0}, {}, ops.YarnScaling(factor=4.0, original_max_position_embeddings=128)),
+        (
+            {"rope_type": "yarn", "factor": None, "original_max_position_embeddings": 32, "beta_fast": None, "attention_factor": None},
+            {},
+            ops.YarnScaling(factor=4.0, original_max_position_embeddings=32),
+        ),
+        (
+            {
+                "type": "yarn",
+                "factor": 40,
+                "original_max_position_embeddings": 64,
+                "beta_fast": 16,
+                "beta_slow": 2,
+                "mscale": 1,
+                "mscale_all_dim": 0.7,
+            }
+            | {"truncate": False},
+            {},
+            ops.YarnScaling(
+                factor=40.0,
+                original_max_position_embeddings=64,
+                beta_fast=16.0,
+                beta_slow=2.0,
+                mscale=1.0,
+                mscale_all_dim=0.7,
+                truncate=False,
+            ),
+        ),
+        (
+            LONGROPE | {"original_max_position_embeddings": 64},
+            {},
+            ops.LongRopeScaling(**FACTORS, original_max_position_embeddings=64, factor=2.0),
+        ),
+        (
+            LONGROPE | {"factor": 8.0, "attention_factor": 1.2},
+            {"original_max_position_embeddings": 32},
+            ops.LongRopeScaling(**FACTORS, original_max_position_embeddings=32, factor=8.0, attention_factor=1.2),
+        ),
+    ],
+)
+def test_scalings_as_transformers_reads_them(tmp_path, rope, beside, scaling):
+    """What is not said follows from `max_position_embeddings`; what lies beside `rope_scaling` counts first."""
+    assert read(tmp_path, LLAMA | {"rope_scaling": rope} | beside).scaling == scaling
+
+
 @pytest.mark.parametrize(
     ("raw", "generation", "eos"),
     [
@@ -118,8 +172,22 @@ REFUSED = [
 SCALINGS_REFUSED = [
     ({"rope_theta": None}, "rope_theta=None; it should be a positive number"),
     ({"rope_scaling": "linear"}, "rope_scaling='linear'; it should be an object of parameters, or null"),
-    ({"rope_scaling": {"type": "linear", "factor": 2.0}}, "rope_scaling.type='linear'; supported are default and llama3"),
-    ({"rope_scaling": {"rope_type": "yarn", "factor": 2.0}}, "rope_scaling.rope_type='yarn'; supported are"),
+    (
+        {"rope_scaling": {"type": "su", "factor": 2.0}},
+        "rope_scaling.type='su'; supported are default, linear, dynamic, llama3, yarn, longrope",
+    ),
+    ({"rope_scaling": {"rope_type": ["yarn"], "factor": 2.0}}, r"rope_scaling.rope_type=\['yarn'\]; supported are"),
+    ({"rope_scaling": {"rope_type": "yarn"}}, "has no rope_scaling.factor; it should be a positive number"),
+    ({"rope_scaling": {"rope_type": "yarn", "factor": 2.0, "truncate": 1}}, "rope_scaling.truncate=1; it should be true or false"),
+    ({"rope_scaling": {"rope_type": "linear", "factor": None}}, "rope_scaling.factor=None; it should be a positive number"),
+    (
+        {"rope_scaling": {"rope_type": "longrope", "short_factor": [1] * 3}},
+        r"short_factor=\[1, 1, 1\]; it should be a list of 4 positive numbers",
+    ),
+    (
+        {"rope_scaling": {"rope_type": "longrope", "short_factor": [1] * 4}},
+        "has no rope_scaling.long_factor; it should be a list of 4 positive",
+    ),
     ({"rope_scaling": {"rope_type": "default", "partial_rotary_factor": 0.5}}, "rope_scaling.partial_rotary_factor=0.5; only"),
     (
         {"rope_scaling": {"rope_type": "default", "mrope_section": [1]}},

@@ -75,6 +75,7 @@ STATIC = {
     "scale": lambda n: mk.attention(K, KV, 0, scale=n),
     "softcap": lambda n: mk.attention(K, KV, 0, softcap=n),
     "theta": lambda n: mk.rope(K, 0, theta=n),
+    "dims": lambda n: mk.rope(K, 0, dims=n),
     "count": lambda n: mk.heads(V8, n),
 }
 

@@ -1,7 +1,7 @@
 """Values as heads: what lies between a projection and attention, evaluated for the heads of one sequence that one item needs.
 
-A piece is a pair of halves (lo, hi), each [heads, head_dim / 2]: rotary embedding mixes the halves, a norm over head_dim sums both, and
-everything else is elementwise on each.
+A piece is a pair of halves (lo, hi), each [heads, head_dim / 2]: rotary embedding mixes the halves, or other pairs of features by way of shared
+memory, a norm over head_dim sums both, and everything else is elementwise on each.
 """
 
 import dataclasses
@@ -18,6 +18,8 @@ from mkdsl.lower._machine import Machine, Request, spread
 from mkdsl.lower._types import Index, Layout, Ref, Value
 from mkdsl.lower.evaluate._evaluator import COMBINE, GIVEN, Evaluator, PerRow, as_bool, filled, repeated
 from mkdsl.lower.mosaic._layouts import grid
+from mkdsl.lower.mosaic._partners import partners
+from mkdsl.ops import Rope
 
 
 class Halves(NamedTuple):
@@ -34,7 +36,7 @@ class Heads(Evaluator):
     sequence: Index = 0
     first: Index = 0
     count: int = 1
-    tables: dict[int, tuple[jax.Array, jax.Array]] = dataclasses.field(default_factory=dict)
+    tables: dict[int, list[list[jax.Array]]] = dataclasses.field(default_factory=dict)
 
     @property
     def half(self) -> int:
@@ -108,20 +110,32 @@ class Heads(Evaluator):
             if node.id not in self.m.graph.tensor_of and node.kind != "given":
                 stack.extend(node.inputs)
 
-    def _rotation(self, node: Node) -> tuple[jax.Array, jax.Array]:
-        """(cos, sin) of this sequence's position."""
+    def _rotation(self, node: Node) -> list[list[jax.Array]]:
+        """Cosines and sines of this sequence's position, of the pairs of halves, or of both halves' features."""
         graph, table, row = self.m.graph, self.m.refs[f"rope{node.id}"], self.sequence
         if graph.has_table(node):
             row = jnp.clip(self.m.refs["pos"][self.sequence], 0, graph.table_length - 1)
-        return self._table(table, (row, 0)), self._table(table, (row, 1))
+        halves = range(1 if node.op.by_halves(self.phase.head_dim) else 2)
+        return [[self._table(table, (row, which), h) for h in halves] for which in range(2)]
 
     def _rope(self, node: Node) -> Halves:
-        lo, hi = self.evaluate(node.inputs[0])
-        cos, sin = self.tables[node.id]
-        return Halves(lo * cos - hi * sin, hi * cos + lo * sin)
+        x, (cos, sin) = self.evaluate(node.inputs[0]), self.tables[node.id]
+        if node.op.by_halves(self.phase.head_dim):
+            (lo, hi), (cos,), (sin,) = x, cos, sin
+            return Halves(lo * cos - hi * sin, hi * cos + lo * sin)
+        return Halves(*(a * c + b * s for a, b, c, s in zip(x, self._partners(node.op, x), cos, sin, strict=True)))
 
-    def _table(self, table: Ref, lead: tuple[Any, ...]) -> jax.Array:
-        row = self.m.load(Request(table, lead, None, (pl.ds(0, self.half),), self.layout.reduce(0)))
+    def _partners(self, op: Rope, x: Halves) -> Sequence[jax.Array]:
+        """What each feature is rotated against, 0 for those that pass."""
+        if op.dims == self.phase.head_dim and not op.interleaved:
+            return x[::-1]
+        if self.m.interpret:
+            return jnp.split(op.partners(jnp.concatenate(x, axis=1)), 2, axis=1)
+        scratch = self.m.refs[f"out.{self.phase.name}"]  # nothing is kept there yet
+        return partners(x, scratch, dims=op.dims, interleaved=op.interleaved, layout=self.layout)
+
+    def _table(self, table: Ref, lead: tuple[Any, ...], half: int) -> jax.Array:
+        row = self.m.load(Request(table, lead, None, (pl.ds(half * self.half, self.half),), self.layout.reduce(0)))
         return spread(row, self.shape, 1, self.layout)
 
     def _reduce(self, node: Node) -> PerRow:
