@@ -143,7 +143,8 @@ class Fuser:
         self._add(phase, Code(resident, stats, tuple((folds, tuple(id for id in ids for _ in written[id])) for folds, ids in parts)))
 
     def _aligned(self, folds: list[int]) -> int:
-        return math.gcd(8, *(self.node(f).width for f in folds))
+        rows = [self.node(self.node(f).inputs[0]).rows for f in folds]
+        return math.gcd(8, *(n for r in rows for n in (r.first, r.whole)))
 
     def _separable(self, resident: int, stats: tuple[int, ...]) -> bool:
         wide = all(self.node(self.node(r).inputs[0]).width == self.node(resident).width for r in stats)

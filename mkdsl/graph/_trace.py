@@ -2,6 +2,7 @@
 
 import functools
 import inspect
+import itertools
 from collections.abc import Callable, Sequence
 from typing import Any
 
@@ -14,6 +15,7 @@ from jax.extend.core import ClosedJaxpr, Literal
 from jax.interpreters.partial_eval import dce_jaxpr
 
 from mkdsl.graph._elementwise import IDENTITIES, KNOWN, composed
+from mkdsl.graph._rows import drop_the_whole, slices
 from mkdsl.graph._types import Leaf, Node, UnsupportedError
 from mkdsl.ops import Append, AppendToPage, Argmax, Attention, Embed, Fold, Operator, Rope, operator_p
 
@@ -24,6 +26,10 @@ CALLS = frozenset(("jit", "custom_jvp_call", "custom_vjp_call", "remat2"))  # re
 KINDS: dict[type[Operator], str] = {
     Fold: "fold", Attention: "attention", Append: "append", AppendToPage: "append", Rope: "rope", Embed: "embed", Argmax: "argmax",
 }  # fmt: skip
+SLICE = (
+    "a slice takes neighbouring rows of a projection, of its heads or, in the layer that uses it, of a weight; take other features with mk.linear "
+    "and rows of an identity in params"
+)
 REMEDIES = {
     "dot_general": "multiply by weights with mk.linear, or stream them with mk.fold",
     "scan": "write layers with mk.layers: one activation carried, weights and cache scanned",
@@ -32,7 +38,8 @@ REMEDIES = {
     "gather": "look rows up with mk.embed; stack per-layer weights and use mk.layers",
     "dynamic_slice": "stack per-layer weights on a leading axis and use mk.layers",
     "concatenate": "project with separate weights and keep the parts apart",
-    "slice": "project with separate weights instead of slicing one projection",
+    "slice": SLICE,
+    "split": SLICE,
     "cum": "a running sum is mk.linear with a triangular matrix of ones in params; others are an mk.fold of such a matrix",
     "sort": "sample outside the decode step, from its logits",
     "top_k": "sample outside the decode step, from its logits",
@@ -66,13 +73,15 @@ class Tracer:
         self.carries: list[tuple[int, int, int]] = []  # (carry node, initial node, final node)
         self.replaced: dict[int, int] = {}  # by rewrites: node -> the node that stands for its value now
         self.known: set[int] = set()  # what is known before the kernel starts
+        self.rows: dict[tuple[int, int, int], int | None] = {}  # of (node, first, count): the node of so many of its rows
+        self.ids = itertools.count()
 
     @property
     def segment(self) -> int:
         return len(self.repeats) - 1
 
     def add(self, kind: str, aval: Any, inputs: Sequence[int] = (), op: Any = None, where: str = "", segment: int | None = None) -> int:
-        id = self.dag.number_of_nodes()
+        id = next(self.ids)
         segment = self.segment if segment is None else segment
         node = Node(id, kind, tuple(aval.shape), str(aval.dtype), tuple(inputs), op, where or self.where, segment)
         self.dag.add_node(id, node=node)
@@ -127,6 +136,8 @@ class Tracer:
         if self.is_given(eqn, inputs):
             which = [(i,) for i in range(len(eqn.outvars))] if eqn.primitive.multiple_results else [()]
             return [self.add("given", v.aval, inputs, (eqn.primitive, params, *w), where) for v, w in zip(eqn.outvars, which, strict=True)]
+        if found := slices(self, eqn, inputs):
+            return found
         if name == "scan":
             return self.scan(eqn, inputs, where)
         shapes = ", ".join(f"{self.node(i).dtype}{list(self.node(i).shape)}" for i in inputs)
@@ -209,7 +220,7 @@ class Tracer:
 
     def slice_of(self, stacked: int, aval: Any, where: str) -> int:
         node = self.node(stacked)
-        if node.kind not in ("param", "cache"):
+        if node.kind not in ("param", "cache") or node.op.rows is not None:
             raise UnsupportedError(f"{where}: the layers scan over a computed {node.kind}; scan over params and kv as they came in")
         leaf: Leaf = node.op
         return self.add(node.kind, aval, op=Leaf(leaf.path, leaf.index, True), where=where)
@@ -256,7 +267,9 @@ def trace(f: Callable[..., Any], params: Any, kv: Any, token: Any, pos: Any) -> 
     ids += [tracer.add("token", token), tracer.add("pos", pos)]
     env = dict(zip(jaxpr.invars, ids, strict=True))
     env |= {v: tracer.constant(v.aval, c) for v, c in zip(jaxpr.constvars, closed.consts, strict=True)}
-    return tracer, tracer.walk(jaxpr, env), jax.tree.structure(out_shape)
+    outputs = tracer.walk(jaxpr, env)
+    drop_the_whole(tracer, outputs)
+    return tracer, outputs, jax.tree.structure(out_shape)
 
 
 def _place(f: Callable[..., Any]) -> str:
