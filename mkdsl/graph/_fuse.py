@@ -11,10 +11,10 @@ from collections.abc import Iterable, Sequence
 import networkx as nx
 
 from mkdsl.graph._phases import AttentionPhase, FoldPhase, MapPhase, Part, Phase, Tensor, tiled
+from mkdsl.graph._trace import ROWWISE
 from mkdsl.graph._types import Code, DecodeStep, Node, UnsupportedError, depth, head_dims
 from mkdsl.ops import LINEAR
 
-ROWWISE = frozenset(("map", "broadcast", "reshape"))
 EXACT = ("float32", "bfloat16", "float16", "bool")  # what a float32 holds: outputs cross as that
 GIVEN = frozenset(("param", "cache", "literal", "token", "pos", "given"))
 

@@ -76,7 +76,7 @@ def _of_first(tracer: "Tracer", node: Node, first: int, count: int) -> Inputs:
 
 
 def _of_map(tracer: "Tracer", node: Node, first: int, count: int) -> Inputs:
-    return [rows(tracer, i, first, count) if tracer.node(i).shape else i for i in node.inputs]
+    return [rows(tracer, i, first, count) if tracer.node(i).shape[:1] == node.shape[:1] else i for i in node.inputs]
 
 
 def _of_reshape(tracer: "Tracer", node: Node, first: int, count: int) -> Inputs:

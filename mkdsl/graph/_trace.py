@@ -21,7 +21,8 @@ from mkdsl.ops import Append, AppendToPage, Argmax, Attention, Embed, Fold, Oper
 
 REDUCTIONS = frozenset(("reduce_sum", "reduce_max", "reduce_min"))
 SOURCES = frozenset(("token", "pos", "given"))
-PURE = frozenset(("map", "reshape", "broadcast", "reduce"))
+ROWWISE = frozenset(("map", "broadcast", "reshape"))
+PURE = ROWWISE | {"reduce"}
 CALLS = frozenset(("jit", "custom_jvp_call", "custom_vjp_call", "remat2"))  # remat2 is jax.checkpoint
 KINDS: dict[type[Operator], str] = {
     Fold: "fold", Attention: "attention", Append: "append", AppendToPage: "append", Rope: "rope", Embed: "embed", Argmax: "argmax",
@@ -73,6 +74,7 @@ class Tracer:
         self.carries: list[tuple[int, int, int]] = []  # (carry node, initial node, final node)
         self.replaced: dict[int, int] = {}  # by rewrites: node -> the node that stands for its value now
         self.known: set[int] = set()  # what is known before the kernel starts
+        self.features: set[int] = set()  # vectors of one feature, of a weight of one row; a number of each token is none
         self.rows: dict[tuple[int, int, int], int | None] = {}  # of (node, first, count): the node of so many of its rows
         self.ids = itertools.count()
 
@@ -88,6 +90,8 @@ class Tracer:
         self.dag.add_edges_from((i, id) for i in inputs)
         if kind in SOURCES or _is_number(node) or (kind in PURE and self.are_known(inputs)):
             self.known.add(id)
+        if node.is_scalar and (kind == "fold" or (kind in ROWWISE and not self.features.isdisjoint(inputs))):
+            self.features.add(id)
         return id
 
     def are_known(self, ids: Sequence[int]) -> bool:
@@ -178,6 +182,9 @@ class Tracer:
         (out,), first = outs, self.node(inputs[0])
         if name == "convert_element_type" and first.dtype == str(out.dtype) and first.shape == tuple(out.shape):
             return inputs[0]
+        spreads = name == "broadcast_in_dim" and _is_feature_broadcast(first.shape, out.shape, params["broadcast_dimensions"])
+        if name in KNOWN or spreads or not out.shape:
+            inputs = [self.as_number(self.node(i), out, where) for i in inputs]
         if name in KNOWN:
             return self.add("map", out, inputs, (eqn.primitive, params), where)
         if name in REDUCTIONS and tuple(params["axes"]) == (len(first.shape) - 1,):
@@ -185,9 +192,16 @@ class Tracer:
         if name in ("reshape", "squeeze", "expand_dims", "broadcast_in_dim"):
             if first.width == out.size:
                 return self.add("reshape", out, inputs, None, where)
-            if name == "broadcast_in_dim" and _is_feature_broadcast(first.shape, out.shape, params["broadcast_dimensions"]):
+            if spreads:
                 return self.add("broadcast", out, inputs, None, where)
         return None
+
+    def as_number(self, node: Node, out: Any, where: str) -> int:
+        """The node of a value that meets others: of one feature that meets many, or none, the number that it is, as any worker knows who reads it."""
+        if node.id not in self.features or (out.size == 1 and out.shape):
+            return node.id
+        flat = self.add("reshape", jax.ShapeDtypeStruct((1,), node.dtype), [node.id], None, where)
+        return self.add("reduce", jax.ShapeDtypeStruct((), node.dtype), [flat], "reduce_sum", where)
 
     def scan(self, eqn: Any, inputs: list[int], where: str) -> list[int]:
         """Layers: consts and one iteration's slices in, carries become a segment of their own."""

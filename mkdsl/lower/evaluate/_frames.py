@@ -235,9 +235,7 @@ class Cell(Frame):
             return PerRow(as_bool(node, self.m.refs[node.op.parameter][self.m.layer(node.op, self.iteration)]))
         if node.id not in self.weights:
             lead = (self.m.layer(node.op, self.iteration),)
-            self.weights[node.id] = self.stack(
-                [self.m.load(r) for r in self._rows(self.m.refs[node.op.parameter], lead, self.split_k)]
-            )
+            self.weights[node.id] = self.stack([self.m.load(r) for r in self._rows(self.m.refs[node.op.parameter], lead, self.split_k)])
         return as_bool(node, self.weights[node.id])
 
     def given(self, node: Node) -> jax.Array:
