@@ -41,7 +41,8 @@ def rows(tracer: "Tracer", id: int, first: int, count: int) -> int | None:
     if (first, count) == (0, node.shape[0]):
         return id
     if (id, first, count) not in tracer.rows:
-        tracer.rows[id, first, count] = _rows(tracer, node, first, count)
+        tracer.rows[id, first, count] = found = _rows(tracer, node, first, count)
+        tracer.spare |= {id, found} - {None}
     return tracer.rows[id, first, count]
 
 
@@ -61,13 +62,12 @@ def _rows(tracer: "Tracer", node: Node, first: int, count: int) -> int | None:
 
 
 def _of_leaf(node: Node, first: int, count: int) -> Leaf | None:
-    leaf: Leaf = node.op
+    """What is left of a weight or a vector; None of a stack of them, whose rows have another axis."""
     if len(node.shape) > 2:
         return None
-    all = leaf.rows or Rows(0, node.shape[0], node.shape[0])
-    path = leaf.path.removesuffix(str(all))
-    found = Rows(all.first + first, count, all.whole)
-    return Leaf(f"{path}{found}", leaf.index, leaf.stacked, found)
+    leaf, rows = node.op, node.rows
+    found = Rows(rows.first + first, count, rows.whole)
+    return Leaf(f"{leaf.path.removesuffix(str(rows))}{found}", leaf.index, leaf.stacked, found)
 
 
 def _of_first(tracer: "Tracer", node: Node, first: int, count: int) -> Inputs:
@@ -100,10 +100,18 @@ RULES: dict[str, Callable[["Tracer", Node, int, int], Inputs]] = {
 }  # fmt: skip
 
 
-def drop_the_whole(tracer: "Tracer", outputs: Sequence[int]) -> None:
-    """Removes what nobody uses now that its rows are computed instead."""
+def as_number(tracer: "Tracer", node: Node, out: Any, where: str) -> int:
+    """The node of a value that meets others: of one feature that meets many, or none, the number that it is, which any worker can know."""
+    if node.id not in tracer.features or (out.size == 1 and out.shape):
+        return node.id
+    flat = tracer.add("reshape", jax.ShapeDtypeStruct((1,), node.dtype), [node.id], None, where)
+    return tracer.add("reduce", jax.ShapeDtypeStruct((), node.dtype), [flat], "reduce_sum", where)
+
+
+def drop_spare(tracer: "Tracer", outputs: Sequence[int]) -> None:
+    """Removes what nobody uses, such as a projection whose rows are computed instead."""
     kept = {*outputs, *tracer.known, *(id for carry in tracer.carries for id in carry)}
-    stack = [id for (whole, _, _), part in tracer.rows.items() for id in (whole, part) if id is not None]
+    stack = list(tracer.spare)
     while stack:
         id = stack.pop()
         if id in tracer.dag and id not in kept and tracer.node(id).kind in RULES and not tracer.dag.succ[id]:

@@ -15,7 +15,7 @@ from jax.extend.core import ClosedJaxpr, Literal
 from jax.interpreters.partial_eval import dce_jaxpr
 
 from mkdsl.graph._elementwise import IDENTITIES, KNOWN, composed
-from mkdsl.graph._rows import drop_the_whole, slices
+from mkdsl.graph._rows import as_number, drop_spare, slices
 from mkdsl.graph._types import Leaf, Node, UnsupportedError
 from mkdsl.ops import Append, AppendToPage, Argmax, Attention, Embed, Fold, Operator, Rope, operator_p
 
@@ -76,6 +76,7 @@ class Tracer:
         self.known: set[int] = set()  # what is known before the kernel starts
         self.features: set[int] = set()  # vectors of one feature, of a weight of one row; a number of each token is none
         self.rows: dict[tuple[int, int, int], int | None] = {}  # of (node, first, count): the node of so many of its rows
+        self.spare: set[int] = set()  # nodes that may have no users, as these use others
         self.ids = itertools.count()
 
     @property
@@ -184,24 +185,20 @@ class Tracer:
             return inputs[0]
         spreads = name == "broadcast_in_dim" and _is_feature_broadcast(first.shape, out.shape, params["broadcast_dimensions"])
         if name in KNOWN or spreads or not out.shape:
-            inputs = [self.as_number(self.node(i), out, where) for i in inputs]
+            inputs = [as_number(self, self.node(i), out, where) for i in inputs]
         if name in KNOWN:
             return self.add("map", out, inputs, (eqn.primitive, params), where)
         if name in REDUCTIONS and tuple(params["axes"]) == (len(first.shape) - 1,):
             return self.add("reduce", out, inputs, name, where)
         if name in ("reshape", "squeeze", "expand_dims", "broadcast_in_dim"):
+            if first.kind == "reshape" and self.node(first.inputs[0]).shape == tuple(out.shape):  # there and back
+                self.spare.add(first.id)
+                return first.inputs[0]
             if first.width == out.size:
                 return self.add("reshape", out, inputs, None, where)
             if spreads:
                 return self.add("broadcast", out, inputs, None, where)
         return None
-
-    def as_number(self, node: Node, out: Any, where: str) -> int:
-        """The node of a value that meets others: of one feature that meets many, or none, the number that it is, as any worker knows who reads it."""
-        if node.id not in self.features or (out.size == 1 and out.shape):
-            return node.id
-        flat = self.add("reshape", jax.ShapeDtypeStruct((1,), node.dtype), [node.id], None, where)
-        return self.add("reduce", jax.ShapeDtypeStruct((), node.dtype), [flat], "reduce_sum", where)
 
     def scan(self, eqn: Any, inputs: list[int], where: str) -> list[int]:
         """Layers: consts and one iteration's slices in, carries become a segment of their own."""
@@ -282,7 +279,7 @@ def trace(f: Callable[..., Any], params: Any, kv: Any, token: Any, pos: Any) -> 
     env = dict(zip(jaxpr.invars, ids, strict=True))
     env |= {v: tracer.constant(v.aval, c) for v, c in zip(jaxpr.constvars, closed.consts, strict=True)}
     outputs = tracer.walk(jaxpr, env)
-    drop_the_whole(tracer, outputs)
+    drop_spare(tracer, outputs)
     return tracer, outputs, jax.tree.structure(out_shape)
 
 
