@@ -81,9 +81,7 @@ def _load_tiles(
         weight = m.graph.node(m.graph.node(fold).inputs[0])
         rows = tile.handed(weight)
         top = m.layer(weight.op, iteration) * rows.whole + rows.first + first * tile.rows
-        behind = (
-            rows.first - rows.whole - (-rows.count // tile.rows) * tile.rows > 0
-        )  # the last tile of the last layer reaches behind the array
+        behind = rows.first + phase.parts[part].rows > rows.whole  # the last tiles of the last layer reach behind the array
 
         def half(k: Index, i: Index, fold: int = fold, top: Index = top, behind: bool = behind) -> Index:
             h, u = lax.rem(k, 2), lax.div(k, 2)
