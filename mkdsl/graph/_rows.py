@@ -36,8 +36,10 @@ def _ranges(eqn: Any) -> list[tuple[int, int]]:
 
 
 def rows(tracer: "Tracer", id: int, first: int, count: int) -> int | None:
-    """The node of rows [first, first + count) of a value, along its first axis; None if it has none."""
+    """The node of rows [first, first + count) of a value, along its first axis; None if it has none, or there are none."""
     node = tracer.node(id)
+    if not count:
+        return None
     if (first, count) == (0, node.shape[0]):
         return id
     if (id, first, count) not in tracer.rows:

@@ -190,6 +190,7 @@ def test_one_feature_that_meets_a_vector_is_a_number(f):
 
 REFUSED = {
     "the residual stream": lambda p, x, pos: x[:64],
+    "no rows": lambda p, x, pos: jnp.concatenate([mk.linear(p["qkv"], x)[:0], x]),
     "every other row": lambda p, x, pos: mk.linear(p["odd"], x)[::2],
     "features of heads": lambda p, x, pos: mk.heads(mk.linear(p["qkv"], x), 4)[:, :32].reshape(-1),
     "columns of a weight": lambda p, x, pos: mk.linear(p["layers"]["wd"][0][:, :128], x),
