@@ -24,6 +24,9 @@ PARAMS = {
     "w": leaf(192, 128),
     "wq": leaf(128, 128),
     "wo": leaf(192, 128),
+    "bias": leaf(192),
+    "down": leaf(4, 128),
+    "up": leaf(192, 4),
     "temperature": leaf(),
     "scale": leaf(64),
 }
@@ -90,7 +93,13 @@ def test_the_operators_are_all_there():
     "expression",
     [
         e
-        for heading in ("Elementwise code", "Numbers that are known before the kernel starts", "Rotary embedding", "What a step returns")
+        for heading in (
+            "Elementwise code",
+            "Several projections in one weight",
+            "Numbers that are known before the kernel starts",
+            "Rotary embedding",
+            "What a step returns",
+        )
         for row in rows(heading)
         for e in code(row[0])
     ],

@@ -10,10 +10,10 @@ from collections.abc import Iterable, Sequence
 
 from mkdsl.graph import _networkx as nx
 from mkdsl.graph._phases import AttentionPhase, FoldPhase, MapPhase, Part, Phase, Tensor, tiled
+from mkdsl.graph._trace import ROWWISE
 from mkdsl.graph._types import Code, DecodeStep, Node, UnsupportedError, depth, head_dims
 from mkdsl.ops import LINEAR
 
-ROWWISE = frozenset(("map", "broadcast", "reshape"))
 EXACT = ("float32", "bfloat16", "float16", "bool")  # what a float32 holds: outputs cross as that
 GIVEN = frozenset(("param", "cache", "literal", "token", "pos", "given"))
 
@@ -142,7 +142,8 @@ class Fuser:
         self._add(phase, Code(resident, stats, tuple((folds, tuple(id for id in ids for _ in written[id])) for folds, ids in parts)))
 
     def _aligned(self, folds: list[int]) -> int:
-        return math.gcd(8, *(self.node(f).width for f in folds))
+        rows = [self.node(self.node(f).inputs[0]).rows for f in folds]
+        return math.gcd(8, *(n for r in rows for n in (r.first, r.whole)))
 
     def _separable(self, resident: int, stats: tuple[int, ...]) -> bool:
         wide = all(self.node(self.node(r).inputs[0]).width == self.node(resident).width for r in stats)

@@ -46,7 +46,7 @@ def given_value(graph: OpGraph, id: int, params: Sequence[jax.Array], token: jax
         if node.kind == "literal":
             return jnp.broadcast_to(jnp.asarray(node.op), node.shape)
         if isinstance(node.op, Leaf):
-            return params[node.op.index].reshape(node.shape)
+            return node.op.of(params).reshape(node.shape)
         inputs = [value(i) for i in node.inputs]
         if node.op is None:  # a reshape or a broadcast
             return inputs[0].reshape(node.shape) if inputs[0].size == node.width else jnp.broadcast_to(inputs[0], node.shape)

@@ -88,7 +88,7 @@ class FoldPhase(Phase):
     """Weights [rows, k] streamed past a resident [k].
 
     k: in whole tiles, of which the weights fill the rest with zeros; of a fold that is not `parallel` as it is.
-    aligned: the power of two, at most 8, of which all its weights' numbers of rows are multiples.
+    aligned: the power of two, at most 8, of which all its weights' numbers of rows are multiples, and where in an array they begin.
     dtype: of the weights. parallel: made of `mk.dot` alone, so that a tile may be cut along k; other folds take whole rows.
     separable: nothing that the prologue stages or reduces waits for another reduction, and all of it is k wide, so that several workers can
       stage some columns each.

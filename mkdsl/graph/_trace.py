@@ -2,6 +2,7 @@
 
 import functools
 import inspect
+import itertools
 from collections.abc import Callable, Sequence
 from typing import Any
 
@@ -16,16 +17,22 @@ from jax.interpreters.partial_eval import dce_jaxpr
 from mkdsl.graph import _networkx as nx
 from mkdsl.graph._by_hand import Pieces
 from mkdsl.graph._elementwise import IDENTITIES, KNOWN, composed
+from mkdsl.graph._rows import as_number, drop_spare, slices
 from mkdsl.graph._types import Leaf, Node, UnsupportedError
 from mkdsl.ops import Append, AppendToPage, Argmax, Attention, Embed, Fold, Operator, Rope, operator_p
 
 REDUCTIONS = frozenset(("reduce_sum", "reduce_max", "reduce_min"))
 SOURCES = frozenset(("token", "pos", "given"))
-PURE = frozenset(("map", "reshape", "broadcast", "reduce"))
+ROWWISE = frozenset(("map", "broadcast", "reshape"))
+PURE = ROWWISE | {"reduce"}
 CALLS = frozenset(("jit", "custom_jvp_call", "custom_vjp_call", "remat2"))  # remat2 is jax.checkpoint
 KINDS: dict[type[Operator], str] = {
     Fold: "fold", Attention: "attention", Append: "append", AppendToPage: "append", Rope: "rope", Embed: "embed", Argmax: "argmax",
 }  # fmt: skip
+SLICE = (
+    "a slice takes neighbouring rows of a projection, of its heads or, in the layer that uses it, of a weight; take other features with mk.linear "
+    "and rows of an identity in params"
+)
 REMEDIES = {
     "dot_general": "multiply by weights with mk.linear, or stream them with mk.fold",
     "scan": "write layers with mk.layers: one activation carried, weights and cache scanned",
@@ -34,7 +41,8 @@ REMEDIES = {
     "gather": "look rows up with mk.embed; stack per-layer weights and use mk.layers",
     "dynamic_slice": "stack per-layer weights on a leading axis and use mk.layers",
     "concatenate": "project with separate weights and keep the parts apart",
-    "slice": "project with separate weights instead of slicing one projection",
+    "slice": SLICE,
+    "split": SLICE,
     "cum": "a running sum is mk.linear with a triangular matrix of ones in params; others are an mk.fold of such a matrix",
     "sort": "sample outside the decode step, from its logits",
     "top_k": "sample outside the decode step, from its logits",
@@ -69,19 +77,25 @@ class Tracer:
         self.replaced: dict[int, int] = {}  # by rewrites: node -> the node that stands for its value now
         self.known: set[int] = set()  # what is known before the kernel starts
         self.pieces = Pieces(self)  # of rotations, as negative numbers where nodes are expected
+        self.features: set[int] = set()  # vectors of one feature, of a weight of one row; a number of each token is none
+        self.rows: dict[tuple[int, int, int], int | None] = {}  # of (node, first, count): the node of so many of its rows
+        self.spare: set[int] = set()  # nodes that may have no users, as these use others
+        self.ids = itertools.count()
 
     @property
     def segment(self) -> int:
         return len(self.repeats) - 1
 
     def add(self, kind: str, aval: Any, inputs: Sequence[int] = (), op: Any = None, where: str = "", segment: int | None = None) -> int:
-        id = self.dag.number_of_nodes()
+        id = next(self.ids)
         segment = self.segment if segment is None else segment
         node = Node(id, kind, tuple(aval.shape), str(aval.dtype), tuple(inputs), op, where or self.where, segment)
         self.dag.add_node(id, node=node)
         self.dag.add_edges_from((i, id) for i in inputs)
         if kind in SOURCES or _is_number(node) or (kind in PURE and self.are_known(inputs)):
             self.known.add(id)
+        if node.is_scalar and (kind == "fold" or (kind in ROWWISE and not self.features.isdisjoint(inputs))):
+            self.features.add(id)
         return id
 
     def are_known(self, ids: Sequence[int]) -> bool:
@@ -133,6 +147,8 @@ class Tracer:
         if self.is_given(eqn, inputs):
             which = [(i,) for i in range(len(eqn.outvars))] if eqn.primitive.multiple_results else [()]
             return [self.add("given", v.aval, inputs, (eqn.primitive, params, *w), where) for v, w in zip(eqn.outvars, which, strict=True)]
+        if found := slices(self, eqn, inputs):
+            return found
         if name == "scan":
             return self.scan(eqn, inputs, where)
         raise UnsupportedError(self.refusal(eqn, where))
@@ -180,14 +196,20 @@ class Tracer:
         (out,), first = outs, self.node(inputs[0])
         if name == "convert_element_type" and first.dtype == str(out.dtype) and first.shape == tuple(out.shape):
             return inputs[0]
+        spreads = name == "broadcast_in_dim" and _is_feature_broadcast(first.shape, out.shape, params["broadcast_dimensions"])
+        if name in KNOWN or spreads or not out.shape:
+            inputs = [as_number(self, self.node(i), out, where) for i in inputs]
         if name in KNOWN:
             return self.add("map", out, inputs, (eqn.primitive, params), where)
         if name in REDUCTIONS and tuple(params["axes"]) == (len(first.shape) - 1,):
             return self.add("reduce", out, inputs, name, where)
         if name in ("reshape", "squeeze", "expand_dims", "broadcast_in_dim"):
+            if first.kind == "reshape" and self.node(first.inputs[0]).shape == tuple(out.shape):  # there and back
+                self.spare.add(first.id)
+                return first.inputs[0]
             if first.width == out.size:
                 return self.add("reshape", out, inputs, None, where)
-            if name == "broadcast_in_dim" and _is_feature_broadcast(first.shape, out.shape, params["broadcast_dimensions"]):
+            if spreads:
                 return self.add("broadcast", out, inputs, None, where)
         return None
 
@@ -222,7 +244,7 @@ class Tracer:
 
     def slice_of(self, stacked: int, aval: Any, where: str) -> int:
         node = self.node(stacked)
-        if node.kind not in ("param", "cache"):
+        if node.kind not in ("param", "cache") or node.op.rows is not None:
             raise UnsupportedError(f"{where}: the layers scan over a computed {node.kind}; scan over params and kv as they came in")
         leaf: Leaf = node.op
         return self.add(node.kind, aval, op=Leaf(leaf.path, leaf.index, True), where=where)
@@ -269,7 +291,9 @@ def trace(f: Callable[..., Any], params: Any, kv: Any, token: Any, pos: Any) -> 
     ids += [tracer.add("token", token), tracer.add("pos", pos)]
     env = dict(zip(jaxpr.invars, ids, strict=True))
     env |= {v: tracer.constant(v.aval, c) for v, c in zip(jaxpr.constvars, closed.consts, strict=True)}
-    return tracer, list(map(tracer.pieces.settled, tracer.walk(jaxpr, env))), jax.tree.structure(out_shape)
+    outputs = list(map(tracer.pieces.settled, tracer.walk(jaxpr, env)))
+    drop_spare(tracer, outputs)
+    return tracer, outputs, jax.tree.structure(out_shape)
 
 
 def _place(f: Callable[..., Any]) -> str:

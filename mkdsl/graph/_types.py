@@ -16,12 +16,39 @@ class UnsupportedError(TypeError):
 
 
 @dataclasses.dataclass(frozen=True)
+class Rows:
+    """Rows [first, first + count) of an array that has `whole` of them, in each layer."""
+
+    first: int
+    count: int
+    whole: int
+
+    def __str__(self) -> str:
+        return f"[{self.first}:{self.first + self.count}]"
+
+
+@dataclasses.dataclass(frozen=True)
 class Leaf:
-    """A weight or cache array where the caller keeps it: leaf `index` of the flattened params (or kv); `stacked` over layers or not."""
+    """A weight or cache array where the caller keeps it: leaf `index` of the flattened params (or kv); `stacked` over layers or not. rows: those
+    that are meant, along the first axis behind that of layers; None: all."""
 
     path: str
     index: int
     stacked: bool
+    rows: Rows | None = None
+
+    def of(self, leaves: Sequence[Any]) -> Any:
+        """What is meant of the flattened arrays, all layers of it."""
+        array = leaves[self.index]
+        if self.rows is None:
+            return array
+        meant = slice(self.rows.first, self.rows.first + self.rows.count)
+        return array[:, meant] if self.stacked else array[meant]
+
+    @property
+    def parameter(self) -> str:
+        """The operand of a kernel that holds it, where it is no streamed weight."""
+        return f"param{self.index}{self.rows or ''}"
 
 
 @dataclasses.dataclass(frozen=True)
@@ -49,6 +76,11 @@ class Node:
         for d in self.shape:
             n *= d
         return n
+
+    @property
+    def rows(self) -> Rows:
+        """Of a weight: those that are meant."""
+        return self.op.rows or Rows(0, self.shape[0], self.shape[0])
 
     @property
     def is_scalar(self) -> bool:

@@ -111,8 +111,12 @@ def _check_address(graph: OpGraph, id: int) -> None:
                 f"{node.where}: mk.{node.kind} at a computed {at.dtype}{list(at.shape)} ({at.kind}); an address is an int32 expression of the "
                 "token, `pos`, constants and parameters that are numbers"
             )
-    if node.kind == "embed" and (graph.node(node.inputs[0]).kind != "param" or graph.node(node.inputs[0]).op.stacked):
-        raise UnsupportedError(f"{node.where}: mk.embed looks up rows of a leaf of params that is not stacked over layers")
+    if node.kind == "embed" and not _is_table(graph.node(node.inputs[0])):
+        raise UnsupportedError(f"{node.where}: mk.embed looks up rows of a leaf of params that is not stacked over layers, nor sliced")
+
+
+def _is_table(node: Node) -> bool:
+    return node.kind == "param" and not node.op.stacked and node.op.rows is None
 
 
 def _check_fold(graph: OpGraph, phase: FoldPhase) -> None:

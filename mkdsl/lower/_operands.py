@@ -9,7 +9,7 @@ import jax.numpy as jnp
 import numpy as np
 from jax import lax
 
-from mkdsl.graph import AttentionPhase, FoldPhase, Node, OpGraph, Tensor, given_value
+from mkdsl.graph import AttentionPhase, FoldPhase, Leaf, Node, OpGraph, Tensor, given_value
 from mkdsl.lower._machine import i32
 from mkdsl.lower._tile import Tile
 from mkdsl.lower._waits import first_note
@@ -93,10 +93,11 @@ def _weights(graph: OpGraph, schedule: Schedule) -> list[Operand]:
         tile = Tile.of(phase, plan, schedule.padded_batch)
         shape = (-1, tile.k) if tile.split_k == 1 else (-1, tile.split_k, tile.k // tile.split_k)
         for fold in (f for folds, _ in graph.code[phase.name].parts for f in folds):
-            leaf = graph.node(graph.node(fold).inputs[0]).op
+            weight = graph.node(graph.node(fold).inputs[0])
 
-            def build(a: Inputs, i: int = leaf.index, tile: Tile = tile, shape: tuple[int, ...] = shape) -> jax.Array:
-                return _in_multiples(a.params[i], tile.block_rows, tile.k).reshape(shape)
+            def build(a: Inputs, weight: Node = weight, tile: Tile = tile, shape: tuple[int, ...] = shape) -> jax.Array:
+                array = a.params[weight.op.index] if tile.handed(weight) == weight.rows else weight.op.of(a.params)
+                return _in_multiples(array, tile.block_rows, tile.k).reshape(shape)
 
             out.append(Operand(f"weight{fold}", build))
     return out
@@ -120,11 +121,11 @@ def _small(graph: OpGraph) -> list[Operand]:
         width = 1 if node.is_scalar else graph.tiled(node.shape[-1] if table else node.width)
 
         def build(
-            a: Inputs, i: int = node.op.index, shape: tuple[int, ...] | None = None if table else shape, width: int = width
+            a: Inputs, leaf: Leaf = node.op, shape: tuple[int, ...] | None = None if table else shape, width: int = width
         ) -> jax.Array:
-            return _in_multiples(_shaped(a.params[i], shape), width)
+            return _in_multiples(_shaped(leaf.of(a.params), shape), width)
 
-        out.append(Operand(f"param{node.op.index}", build))
+        out.append(Operand(node.op.parameter, build))
     return out
 
 

@@ -6,7 +6,7 @@ import math
 import jax.experimental.pallas.mosaic_gpu as plgpu
 import jax.numpy as jnp
 
-from mkdsl.graph import FoldPhase
+from mkdsl.graph import FoldPhase, Node, Rows
 from mkdsl.lower._types import Buffer
 from mkdsl.schedule import FoldPlan
 
@@ -45,6 +45,13 @@ class Tile:
     def block_rows(self) -> int:
         """Rows of a weight in one swizzled block, which is 8 pieces of rows high."""
         return 8 // self.split_k
+
+    def handed(self, weight: Node) -> Rows:
+        """A weight's rows in what the kernel is handed: in the array as it is, or in a copy of them with zeros behind the last."""
+        rows, k = weight.rows, weight.shape[1]
+        if k % self.k == rows.first % self.block_rows == rows.whole % self.block_rows == 0:
+            return rows
+        return Rows(0, rows.count, -(-rows.count // self.block_rows) * self.block_rows)
 
     @property
     def stage_k(self) -> int:

@@ -2,6 +2,8 @@
 
 import dataclasses
 import functools
+import itertools
+import math
 from collections.abc import Callable
 from typing import Any
 
@@ -76,8 +78,23 @@ class Layers:
     def norm(self, x: jax.Array, p: Any, which: str) -> jax.Array:
         return NORMS[self.spec.norm](x, p[f"norm_{which}"], p[f"shift_{which}"])
 
-    def project(self, p: Any, name: str, h: jax.Array) -> jax.Array:
-        y = mk.linear(p[f"w{name}"], h)
+    def projected(self, p: Any, names: str, h: jax.Array) -> list[jax.Array]:
+        """Projections by weights of their own, or by rows of one."""
+        sizes = [p[f"w{n}"].shape[0] for n in names]
+        ends = list(itertools.accumulate(sizes))
+        ranges = [slice(end - n, end) for end, n in zip(ends, sizes, strict=True)]
+        if self.spec.fused == "none":
+            return [mk.linear(p[f"w{n}"], h) for n in names]
+        if self.spec.fused == "weight":
+            return [mk.linear(p[f"w{names}"][rows], h) for rows in ranges]
+        y = mk.linear(p[f"w{names}"], h)
+        if self.spec.fused == "sliced":
+            return [y[rows] for rows in ranges]
+        head = math.gcd(*sizes) if self.spec.fused == "heads" else 1
+        parts = jnp.split(y.reshape(-1, head) if head > 1 else y, [end // head for end in ends[:-1]])
+        return [a.reshape(-1) for a in parts]
+
+    def biased(self, p: Any, name: str, y: jax.Array) -> jax.Array:
         if self.spec.bias == "vector":
             return y + p[f"b{name}"]
         return y + p[f"b{name}"].reshape(-1) if self.spec.bias == "matrix" else y
@@ -85,9 +102,9 @@ class Layers:
     def heads(self, p: Any, h: jax.Array) -> tuple[jax.Array, jax.Array, jax.Array]:
         """Queries, keys, values as they are attended and appended."""
         spec, scope = self.spec, self.scope(p)
-        q = mk.heads(self.project(p, "q", h), spec.heads)
-        k = mk.heads(self.project(p, "k", h), spec.kv_heads)
-        v = mk.heads(vector(spec.values, self.project(p, "v", h), scope), spec.kv_heads)
+        q, k, v = (self.biased(p, n, y) for n, y in zip("qkv", self.projected(p, "qkv", h), strict=True))
+        q, k = mk.heads(q, spec.heads), mk.heads(k, spec.kv_heads)
+        v = mk.heads(vector(spec.values, v, scope), spec.kv_heads)
         q, k = (NORMS[spec.head_norm](a, p[f"norm_{n}"], p["shift_head"]) for a, n in ((q, "query"), (k, "key")))
         if spec.bias == "heads":
             q = q + p["bq"]
@@ -125,6 +142,10 @@ class Layers:
         spec, scope = self.spec, self.scope(p)
         if spec.mlp == "none":
             return jnp.zeros_like(x)
+        if spec.mlp == "gated" and spec.fused != "none":
+            gate, up = self.projected(p, "gu", x)
+            inner = vector(spec.inner, up, scope) * jax.nn.silu(gate)
+            return mk.linear(p["wd"], inner) * number(spec.scale, scope)
         up = (FOLDS[spec.fold] if spec.fold_at == "inner" else mk.linear)(p["wu"], x)
         up = vector(spec.inner, up, scope)
         inner = up * jax.nn.silu(mk.linear(p["wg"], x)) if spec.mlp == "gated" else up

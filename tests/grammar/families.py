@@ -86,6 +86,13 @@ OWN_FOLDS: Fields = {
     "after": vectors(leaves=2),
     "mlp": st.sampled_from(["plain", "gated"]),
 }
+FUSED: Fields = {
+    "fused": st.sampled_from(["split", "sliced", "weight", "heads"]),
+    "mlp": st.sampled_from(["plain", "gated", "gated"]),
+    "bias": st.sampled_from(["none", "vector", "heads"]),
+    "width": st.sampled_from([60, 64, 128, 200]),
+    "heads": st.sampled_from([1, 2, 3]),
+}
 STREAMS: Fields = {"residual": st.sampled_from(TWO_STREAMS), "stacks": st.sampled_from([(1,), (2,), (3,), (2, 2)])}
 SIZES: Fields = {
     "hidden": st.sampled_from([64, 80, 100, 128, 192]),
@@ -138,6 +145,7 @@ FAMILIES: dict[str, st.SearchStrategy[Spec]] = {
     "folds of one's own": specs(OWN_FOLDS, SIZED),
     "sizes": specs(SIZES, RESIDUAL),
     "everything": specs({}, EVERYTHING, 4, 8),
+    "fused": specs(FUSED, {**HEADS, **RESIDUAL, **SIZED}),
     "refused": refused(),
 }
 

@@ -110,7 +110,8 @@ class Run:
         """A parameter; of a stacked one this iteration's."""
         leaf: Leaf = node.op
         array = self.inputs.params[leaf.index]
-        return array[self.iteration] if leaf.stacked else array
+        array = array[self.iteration] if leaf.stacked else array
+        return array if leaf.rows is None else array[leaf.rows.first :][: leaf.rows.count]
 
     def constant(self, node: Node) -> Array:
         return self.arithmetic.hold(np.asarray(node.op).reshape(()), node.dtype)
@@ -127,7 +128,7 @@ class Run:
         if node.kind == "literal":
             return np.broadcast_to(self.arithmetic.hold(np.asarray(node.op), node.dtype), node.shape)
         if isinstance(node.op, Leaf) and not node.op.stacked:
-            return self.inputs.params[node.op.index].reshape(node.shape)
+            return self.leaf(node).reshape(node.shape)
         if node.kind not in ("given", "map", "reduce", "reshape", "broadcast"):
             raise NotComputable(f"{node.where}: {node.kind}{list(node.shape)} is not known before the kernel starts")
         inputs = [self.given(i) for i in node.inputs]

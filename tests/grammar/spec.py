@@ -12,8 +12,8 @@ class Spec:
     stacks: layers of each `mk.layers`. unrolled: layers before them, each with leaves and a cache of its own. rope, append, attend: positions.
     before: of the embedding. into: of what q, k and v are projected from. query, keys: of heads [heads, head_dim]; values: of the flat
     projection. attended: of attention's result. out: of its projection. inner: of the MLP's. after: of the logits. scale: what a layer's halves
-    are multiplied with. turned: what is rotated. extra: results besides the logits and the cache. forbidden: something refused, and before which layer or
-    at the end.
+    are multiplied with. turned: what is rotated. fused: how q, k, v, gate and up are told apart where they are rows of one weight. extra: results besides
+    the logits and the cache. forbidden: something refused, and before which layer or at the end.
     """
 
     hidden: int = 128
@@ -50,6 +50,7 @@ class Spec:
     turned: str = "heads"
     again: str = "none"
     gated: bool = False
+    fused: str = "none"
     lean: int = 0
     fold: str = "none"
     fold_at: str = "head"

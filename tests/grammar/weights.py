@@ -42,5 +42,7 @@ class Weights:
         found["vectors"] = {str(n): self.normal(*lead, n, exponent=-2) for n in {q, kv, spec.head_dim, spec.hidden, spec.width, spec.vocab}}
         found["vectors"]["heads"] = self.normal(*lead, spec.heads, exponent=-2)
         found["layer_scale"] = self.normal(*lead, exponent=-1).astype(np.float32) + np.float32(1)
+        for names in () if spec.fused == "none" else ("qkv", "gu"):
+            found[f"w{names}"] = np.concatenate([found[f"w{n}"] for n in names], -2)
         found["layer_gain"] = self.normal(*lead, exponent=-1)
         return found

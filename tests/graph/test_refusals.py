@@ -58,7 +58,7 @@ def plain(f):
 GENERIC = "use elementwise jnp, sums over the last axis, or an mk operator"
 PRIMITIVES = [
     (lambda x, p, t, pos: p["w"].astype(jnp.float32) @ x, "dot_general(float32[128, 128], float32[128]) -> [128]", "mk.linear, or stream"),
-    (lambda x, p, t, pos: x + x[:64].sum(), "slice(float32[128]) -> [64]", "project with separate weights instead of slicing"),
+    (lambda x, p, t, pos: x + x[:64].sum(), "slice(float32[128]) -> [64]", "a slice takes neighbouring rows of a projection"),
     (
         lambda x, p, t, pos: x + jnp.concatenate([x, x]).sum(),
         "concatenate(float32[128], float32[128]) -> [256]",

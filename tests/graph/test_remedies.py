@@ -24,7 +24,8 @@ PARAMS = {
     "w": W,
     "wT": W.T,
     "w_reversed": W[::-1],
-    "w_top": W[:64],
+    "even": jnp.eye(H, dtype=jnp.bfloat16)[::2],
+    "identity": jnp.eye(H, dtype=jnp.bfloat16),
     "twice": jnp.concatenate([W, W]),
     "stacked": STACKED,
     "ones": jnp.tril(jnp.ones((H, H), jnp.bfloat16)),
@@ -40,7 +41,9 @@ def running_max(carry, tile, x):
 REMEDIES = {
     "dot_general": (lambda x, p: p["w"].astype(jnp.float32) @ x, lambda x, p: mk.linear(p["w"], x)),
     "transpose": (lambda x, p: mk.linear(p["w"].T, x), lambda x, p: mk.linear(p["wT"], x)),
-    "slice": (lambda x, p: mk.linear(p["w"], x)[:64], lambda x, p: mk.linear(p["w_top"], x)),
+    "slice": (lambda x, p: x[32:96], lambda x, p: mk.linear(p["identity"][32:96], x)),
+    "slice of every other": (lambda x, p: mk.linear(p["w"], x)[::2], lambda x, p: mk.linear(p["even"], mk.linear(p["w"], x))),
+    "split": (lambda x, p: jnp.split(x, 2)[1], lambda x, p: mk.linear(p["identity"][64:], x)),
     "concatenate": (lambda x, p: jnp.concatenate([mk.linear(p["w"], x)] * 2), lambda x, p: mk.linear(p["twice"], x)),
     "dynamic_slice": (
         lambda x, p: mk.linear(p["stacked"][2], mk.linear(p["stacked"][1], mk.linear(p["stacked"][0], x))),

@@ -9,6 +9,7 @@ import tiny_decoders as tiny
 from interpreted import SMALL, arguments, check, check_schedule, traced, with_tiles
 
 import mkdsl as mk
+from mkdsl.lower.phases import _fold
 
 pytestmark = [pytest.mark.medium, pytest.mark.usefixtures("race_detector")]
 
@@ -97,7 +98,25 @@ def test_a_users_fold_takes_whole_rows_of_a_multiple_of_16():
     check(decoder, args, mk.jit(step, batch=3, target=SMALL, interpret=True)(*args))
 
 
-@pytest.mark.parametrize("rank", [8, pytest.param(16, marks=pytest.mark.slow)])
+@pytest.mark.parametrize(("rows", "behind"), [(64, False), (96, True), (8, True)])
+def test_copies_without_tma_know_where_a_weight_ends(rows, behind, monkeypatch):
+    """Regression: where a tile's rows divided those of all layers, whole tiles behind the last of them were read."""
+    limits = []
+    monkeypatch.setattr(_fold, "copy", lambda m, source, there, layout, slot, valid: limits.append(valid))
+
+    def step(params: Any, kv: Any, token: jax.Array, pos: jax.Array) -> Any:
+        x, _ = mk.layers(
+            lambda x, w, kv: (x + mk.linear(w["b"], mk.linear(w["a"], x)), kv), mk.embed(params["embed"], token), params["layers"], ()
+        )
+        return mk.linear(params["embed"], x)
+
+    layers = {"a": jax.ShapeDtypeStruct((2, rows, 128), jnp.bfloat16), "b": jax.ShapeDtypeStruct((2, 128, rows), jnp.bfloat16)}
+    params = {"embed": jax.ShapeDtypeStruct((128, 128), jnp.bfloat16), "layers": layers}
+    mk.jit(step, batch=1, target="a100").lower(params, (), *(jax.ShapeDtypeStruct((1,), jnp.int32) for _ in range(2)))
+    assert [limit is not None for limit in limits[:2]] == [behind, False]
+
+
+@pytest.mark.parametrize("rank", [4, *(pytest.param(n, marks=pytest.mark.slow) for n in (1, 8, 16, 64))])
 def test_low_rank_adapters(rank):
     def step(params: Any, kv: Any, token: jax.Array, pos: jax.Array) -> Any:
         x = mk.embed(params["embed"], token)

@@ -110,7 +110,7 @@ class Rows(Frame):
         return self.m.load(Request(ref, (row,), None, (pl.ds(self.first, self.count),), self.layout.reduce(0)))
 
     def param(self, node: Node) -> Value:
-        ref, layer = self.m.refs[f"param{node.op.index}"], self.m.layer(node.op, self.iteration)
+        ref, layer = self.m.refs[node.op.parameter], self.m.layer(node.op, self.iteration)
         return PerRow(as_bool(node, ref[layer])) if node.is_scalar else as_bool(node, self.stack([self._features(ref, layer)]))
 
     def given(self, node: Node) -> PerRow:
@@ -145,7 +145,7 @@ class Rows(Frame):
 def embedding_row(m: Machine, node: Node, sequence: Index) -> tuple[Ref, Index]:
     """The table's reference and the row that a sequence looks up in it."""
     table = m.graph.node(node.inputs[0])
-    return m.refs[f"param{table.op.index}"], jnp.clip(m.address(node.inputs[1], sequence), 0, table.shape[0] - 1)
+    return m.refs[table.op.parameter], jnp.clip(m.address(node.inputs[1], sequence), 0, table.shape[0] - 1)
 
 
 @dataclasses.dataclass
@@ -232,12 +232,10 @@ class Cell(Frame):
 
     def param(self, node: Node) -> Value:
         if node.is_scalar:
-            return PerRow(as_bool(node, self.m.refs[f"param{node.op.index}"][self.m.layer(node.op, self.iteration)]))
+            return PerRow(as_bool(node, self.m.refs[node.op.parameter][self.m.layer(node.op, self.iteration)]))
         if node.id not in self.weights:
             lead = (self.m.layer(node.op, self.iteration),)
-            self.weights[node.id] = self.stack(
-                [self.m.load(r) for r in self._rows(self.m.refs[f"param{node.op.index}"], lead, self.split_k)]
-            )
+            self.weights[node.id] = self.stack([self.m.load(r) for r in self._rows(self.m.refs[node.op.parameter], lead, self.split_k)])
         return as_bool(node, self.weights[node.id])
 
     def given(self, node: Node) -> jax.Array:

@@ -89,8 +89,8 @@ class Heads(Evaluator):
 
     def _param(self, node: Node) -> Value:
         if node.is_scalar:
-            return PerRow(as_bool(node, self.m.refs[f"param{node.op.index}"][self.m.layer(node.op, self.iteration)]))
-        ref, lead = self.m.refs[f"param{node.op.index}"], (self.m.layer(node.op, self.iteration),)
+            return PerRow(as_bool(node, self.m.refs[node.op.parameter][self.m.layer(node.op, self.iteration)]))
+        ref, lead = self.m.refs[node.op.parameter], (self.m.layer(node.op, self.iteration),)
         if node.width == self.phase.head_dim:  # the same for every head
             vectors = (Request(ref, lead, None, (pl.ds(h * self.half, self.half),), self.layout.reduce(0)) for h in range(2))
             halves = [spread(self.m.load(v), self.shape, 1, self.layout) for v in vectors]

@@ -79,28 +79,29 @@ def _load_tiles(
     tile = Tile.of(phase, plan, m.batch)
     for fold in m.graph.code[phase.name].parts[part][0]:
         weight = m.graph.node(m.graph.node(fold).inputs[0])
-        rows = -(-weight.shape[0] // tile.block_rows) * tile.block_rows  # as the kernel is handed them
-        top = m.layer(weight.op, iteration) * rows + first * tile.rows
+        rows = tile.handed(weight)
+        top = m.layer(weight.op, iteration) * rows.whole + rows.first + first * tile.rows
+        behind = rows.first + phase.parts[part].rows > rows.whole  # the last tiles of the last layer reach behind the array
 
-        def half(k: Index, i: Index, fold: int = fold, top: Index = top) -> Index:
+        def half(k: Index, i: Index, fold: int = fold, top: Index = top, behind: bool = behind) -> Index:
             h, u = lax.rem(k, 2), lax.div(k, 2)
             pl.when(h == 0)(lambda: claim(m, i))
             row, column = top + lax.div(u, tile.units) * tile.rows, k_stage * tile.stage_k + lax.rem(u, tile.units) * tile.tile_k
-            _copy_half(m, phase, tile, fold, row, column, h, i)
+            _copy_half(m, phase, tile, fold, (row, column), h, i, behind=behind)
             return i + h
 
         i = lax.fori_loop(0, count * (2 * tile.units), half, i)
     return i
 
 
-def _copy_half(m: Machine, phase: FoldPhase, tile: Tile, fold: int, row: Index, column: Index, h: Index, i: Index) -> None:
-    """One half of a unit: rows / 2 output rows, with all their pieces of K."""
-    source, half, columns = m.refs[f"weight{fold}"], tile.rows // 2, pl.ds(column, tile.tile_k)
+def _copy_half(m: Machine, phase: FoldPhase, tile: Tile, fold: int, at: tuple[Index, Index], h: Index, i: Index, *, behind: bool) -> None:
+    """One half of a unit at (row, column): rows / 2 output rows, with all their pieces of K. behind: some of the fold's reach behind the array."""
+    (row, column), source, half = at, m.refs[f"weight{fold}"], tile.rows // 2
     slot = slot_of(m, i)
     there = m.refs[f"written.{phase.name}"].at[slot, pl.ds(pl.multiple_of(h * half, half), half)]
-    first, total = row + h * half, source.shape[0]
-    rows = pl.ds(first, half)
-    valid = total - first if total % tile.rows else None  # the last tile of the last layer may reach behind the array
+    first = row + h * half
+    rows, columns = pl.ds(first, half), pl.ds(column, tile.tile_k)
+    valid = source.shape[0] - first if behind else None
     copy(m, source.at[rows, columns] if tile.split_k == 1 else source.at[rows, :, columns], there, tile.written, slot, valid)
 
 
