@@ -27,7 +27,7 @@ serve-demo: $(STAMP) ## SmolLM2 behind OpenAI's interface, at http://127.0.0.1:8
 test: lint $(AOT) ## lint, types and all tests but the slow ones
 	@$(BIN)/pytest -n $(JOBS)
 
-test-fast: lint $(AOT) ## the edit loop: lint and the quick tests, under a minute
+test-fast: lint $(AOT) ## the edit loop: lint and the quick tests, about a minute
 	@$(BIN)/pytest -n $(JOBS) -m "not slow and not medium"
 
 lint: $(STAMP) ## ruff and pyright
