@@ -16,7 +16,7 @@ from jax.typing import DTypeLike
 
 from mkdsl.engine._scheduler import PagesError
 from mkdsl.models import DecoderConfig, decode_step
-from mkdsl.ops import Paged, place, prefill
+from mkdsl.ops import Paged, contiguous, place, prefill
 
 USABLE = 0.9  # of the free memory: the rest is for logits and what XLA needs beside
 GATHERED = 2  # copies of one sequence's cache that exist during prefill
@@ -122,12 +122,7 @@ def _put_back(pages: Any, tables: jax.Array, own: Any, positions: jax.Array) -> 
 
 def _gather(pages: Any, table: jax.Array) -> Any:
     """One sequence's cache as one, [layers, kv_heads, width * size, head_dim] each."""
-
-    def one(leaf: jax.Array) -> jax.Array:
-        own = jnp.moveaxis(leaf.at[:, table].get(mode="clip"), 1, 2)
-        return own.reshape(*own.shape[:2], -1, own.shape[-1])
-
-    return jax.tree.map(one, pages)
+    return jax.tree.map(lambda leaf: jax.vmap(contiguous, (0, None))(leaf, table), pages)
 
 
 def _place(pages: Any, table: jax.Array, position: jax.Array) -> tuple[jax.Array, jax.Array]:

@@ -9,7 +9,7 @@ import jax.numpy as jnp
 from jax import lax
 
 from mkdsl.ops._causal import Causal
-from mkdsl.ops._operator import Operator, bind, in_front, require, sharing, static
+from mkdsl.ops._operator import Operator, in_front, require, sharing, static
 from mkdsl.ops._paged import contiguous, is_paged, place
 
 MASKED = -1e30
@@ -113,7 +113,7 @@ def attention(
     require(window is None or window > 0, "attention", f"{window=}", "a window counts positions; None means all")
     softcap = None if softcap is None else static("attention", "softcap", softcap, float)
     op = Attention(static("attention", "scale", q.shape[1] ** -0.5 if scale is None else scale, float), window, softcap)
-    return bind(op, q, k, v, jnp.asarray(pos, jnp.int32), *table)[0]
+    return op.bind(q, k, v, jnp.asarray(pos, jnp.int32), *table)[0]
 
 
 @dataclasses.dataclass(frozen=True)
@@ -154,7 +154,7 @@ class AppendToPage(Operator):
         require(
             axes[0] is None, "append", "under vmap the pages have a batch axis", "share them: jax.vmap with in_axes of mk.batch_axes(kv)"
         )
-        return bind(self, args[0], *in_front(args[1:], axes[1:])), (None,)
+        return self.bind(args[0], *in_front(args[1:], axes[1:])), (None,)
 
 
 def append(kv: Any, k: jax.Array, v: jax.Array, pos: jax.Array) -> Any:
@@ -176,7 +176,7 @@ def append(kv: Any, k: jax.Array, v: jax.Array, pos: jax.Array) -> Any:
         )
     pos = jnp.asarray(pos, jnp.int32)
     op = AppendToPage() if table else Append()
-    out = [bind(op, cache, new, pos, *table)[0] for cache, new in zip(leaves, (k, v), strict=True)]
+    out = [op.bind(cache, new, pos, *table)[0] for cache, new in zip(leaves, (k, v), strict=True)]
     return jax.tree.unflatten(jax.tree.structure(kv), (*out, *table))
 
 

@@ -8,7 +8,7 @@ import jax
 import jax.numpy as jnp
 from jax import lax
 
-from mkdsl.ops._operator import Operator, bind, require
+from mkdsl.ops._operator import Operator, require
 
 Carry = Any  # a pytree of [rows] arrays
 
@@ -100,7 +100,7 @@ def fold(
     finished = jax.eval_shape(finish, carry)
     rows = streamed.shape[:1]
     require(_shapes(finished) == rows, name, f"finish returns {_shapes(finished)} of carries {_shapes(carry)}", "return one array [rows]")
-    return bind(op, streamed, resident)[0]
+    return op.bind(streamed, resident)[0]
 
 
 def _shapes(tree: Any) -> Any:
@@ -138,7 +138,7 @@ def linear(weight: jax.Array, x: jax.Array, bias: jax.Array | None = None) -> ja
         f"{weight.dtype=}",
         "use a floating point weight, or mk.fold with a step that dequantises",
     )
-    y = bind(LINEAR, weight, x)[0]
+    y = LINEAR.bind(weight, x)[0]
     if bias is None:
         return y
     require(bias.shape == (weight.shape[0],), "linear", f"{bias.shape=} with {weight.shape=}", "a bias is [out]")

@@ -78,11 +78,6 @@ mlir.register_lowering(operator_p, mlir.lower_fun(lambda *args, op: op.reference
 mlir.register_lowering(operator_p, mlir.lower_fun(lambda *args, op: op.on_cuda(*args), multiple_results=True), platform="cuda")
 
 
-def bind(op: Operator, *args: Any) -> tuple[jax.Array, ...]:
-    """Applies an operator to arrays."""
-    return tuple(operator_p.bind(*args, op=op))
-
-
 @dataclasses.dataclass(frozen=True)
 class Sharing:
     """Tokens that share a cache are those of one sequence. ascending: they stand side by side there, pads last."""

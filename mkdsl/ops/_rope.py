@@ -7,7 +7,7 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 
-from mkdsl.ops._operator import Operator, bind, require, static
+from mkdsl.ops._operator import Operator, require, static
 from mkdsl.ops._rope_scaling import Scaling
 
 
@@ -107,7 +107,7 @@ def rope(
     if scaling is not None and not isinstance(scaling, Scaling):
         raise TypeError(f"mk.rope: {scaling=}; pass one such as mk.YarnScaling(factor=4.0, original_max_position_embeddings=4096)")
     op = Rope(static("rope", "theta", theta, float), scaling, dims, bool(interleaved))
-    return bind(op, x, jnp.asarray(pos, jnp.int32))[0]
+    return op.bind(x, jnp.asarray(pos, jnp.int32))[0]
 
 
 def heads(x: jax.Array, count: int) -> jax.Array:

@@ -5,7 +5,7 @@ import dataclasses
 import jax
 import jax.numpy as jnp
 
-from mkdsl.ops._operator import Operator, bind, require
+from mkdsl.ops._operator import Operator, require
 
 
 @dataclasses.dataclass(frozen=True)
@@ -24,7 +24,7 @@ def embed(table: jax.Array, index: jax.Array) -> jax.Array:
     require(table.ndim == 2, "embed", f"{table.shape=}", "a table is [rows, features]")
     one = index.ndim == 0 and jnp.issubdtype(index.dtype, jnp.integer)
     require(one, "embed", f"{index.shape=} {index.dtype=}", "pass one integer; batch with jax.vmap or mk.jit(batch=)")
-    return bind(Embed(), table, index.astype(jnp.int32))[0]
+    return Embed().bind(table, index.astype(jnp.int32))[0]
 
 
 @dataclasses.dataclass(frozen=True)
@@ -36,4 +36,4 @@ class Argmax(Operator):
 def argmax(x: jax.Array) -> jax.Array:
     """The index of the largest of x [features], int32; the lowest where several are equal."""
     require(x.ndim == 1, "argmax", f"{x.shape=}", "pass [features]")
-    return bind(Argmax(), x)[0]
+    return Argmax().bind(x)[0]
